@@ -1,0 +1,33 @@
+"""From a name in a config to a class. A config is data: it holds names, never import paths.
+
+`pgcli.<kind>.<name>` is the module of a built-in; an installed package adds its own by an entry point of the group
+`pgcli.<kind>` that names a class. A module's registered class is the one that declares a `Config`.
+"""
+
+import importlib
+import importlib.util
+from importlib.metadata import EntryPoint, entry_points
+
+from pgcli.errors import InputError
+
+KINDS = {"algo": "algorithms", "env": "environments", "policy": "policies", "device": "devices"}
+"""Config group -> package and entry-point group."""
+
+
+def plugins(group: str) -> list[EntryPoint]:
+    """The entry points that installed packages declare for a config group (`algo`, `env`, `policy`, `device`)."""
+    return list(entry_points(group=f"pgcli.{KINDS[group]}"))
+
+
+def find(group: str, name: str) -> type:
+    """The class called `name`. Raises InputError if no module and no entry point has it."""
+    path = f"pgcli.{KINDS[group]}.{name}"
+    if name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(path):
+        module = importlib.import_module(path)
+        for value in vars(module).values():
+            if isinstance(value, type) and value.__module__ == path and "Config" in vars(value):
+                return value
+    for entry in plugins(group):
+        if entry.name == name:
+            return entry.load()
+    raise InputError(f"no {group} is called `{name}`")

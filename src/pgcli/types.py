@@ -1,0 +1,319 @@
+"""The words that every floor shares: what an environment looks like, what a collector hands on, what an algorithm is.
+
+Shapes: N rows (environments or completions), T actions (steps or tokens), right-padded. (N, T) everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgcli.functional.masked import Aggregation, aggregation_weights
+
+Metrics: TypeAlias = dict[str, float]
+State: TypeAlias = dict[str, Any]
+"""A checkpointable tree: dicts and lists of tensors, NumPy arrays, and what JSON can hold. Never an object."""
+Observations: TypeAlias = Any
+"""A tensor, or a dict of tensors, whose leading axes are those of the actions. Opaque to algorithms."""
+
+
+# ---------------------------------------------------------------- what an environment looks like
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Actions 0 .. n-1."""
+
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Continuous:
+    """A box of real actions. `low`, `high`: (A,), possibly infinite."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class ControlSpec:
+    """What a policy must know of a stepped environment."""
+
+    observation_shape: tuple[int, ...]
+    actions: Discrete | Continuous
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """What a policy must know of a text task. Prompts have one length; a completion ends with `end` or at the limit."""
+
+    vocabulary: int
+    prompt_length: int
+    completion_length: int
+    end: int
+    pad: int
+
+
+Spec: TypeAlias = ControlSpec | TextSpec
+
+
+class Step(NamedTuple):
+    """One step of some rows of a vectorised environment.
+
+    observations: (N, *shape) float32, the true successors: nothing has been reset.
+    rewards: (N,) float64, as the algorithm sees them (normalised, where that is switched on).
+    terminated, truncated: (N,) bool. The task ended | a time limit cut it.
+    task_rewards: (N,) float64, before any normalisation: what episode returns and evaluations count.
+    """
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    task_rewards: np.ndarray
+
+
+class VectorEnvironment(Protocol):
+    """`num_envs` copies of an environment that reset when told to, each episode with its own seed. No autoreset."""
+
+    spec: ControlSpec
+    num_envs: int
+
+    @property
+    def replay_mismatch(self) -> str | None:
+        """After `load_state_dict`: why the open episodes are not exactly those that were saved. None: they are."""
+        ...
+
+    def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """Start new episodes in `rows` (k,): returns their observations, (k, *shape) float32."""
+        ...
+
+    def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> Step:
+        """Advance `rows` (all, if None) by `actions`, (k,) int64 or (k, A) float. Only rows with an open episode."""
+        ...
+
+    def state_dict(self) -> State:
+        """All that a resumed run needs to go on with the open episodes as if it had never stopped."""
+        ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TextTask(Protocol):
+    """Prompts, each made by a seed, and a reward for a finished completion."""
+
+    spec: TextSpec
+
+    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Tensor:
+        """(N, P) int64 token ids. A held-out prompt never occurs among the others."""
+        ...
+
+    def rewards(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Reward components, each (N,) float32; `reward` is the one that is trained, the others are reported.
+
+        completions: (N, T) int64, mask: (N, T) bool, 1 up to and including the end token.
+        """
+        ...
+
+    def demonstrations(self, prompts: Tensor) -> Tensor:
+        """Right answers, (N, T) int64, each with its end token and padded after it."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+# ---------------------------------------------------------------- what a policy answers
+
+
+class Evaluation(NamedTuple):
+    """A policy's view of actions that were taken; each has the actions' leading shape, and a gradient."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    values: Tensor | None
+
+
+PolicyFunction: TypeAlias = Callable[[Observations, Tensor], Evaluation]
+"""The policy as a loss sees it: a module, or `torch.func.functional_call` bound to other parameters."""
+
+
+# ---------------------------------------------------------------- what a collector hands on
+
+
+class Episode(NamedTuple):
+    """A finished episode: undiscounted return of the task's own rewards, length in actions, and the seed that began it."""
+
+    total: float
+    length: int
+    seed: int
+
+
+def index(tree: Any, rows: Any) -> Any:
+    """`tree[rows]` for a tensor, a dict of tensors, or None."""
+    if tree is None:
+        return None
+    return {key: value[rows] for key, value in tree.items()} if isinstance(tree, dict) else tree[rows]
+
+
+@dataclass
+class Rollout:
+    """What was seen, done and received: the one thing that both worlds hand on. (N, T), right-padded."""
+
+    observations: Observations
+    """(N, T, *shape) in control; {"prompt": (N, P)} in language, where a prompt takes no T."""
+    actions: Tensor
+    """(N, T) int64 or (N, T, A) float."""
+    rewards: Tensor
+    """(N, T), as the environment gave them: never modified in place."""
+    terminated: Tensor
+    """(N, T) bool: the task ended with this action."""
+    truncated: Tensor
+    """(N, T) bool: a time or length limit cut the episode after this action."""
+    mask: Tensor
+    """(N, T) bool: the policy chose this action (the end token included)."""
+    log_probs: Tensor | None = None
+    """(N, T), of the behaviour policy, under the exact sampling distribution. None for demonstrations."""
+    values: Tensor | None = None
+    """(N, T), V(s_t), where there is a critic."""
+    next_values: Tensor | None = None
+    """(N, T), V of the true successor; meaningless (and unused) where terminated."""
+    reference_log_probs: Tensor | None = None
+    """(N, T), of the frozen reference policy, where there is one."""
+    groups: Tensor | None = None
+    """(N,) int64: rows with the same initial state share a number."""
+    weights: Tensor | None = None
+    """(N,): None when sampled; the probability of each row when the rows enumerate a distribution."""
+    aux: dict[str, Tensor] = field(default_factory=dict)
+    """(N,) each: reward components and the like, for the metrics."""
+    episodes: list[Episode] = field(default_factory=list)
+    """Those that finished here."""
+
+    @property
+    def done(self) -> Tensor:
+        """(N, T) bool: the episode ended with this action, in either way."""
+        return self.terminated | self.truncated
+
+    def batch(
+        self, advantages: Tensor, aggregation: Aggregation, returns: Tensor | None = None, *, constant: float | None = None
+    ) -> Batch:
+        """What the loss reads. `advantages`, `returns`: (N, T); `aggregation`: how the policy loss adds up its actions."""
+        per_action = aggregation_weights(self.mask, "token_mean", row_weights=self.weights)
+        weights = per_action
+        if aggregation != "token_mean":
+            weights = aggregation_weights(self.mask, aggregation, row_weights=self.weights, constant=constant)
+        return Batch(
+            observations=self.observations, actions=self.actions, mask=self.mask, weights=weights, per_action=per_action,
+            advantages=advantages, returns=returns, log_probs=self.log_probs, values=self.values,
+            reference_log_probs=self.reference_log_probs,
+        )  # fmt: skip
+
+
+@dataclass
+class Batch:
+    """A rollout and its estimates, as a loss reads them: (N, T) whole sequences, or (B,) single actions once cut.
+
+    Its weights are those of the whole batch, so that cutting it into minibatches changes no normaliser: the policy loss
+    is `weighted_sum(..., weights)`, a mean over actions `weighted_sum(..., per_action)`.
+    """
+
+    observations: Observations
+    actions: Tensor
+    mask: Tensor | None
+    """None once cut into single actions: there is no padding left."""
+    weights: Tensor
+    """The aggregation that the algorithm chose."""
+    per_action: Tensor
+    """Every action alike: they sum to one."""
+    advantages: Tensor
+    returns: Tensor | None = None
+    log_probs: Tensor | None = None
+    values: Tensor | None = None
+    reference_log_probs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def single_actions(self) -> Batch:
+        """Cut into (B,) single actions without the padding: the unit of a policy without memory."""
+        assert self.mask is not None
+        keep = self.mask.flatten()
+        everything = bool(keep.all())
+        cut = self._each(lambda x: x.flatten(0, 1) if everything else x.flatten(0, 1)[keep])
+        return replace(cut, mask=None)
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        return self._each(lambda x: index(x, rows))
+
+    def _each(self, cut: Callable[[Any], Any]) -> Batch:
+        """`cut` applied to each tensor, once even if two fields share it."""
+        done: dict[int, Any] = {id(None): None}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if id(value) not in done:
+                done[id(value)] = cut(value)
+        return Batch(**{f.name: done[id(getattr(self, f.name))] for f in fields(self)})
+
+    def minibatches(self, count: int, order: Tensor) -> Iterator[Batch]:
+        """`count` pieces in the given order; each one's weights are scaled to stand for the whole batch."""
+        for rows in order.tensor_split(count):
+            piece = self[rows]
+            scale = len(self) / len(rows)
+            yield replace(piece, weights=piece.weights * scale, per_action=piece.per_action * scale)
+
+
+# ---------------------------------------------------------------- what an algorithm is
+
+
+class Policy(Protocol):
+    """A module that any algorithm can train. `unit`: what a minibatch is cut by."""
+
+    unit: ClassVar[str]
+    """`action` (no memory) or `sequence`."""
+    has_critic: bool
+
+    def __call__(self, observations: Observations, actions: Tensor) -> Evaluation: ...
+
+    def once_differentiable(self) -> PolicyFunction:
+        """The same evaluation for a gradient step: the policy itself, or a faster function of the same parameters."""
+        ...
+
+
+class Algorithm(Protocol):
+    """One class a module. It says what it needs; it never asks which world it is in."""
+
+    Config: ClassVar[type]
+    """A `Settings` model; its values are in `conf/algo/<name>.yaml`."""
+    METRICS: ClassVar[dict[str, str]]
+    """Every key that `update` returns, with its meaning."""
+    collects: ClassVar[tuple[str, ...]]
+    """What it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`."""
+
+    @staticmethod
+    def needs_critic(config: Any) -> bool: ...
+
+    def update(self, rollout: Rollout) -> Metrics: ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+class Collector(Protocol):
+    """Plays a policy and hands on rollouts."""
+
+    def collect(self, policy: Any) -> Rollout: ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    return {k: v.to(device) for k, v in tree.items()} if isinstance(tree, dict) else tree.to(device)
