@@ -1,0 +1,108 @@
+"""How much better an action was than expected: by a critic (GAE), or by the other episodes of its group."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgcli.functional.returns import reverse_recurrence
+
+
+def gae(
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, *, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage estimates.
+
+        delta_t = r_t + gamma * (1 - terminated_t) * V(s'_t) - V(s_t)
+        A_t     = delta_t + gamma * lam * (1 - done_t) * A_{t+1}
+
+    `lam` = 0 gives the TD error (low variance, biased by V); `lam` = 1 gives return minus V (unbiased, high variance).
+
+    Args:
+        rewards, values, terminated, done: (N, T). `done` = terminated or truncated. Finite on padding.
+        next_values: (N, T), V of the true successor, so that a truncated episode is bootstrapped and a terminated one
+            is not.
+
+    Returns: (N, T). Source: Schulman et al. 2016, eq. 16.
+    """
+    # A terminated state has no successor, and `next_values` may hold anything there.
+    deltas = rewards + gamma * next_values.masked_fill(terminated, 0) - values
+    return reverse_recurrence(deltas, done, decay=gamma * lam)
+
+
+class Grouped(NamedTuple):
+    """deviations: (N,), return minus the mean of its group. members: (N,) int64, 0 .. G-1. sizes: (G,) int64."""
+
+    deviations: Tensor
+    members: Tensor
+    sizes: Tensor
+
+
+def _group(returns: Tensor, groups: Tensor) -> Grouped:
+    ids, members, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
+    # Measured from the group's smallest, so that equal returns deviate by exactly zero: the standard deviation
+    # would otherwise blow their rounding errors up to advantages.
+    smallest = returns.new_zeros(len(ids)).scatter_reduce(0, members, returns, "amin", include_self=False)
+    above = returns - smallest[members]
+    means = returns.new_zeros(len(ids)).index_add(0, members, above) / sizes
+    return Grouped(above - means[members], members, sizes)
+
+
+def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
+    """RLOO: each episode's return minus the mean return of the *other* episodes of its group.
+
+        A_i = R_i - 1/(K-1) * sum_{j != i} R_j = K/(K-1) * (R_i - mean(R))
+
+    The baseline does not depend on the episode's own actions, so the policy gradient stays unbiased.
+
+    Args:
+        returns: (N,), one per episode.
+        groups: (N,) int64, equal for episodes with the same initial state; any order, any sizes K.
+
+    Returns: (N,). Source: Kool et al. 2019; Ahmadian et al. 2024. Raises ValueError if a group has one episode only.
+    """
+    deviations, members, sizes = _group(returns, groups)
+    if bool((sizes < 2).any()):
+        raise ValueError("leave-one-out needs at least two episodes in each group")
+    k = sizes.to(returns.dtype)
+    return deviations * (k / (k - 1))[members]
+
+
+def group_centre(returns: Tensor, groups: Tensor) -> Tensor:
+    """Dr. GRPO: each episode's return minus the mean of its group.
+
+        A_i = R_i - mean(R) = (K-1)/K * leave-one-out
+
+    A positive multiple of the unbiased estimate where all groups have one size. A group of one gets 0.
+
+    Args:
+        returns: (N,), one per episode.
+        groups: (N,) int64, equal for episodes with the same initial state; any order, any sizes K.
+
+    Returns: (N,). Source: Liu et al. 2025.
+    """
+    return _group(returns, groups).deviations
+
+
+def group_standardise(returns: Tensor, groups: Tensor, eps: float) -> Tensor:
+    """GRPO: each episode's return, centred and divided by the standard deviation of its group.
+
+        A_i = (R_i - mean(R)) / (std(R) + eps)
+
+    The division weights a group by 1 / std, so this is not the gradient of the expected return: initial states that
+    nearly always or nearly never succeed count more (Liu et al. 2025).
+
+    `std` is the population's (divided by K). The paper does not say which; this one gives a group advantages of mean
+    square 1 whatever its size, is sqrt(p (1 - p)) for a reward of 0 or 1, and is 0 rather than NaN for a group of one.
+    The sample's (divided by K-1), torch's default and common elsewhere, makes every advantage smaller by sqrt((K-1)/K).
+
+    Args:
+        returns: (N,), one per episode.
+        groups: (N,) int64, equal for episodes with the same initial state; any order, any sizes K.
+        eps: keeps a group of equal returns, whose advantages are 0, from dividing by zero.
+
+    Returns: (N,). Source: Shao et al. 2024, section 4.1.2, the advantages of eq. 3.
+    """
+    deviations, members, sizes = _group(returns, groups)
+    variances = returns.new_zeros(len(sizes)).index_add(0, members, deviations.square()) / sizes
+    return deviations / (variances.sqrt() + eps)[members]

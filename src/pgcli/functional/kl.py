@@ -1,0 +1,79 @@
+"""Estimates of KL(policy || reference) from actions that the policy sampled, one per action.
+
+        log_ratio = log pi(a) - log ref(a),   a ~ pi
+        KL(pi || ref) = E_pi[log_ratio]
+
+A good estimate of the *value* need not be a good loss: the samples stay where they are while the gradient is taken, so
+that the derivative of E_pi with respect to pi itself is missing. Expected over actions of the current policy:
+
+                    value                gradient, in the loss
+    k1              KL, any sign         0
+    k2              biased, >= 0         grad KL(pi || ref)
+    k3              KL, >= 0             grad KL(ref || pi): the other direction
+    k3_corrected    KL, >= 0             grad KL(pi || ref), and still when pi has moved off the samples' policy
+
+k1 as a *reward* has the gradient of KL(pi || ref). Arguments are (N, T) or (B,) for the KL of each state's actions, at
+fixed states; summed along rows, (N,), k1 and k2 are those of the whole sequence.
+
+Source: Schulman 2020, "Approximating KL divergence"; the gradients: Tang and Munos 2025, and the tests by enumeration.
+"""
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+"""exp(20) = 5e8. A reference that is that much likelier counts as this much: float32 overflows at 88."""
+
+
+def k1(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """log_ratio. Unbiased, of high variance, negative half the time. In a loss its expected gradient is zero.
+
+    Args:
+        log_probs, reference_log_probs: one shape. The actions are samples of the policy.
+
+    Returns: the same shape.
+    """
+    return log_probs - reference_log_probs
+
+
+def k2(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """log_ratio**2 / 2. A biased value of low variance, and on-policy the true gradient of KL(policy || reference).
+
+    grad k2 = log_ratio * grad log pi: the score-function gradient with the log-ratio as cost.
+
+    Args:
+        log_probs, reference_log_probs: one shape. The actions are samples of the policy.
+
+    Returns: the same shape.
+    """
+    return 0.5 * (log_probs - reference_log_probs).square()
+
+
+def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """exp(-log_ratio) - 1 + log_ratio. Unbiased, of low variance, never negative; as a loss, biased.
+
+    On-policy its expected gradient is that of KL(reference || policy), not of KL(policy || reference). GRPO's published
+    penalty (Shao et al. 2024, eq. 4).
+
+    Args:
+        log_probs, reference_log_probs: one shape. The actions are samples of the policy.
+
+    Returns: the same shape.
+    """
+    # Clamped before exp, and in both terms: clamped in exp alone, the other would in the end carry it below zero.
+    opposite = (reference_log_probs - log_probs).clamp(max=MAX_LOG_RATIO)
+    return torch.expm1(opposite) - opposite
+
+
+def k3_corrected(log_probs: Tensor, reference_log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    """k3 * pi / pi_old: value *and* gradient are those of KL(policy || reference), on-policy and off.
+
+    The ratio keeps its gradient: it stands for the derivative of the sampling distribution that k3 alone lacks.
+
+    Args:
+        log_probs, reference_log_probs, old_log_probs: one shape. The actions are samples of the old policy.
+
+    Returns: the same shape.
+    """
+    ratio = torch.exp((log_probs - old_log_probs.detach()).clamp(max=MAX_LOG_RATIO))
+    return ratio * k3(log_probs, reference_log_probs)

@@ -1,0 +1,121 @@
+"""Sums and means over the actions that were taken, and the weights by which a loss adds them up.
+
+Padding is taken out by `where`, never by multiplying with zero: NaN * 0 is NaN.
+"""
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Aggregation: TypeAlias = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
+
+
+def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of `x` where `mask`: over everything, or along `dim`. An empty sum is 0.
+
+    Args:
+        x, mask: one shape; `mask` is bool.
+    """
+    return torch.where(mask, x, 0).sum(dim)
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of `x` where `mask`: over everything, or along `dim`. An empty mean is 0.
+
+    Args:
+        x, mask: one shape; `mask` is bool.
+    """
+    return masked_sum(x, mask, dim) / mask.sum(dim).clamp(min=1)
+
+
+def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
+    """Population variance (divided by n, so that one element has variance 0) of `x` where `mask`.
+
+    Args:
+        x, mask: one shape; `mask` is bool.
+
+    Returns: a scalar.
+    """
+    return masked_mean((x - masked_mean(x, mask)).square(), mask)
+
+
+def masked_std(x: Tensor, mask: Tensor) -> Tensor:
+    """The square root of `masked_variance`."""
+    return masked_variance(x, mask).sqrt()
+
+
+def whiten(x: Tensor, mask: Tensor | None, *, eps: float = 1e-8) -> Tensor:
+    """Shift and scale to mean 0 and standard deviation 1 where `mask`; 0 on padding. Without a mask there is none.
+
+        (x - mean) / (std + eps)
+
+    Every action counts the same, however a loss will weight it.
+
+    Args:
+        x, mask: one shape; `mask` is bool.
+        eps: keeps a constant `x` from dividing by zero.
+
+    Returns: the shape of `x`.
+    """
+    if mask is None:
+        return (x - x.mean()) / (x.std(correction=0) + eps)
+    centred = x - masked_mean(x, mask)
+    return torch.where(mask, centred / (masked_std(x, mask) + eps), 0)
+
+
+def aggregation_weights(
+    mask: Tensor, mode: Aggregation, *, row_weights: Tensor | None = None, constant: float | None = None
+) -> Tensor:
+    """How much each action counts in the loss: `loss = weighted_sum(per_action, weights)`.
+
+        token_mean     m / sum(m)           every action alike: a long row counts more       DAPO (Yu et al. 2025)
+        sequence_mean  m / (N * length)     every row alike: an action of a long row less    GRPO (Shao et al. 2024)
+        sequence_sum   m / N                the policy gradient of the expected return
+        constant       m / (N * constant)   the same, at a scale that no length changes      Dr. GRPO (Liu et al. 2025)
+
+    The first two sum to one over the batch; where lengths differ, they are not the gradient of the expected return.
+    A row that is all padding counts nothing: N is the number of the others.
+
+    Args:
+        mask: (N, T) bool, 1 where the policy chose the action.
+        mode: one of the four.
+        row_weights: (N,), the probability of each row where the rows enumerate a distribution; replaces 1 / N.
+        constant: of the mode `constant`: a length, such as the limit of a completion.
+
+    Returns: (N, T), 0 on padding.
+    """
+    lengths = mask.sum(dim=1, keepdim=True)
+    taken = lengths > 0
+    rows = row_weights[:, None] if row_weights is not None else taken / taken.sum()
+    match mode:
+        case "token_mean":
+            weights = rows / (rows * lengths).sum()
+        case "sequence_mean":
+            weights = rows / lengths
+        case "sequence_sum":
+            weights = rows
+        case "constant":
+            if constant is None:
+                raise ValueError("the aggregation `constant` needs its constant")
+            weights = rows / constant
+        case _:
+            raise ValueError(f"no aggregation is called {mode!r}")
+    return torch.where(mask, weights, 0)
+
+
+def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
+    """Sum of `weights * x` where `weights` is not 0.
+
+    What `x` holds elsewhere, NaN included, reaches neither the sum nor the gradient with respect to `x`. (A NaN that is
+    a *factor* of `x`, such as an advantage on padding, still meets that zero gradient one step earlier in the chain:
+    0 * NaN. Keep the padding of what multiplies a log-probability finite.)
+
+    Args:
+        x, weights: one shape, (N, T), or (B,), which has no padding.
+
+    Returns: a scalar.
+    """
+    if x.dim() == 1:
+        return torch.dot(x, weights)
+    return (x.masked_fill(weights == 0, 0) * weights).sum()

@@ -1,0 +1,59 @@
+"""Discounted returns, and the one recurrence that they share with generalised advantage estimates."""
+
+import torch
+from torch import Tensor
+
+
+def reverse_recurrence(x: Tensor, done: Tensor, *, decay: float) -> Tensor:
+    """A decaying sum of what is to come, cut at the end of each episode.
+
+        y_t = x_t + decay * (1 - done_t) * y_{t+1}        y = 0 after the last column
+
+    Args:
+        x: (N, T), finite on padding.
+        done: (N, T) bool.
+        decay: per step.
+
+    Returns: (N, T).
+    """
+    carry = decay * (~done).to(x.dtype)
+    running = torch.zeros_like(x[:, 0])
+    columns = []
+    # Columns are cut once and each step is one fused operation: for small N the loop costs what its calls cost.
+    for x_t, carry_t in zip(reversed(x.unbind(1)), reversed(carry.unbind(1)), strict=True):
+        running = torch.addcmul(x_t, carry_t, running)
+        columns.append(running)
+    return torch.stack(columns[::-1], dim=1)
+
+
+def discounted_returns(rewards: Tensor, done: Tensor, *, gamma: float) -> Tensor:
+    """Reward-to-go: what follows an action, in the same episode.
+
+        G_t = r_t + gamma * (1 - done_t) * G_{t+1}
+
+    Nothing is bootstrapped: an episode that is cut, by a limit or by the last column, counts as ending there.
+    The exact gradient of the discounted return weights the score of action t by gamma**t * G_t; nearly everyone leaves
+    the factor out (Thomas 2014).
+
+    Args:
+        rewards: (N, T), 0 on padding.
+        done: (N, T) bool, terminated or truncated.
+
+    Returns: (N, T). Source: Williams 1992; Sutton and Barto 2018, eq. 3.9.
+    """
+    return reverse_recurrence(rewards, done, decay=gamma)
+
+
+def trajectory_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
+    """The discounted return of a whole episode, the same for each of its actions. A row is one episode.
+
+        R = sum_t gamma**t * r_t
+
+    Args:
+        rewards: (N, T).
+        mask: (N, T) bool, 1 up to the episode's last action.
+
+    Returns: (N, T), equal along a row; `[:, 0]` is one number per episode.
+    """
+    discounts = gamma ** torch.arange(rewards.shape[1], dtype=rewards.dtype, device=rewards.device)
+    return torch.where(mask, discounts * rewards, 0).sum(dim=1, keepdim=True).expand_as(rewards)
