@@ -1,0 +1,317 @@
+"""Any Gymnasium environment, one instance a row, reset only when the collector says so.
+
+There is no autoreset and no dummy transition: a step returns the true successor, and each episode begins with its own
+seed. So an episode is a function of (seed, actions) in any well-behaved environment, and that is how a run resumes: a
+checkpoint stores both for each open episode, `load_state_dict` plays them again and compares the last observation.
+"""
+
+import importlib
+import math
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from pydantic import Field
+
+from pgcli.environments.normalise import Normalisation
+from pgcli.errors import InputError, RunError
+from pgcli.settings import Settings
+from pgcli.types import Continuous, ControlSpec, Discrete, State, Step
+
+FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+"""Besides these, Tuple and Dict of them."""
+
+
+@dataclass
+class OpenEpisode:
+    seed: int
+    actions: list[Any] = field(default_factory=list)
+
+
+class Gymnasium:
+    world: ClassVar[str] = "control"
+
+    class Config(Settings):
+        name: str = Field(description="name of this environment")
+        id: str = Field(description="Gymnasium id, or `module:id` where importing the module registers it")
+        kwargs: dict[str, Any] = Field(description="arguments of the environment's constructor")
+        max_episode_steps: int | None = Field(
+            gt=0, description="steps after which an episode is truncated; null: the environment's own limit"
+        )
+        solved_at: float | None = Field(description="greedy return that counts as solved; null: never")
+        normalise: Normalisation = Field(description="running normalisation of observations and rewards")
+
+    def __init__(self, config: Config, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.replay_mismatch: str | None = None
+        self._id = config.id
+        self._environments = [make(config)]
+        self._observation_space = self._environments[0].observation_space
+        self._action_space = self._environments[0].action_space
+        self._encoder = Encoder(config.id, self._observation_space)
+        self.spec = ControlSpec(self._encoder.shape, action_spec(config.id, self._action_space))
+        self._environments += [make(config) for _ in range(num_envs - 1)]
+        self._episodes: list[OpenEpisode | None] = [None] * num_envs
+        self._observations = np.zeros((num_envs, *self.spec.observation_shape), dtype=np.float32)
+
+    def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        for row, seed in zip(rows.tolist(), seeds, strict=True):
+            self._episodes[row] = OpenEpisode(int(seed))
+            try:
+                observation, _ = self._environments[row].reset(seed=int(seed))
+                self._observations[row] = self._encoder(observation)
+            except Exception as error:
+                raise RunError(f"{self._id} failed in reset: {self._place(row)}: {_describe(error)}") from error
+            self._check(row, 0.0)
+        return self._observations[rows]
+
+    def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> Step:
+        indices = range(self.num_envs) if rows is None else rows.tolist()
+        count = len(indices)
+        rewards = np.zeros(count)
+        terminated, truncated = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+        for i, row in enumerate(indices):
+            rewards[i], terminated[i], truncated[i] = self._step(row, self._decode(actions[i]))
+        observations = self._observations.copy() if rows is None else self._observations[rows]
+        return Step(observations, rewards, terminated, truncated, rewards)
+
+    def _step(self, row: int, action: Any) -> tuple[float, bool, bool]:
+        episode = self._episodes[row]
+        assert episode is not None, f"row {row} has no open episode"
+        episode.actions.append(action)
+        try:
+            # A copy: an environment that changes the action in place must not change what a resume replays.
+            played = action if isinstance(action, int) else action.copy()
+            observation, reward, terminated, truncated, _ = self._environments[row].step(played)
+            self._observations[row] = self._encoder(observation)
+            reward = float(reward)
+        except Exception as error:
+            place = f"{self._place(row)}, action {_short(action)}"
+            raise RunError(f"{self._id} failed in step: {place}: {_describe(error)}") from error
+        self._check(row, reward)
+        if terminated or truncated:
+            self._episodes[row] = None
+        return reward, bool(terminated), bool(truncated)
+
+    def _decode(self, action: Any) -> Any:
+        """A policy's action as the environment takes it: clipped to its bounds. The rollout keeps the policy's own."""
+        space = self._action_space
+        if isinstance(space, spaces.Discrete):
+            return int(action) + int(space.start)
+        assert isinstance(space, spaces.Box)
+        return np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
+
+    def _check(self, row: int, reward: float) -> None:
+        """Refuse what is not finite here, before it is learned from."""
+        if not math.isfinite(reward):
+            raise RunError(f"{self._id} gave a reward of {reward}: {self._place(row)}")
+        if not np.isfinite(self._observations[row]).all():
+            bad = np.argwhere(~np.isfinite(self._observations[row]))[0]
+            value = self._observations[row][tuple(bad)]
+            key = self._encoder.locate(tuple(bad.tolist()))
+            raise RunError(f"{self._id} gave an observation with {value} at `{key}`: {self._place(row)}")
+
+    def _place(self, row: int) -> str:
+        episode = self._episodes[row]
+        assert episode is not None
+        return f"environment {row}, seed {episode.seed}, step {len(episode.actions)}"
+
+    def state_dict(self) -> State:
+        space = self._action_space
+        empty: np.ndarray = np.zeros((0, *(space.shape or ())), dtype=space.dtype)
+        return {
+            "episodes": [
+                None
+                if episode is None
+                else {
+                    "seed": episode.seed,
+                    "actions": np.array(episode.actions, dtype=space.dtype) if episode.actions else empty,
+                    "observation": self._observations[row].copy(),
+                }
+                for row, episode in enumerate(self._episodes)
+            ]
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Play the open episodes again. Where that gives something else, `replay_mismatch` says so in a sentence."""
+        self.replay_mismatch = None
+        for row, saved in enumerate(state["episodes"]):
+            if saved is None:
+                self._episodes[row] = None
+            elif not self._replay(row, saved["seed"], np.asarray(saved["actions"]), np.asarray(saved["observation"])):
+                self.replay_mismatch = self.replay_mismatch or (
+                    f"{self._id} is not a function of (seed, actions): playing the open episode of environment {row} "
+                    f"again (seed {saved['seed']}, to step {len(saved['actions'])}) gave another observation"
+                )
+
+    def _replay(self, row: int, seed: int, actions: np.ndarray, observation: np.ndarray) -> bool:
+        discrete = isinstance(self._action_space, spaces.Discrete)
+        self.reset(np.array([row]), [seed])
+        try:
+            for action in actions:
+                self._step(row, int(action) if discrete else action)
+                if self._episodes[row] is None:
+                    break
+        except RunError:
+            self._episodes[row] = None
+        if self._episodes[row] is None:  # it ended before its time: begin it again, so that it can be stepped at all
+            self.reset(np.array([row]), [seed])
+            return False
+        return np.array_equal(self._observations[row], observation)
+
+    def close(self) -> None:
+        for environment in self._environments:
+            environment.close()
+
+
+# ---------------------------------------------------------------- spaces
+
+
+class Encoder:
+    """Observations of one space as arrays of one shape.
+
+    A Box of three axes is an image: kept in shape, channels first, bytes scaled to 0..1. Anything else is flattened,
+    discrete parts as one-hot vectors.
+    """
+
+    def __init__(self, name: str, space: spaces.Space) -> None:
+        for part in _leaves(space):
+            if not isinstance(part, FLATTENED):
+                raise InputError(
+                    f"{name} has observations of {type(part).__name__}, which have no fixed size to give to a network; "
+                    "supported: Box, Discrete, MultiDiscrete, MultiBinary, and Tuple and Dict of them"
+                )
+        self._space = space
+        self._image = isinstance(space, spaces.Box) and len(space.shape) == 3
+        self._to_channels_first = self._image and space.shape[-1] <= space.shape[0]  # type: ignore[index]
+        if not self._image:
+            self.shape: tuple[int, ...] = (spaces.flatdim(space),)
+        else:
+            height, width, channels = space.shape  # type: ignore[misc]
+            self.shape = (channels, height, width) if self._to_channels_first else (height, width, channels)
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        if self._image:
+            encoded = self._as_image(np.asarray(observation))
+        else:
+            encoded = np.asarray(spaces.flatten(self._space, observation))
+        if encoded.shape != self.shape:  # an assignment would broadcast it without a word
+            raise ValueError(f"an observation of shape {encoded.shape} where its space says {self.shape}")
+        return encoded
+
+    def _as_image(self, image: np.ndarray) -> np.ndarray:
+        if self._to_channels_first:
+            image = np.moveaxis(image, -1, 0)
+        return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
+
+    def locate(self, index: tuple[int, ...]) -> str:
+        """Element `index` of an encoded observation in the environment's own terms: `observation[camera][2, 0]`."""
+        if not self._image:
+            return "observation" + _locate(self._space, index[0])
+        if self._to_channels_first:
+            index = (*index[1:], index[0])
+        return f"observation[{', '.join(map(str, index))}]"
+
+
+def _leaves(space: spaces.Space) -> list[spaces.Space]:
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return [space]
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+    return [leaf for part in parts for leaf in _leaves(part)]
+
+
+def _locate(space: spaces.Space, index: int) -> str:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in named:
+            size = spaces.flatdim(part)
+            if index < size:
+                return f"[{key}]{_locate(part, index)}"
+            index -= size
+    if isinstance(space, spaces.Box):
+        return f"[{', '.join(str(i) for i in np.unravel_index(index, space.shape))}]"
+    return f"[{index}]"
+
+
+def action_spec(name: str, space: spaces.Space) -> Discrete | Continuous:
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return Continuous(space.low.ravel(), space.high.ravel())
+    raise InputError(
+        f"{name} has actions of {space}, which no policy here can choose; supported: Discrete, and Box of reals"
+    )
+
+
+# ---------------------------------------------------------------- construction
+
+
+def make(config: Gymnasium.Config) -> gymnasium.Env:
+    """`gymnasium.make`, with every reason to fail in one line. Raises InputError."""
+    spec = find_spec(config.id)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"gymnasium\.")  # on precisions of spaces and the like
+            return gymnasium.make(
+                spec, max_episode_steps=config.max_episode_steps, disable_env_checker=True, **config.kwargs
+            )
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise InputError(f"{config.id} needs a package that is not installed: {_install(error)}") from error
+    except TypeError as error:
+        reason = str(error).partition(" was raised from")[0]
+        raise InputError(f"{config.id} does not take env.kwargs={config.kwargs}: {reason}") from error
+    except Exception as error:
+        raise InputError(f"{config.id} can't be made: {_describe(error)}") from error
+
+
+def find_spec(name: str) -> Any:
+    """The registered environment called `name`. Raises InputError, with the nearest name, if there is none."""
+    module, _, bare = name.rpartition(":")
+    if module:
+        import_user_module(module)
+    if bare.startswith("ALE/"):  # Gymnasium no longer loads plug-ins by itself
+        import_ale(bare)
+    try:
+        return gymnasium.spec(bare)
+    except gymnasium.error.Error as error:
+        known = {key.lower(): key for key in gymnasium.registry}
+        near = get_close_matches(bare.lower(), known, n=1)
+        hint = f"did you mean {known[near[0]]}?" if near else "an environment of another package is named `module:id`"
+        raise InputError(f"Gymnasium has no environment `{name}`; {hint}") from error
+
+
+def import_user_module(module: str) -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that a file beside the user shadows nothing that is installed
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise InputError(f"can't import `{module}`: {_describe(error)}") from error
+
+
+def import_ale(name: str) -> None:
+    try:
+        importlib.import_module("ale_py")
+    except ImportError as error:
+        raise InputError(f"{name} needs a package that is not installed: run pip install 'gymnasium[atari]'") from error
+
+
+def _install(error: ImportError | gymnasium.error.DependencyNotInstalled) -> str:
+    extra = re.search(r"gymnasium\[([\w-]+)\]", str(error))
+    return f"run pip install 'gymnasium[{extra[1]}]'" if extra else str(error)
+
+
+def _describe(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _short(action: Any) -> str:
+    return np.array2string(np.asarray(action), precision=4, threshold=8).replace("\n", "")

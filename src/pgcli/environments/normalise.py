@@ -1,0 +1,145 @@
+"""Running normalisation of observations and rewards, around any stepped environment.
+
+    o' = clip((o - mean(o)) / std(o))           over all observations so far, per element
+    r' = clip(r / std(G)),  G_t = gamma G_{t-1} + r_t    G: per row, starts at 0 with each episode
+
+Rewards are scaled, never shifted: a shift would change which policy is best where episodes differ in length. The raw
+ones go on as `task_rewards`. Source: Engstrom et al. 2020, section 3; as in OpenAI Baselines' VecNormalize.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from pgcli.settings import Settings
+from pgcli.types import State, Step, VectorEnvironment
+
+EPSILON = 1e-8
+
+
+class Normalisation(Settings):
+    observations: bool = Field(description="subtract the running mean of observations and divide by their deviation")
+    rewards: bool = Field(description="divide rewards by the running deviation of the discounted return")
+    clip: float = Field(gt=0, description="bound on what is normalised, in standard deviations")
+    gamma: float = Field(ge=0, le=1, description="discount of the return that scales rewards; best the algorithm's own")
+
+
+class RunningMoments:
+    """Mean and variance of all rows seen, merged batch by batch in float64 (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count = 0
+        self.mean = np.zeros(shape)
+        self.squares = np.zeros(shape)
+        """Sum of squared deviations from the mean."""
+
+    @property
+    def deviation(self) -> np.ndarray:
+        return np.sqrt(self.squares / max(self.count, 1) + EPSILON)
+
+    def update(self, batch: np.ndarray) -> None:
+        """batch: (k, *shape)."""
+        if len(batch) == 0:
+            return
+        batch = batch.astype(np.float64)
+        mean = batch.mean(axis=0)
+        total = self.count + len(batch)
+        shift = mean - self.mean
+        self.squares = self.squares + ((batch - mean) ** 2).sum(axis=0) + shift**2 * (self.count * len(batch) / total)
+        self.mean = self.mean + shift * (len(batch) / total)
+        self.count = total
+
+    def state_dict(self) -> State:
+        return {"count": self.count, "mean": self.mean.copy(), "squares": self.squares.copy()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.count = int(state["count"])
+        self.mean = np.array(state["mean"], dtype=np.float64)
+        self.squares = np.array(state["squares"], dtype=np.float64)
+
+
+class Normalised:
+    """A `VectorEnvironment` around another. While `frozen`, the statistics are used but not updated: for evaluation."""
+
+    def __init__(self, environment: VectorEnvironment, config: Normalisation) -> None:
+        self.spec = environment.spec
+        self.num_envs = environment.num_envs
+        self.frozen = False
+        self._environment = environment
+        self._config = config
+        self._observations = RunningMoments(self.spec.observation_shape)
+        self._returns = RunningMoments((1,))
+        self._discounted = np.zeros(self.num_envs)
+
+    @property
+    def replay_mismatch(self) -> str | None:
+        return self._environment.replay_mismatch
+
+    def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        self._discounted[rows] = 0.0
+        return self._seen(self._environment.reset(rows, seeds))
+
+    def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> Step:
+        step = self._environment.step(actions, rows)
+        return step._replace(
+            observations=self._seen(step.observations),
+            rewards=self._scaled(step.task_rewards, slice(None) if rows is None else rows),
+        )
+
+    def _seen(self, observations: np.ndarray) -> np.ndarray:
+        if not self._config.observations:
+            return observations
+        if not self.frozen:
+            self._observations.update(observations)
+        scaled = (observations - self._observations.mean) / self._observations.deviation
+        return np.clip(scaled, -self._config.clip, self._config.clip).astype(np.float32)
+
+    def _scaled(self, rewards: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        if not self._config.rewards:
+            return rewards
+        if not self.frozen:
+            self._discounted[rows] = self._config.gamma * self._discounted[rows] + rewards
+            self._returns.update(self._discounted[rows, None])
+        return np.clip(rewards / self._returns.deviation, -self._config.clip, self._config.clip)
+
+    def statistics(self) -> State:
+        return {"observations": self._observations.state_dict(), "returns": self._returns.state_dict()}
+
+    def use_statistics(self, statistics: State) -> None:
+        """Normalise by these (of the training environment, say) from now on, and leave them as they are."""
+        self._observations.load_state_dict(statistics["observations"])
+        self._returns.load_state_dict(statistics["returns"])
+        self.frozen = True
+
+    def state_dict(self) -> State:
+        return {
+            "environment": self._environment.state_dict(),
+            "statistics": self.statistics(),
+            "discounted": self._discounted.copy(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._environment.load_state_dict(state["environment"])
+        self._observations.load_state_dict(state["statistics"]["observations"])
+        self._returns.load_state_dict(state["statistics"]["returns"])
+        self._discounted[:] = state["discounted"]
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+def wrap(environment: VectorEnvironment, config: Normalisation) -> VectorEnvironment:
+    """The environment itself where nothing is normalised, so that this costs nothing in the hot path."""
+    return Normalised(environment, config) if config.observations or config.rewards else environment
+
+
+def statistics(environment: VectorEnvironment) -> State:
+    """What `use_statistics` wants; empty for an environment that `wrap` left as it was."""
+    return environment.statistics() if isinstance(environment, Normalised) else {}
+
+
+def use_statistics(environment: VectorEnvironment, state: State) -> None:
+    """Freeze an evaluation's environment at `statistics(training environment)`."""
+    if isinstance(environment, Normalised):
+        environment.use_statistics(state)
