@@ -1,0 +1,36 @@
+"""The device that suits the size of the network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from pgcli.settings import Settings
+
+
+class Auto:
+    """The processor for small networks, whose operations end before a graphics processor has begun them; else the best."""
+
+    class Config(Settings):
+        name: Literal["auto"]
+        threads: int = Field(ge=1, description="of one operation on the processor")
+        small: int = Field(ge=0, description="networks of fewer parameters stay on the processor")
+
+    def __init__(self, config: Config, *, parameters: int) -> None:
+        torch.set_num_threads(config.threads)
+        found = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there]
+        if found and parameters >= config.small:
+            self.torch = torch.device(found[0])
+            self.note = f"{found[0]} (auto)"
+            return
+        self.torch = torch.device("cpu")
+        why = f"auto: a network of {parameters:,} parameters is faster there than on {found[0]}" if found else "auto"
+        self.note = f"cpu, {config.threads} thread{'s' if config.threads > 1 else ''} ({why})"
+
+    def synchronise(self) -> None:
+        if self.torch.type == "cuda":
+            torch.cuda.synchronize(self.torch)
+        elif self.torch.type == "mps":
+            torch.mps.synchronize()

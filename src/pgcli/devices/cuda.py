@@ -1,0 +1,32 @@
+"""An NVIDIA (or ROCm) graphics processor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from pgcli.errors import InputError
+from pgcli.settings import Settings
+
+
+class CUDA:
+    class Config(Settings):
+        name: Literal["cuda"]
+        index: int = Field(ge=0, description="which one; `device=cuda:1` sets it")
+        threads: int = Field(ge=1, description="of one operation on the processor, which still steps the environments")
+
+    def __init__(self, config: Config, *, parameters: int) -> None:
+        """Raises InputError where this machine has no such device: never a silent run on the processor."""
+        del parameters  # asked for by name, so used for every size
+        if not torch.cuda.is_available():
+            raise InputError("device=cuda: torch finds no CUDA device on this machine; use device=cpu (or device=auto)")
+        if config.index >= torch.cuda.device_count():
+            raise InputError(f"device=cuda:{config.index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        torch.set_num_threads(config.threads)
+        self.torch = torch.device("cuda", config.index)
+        self.note = f"cuda:{config.index}, {torch.cuda.get_device_name(config.index)}"
+
+    def synchronise(self) -> None:
+        torch.cuda.synchronize(self.torch)

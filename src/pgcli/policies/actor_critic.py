@@ -1,0 +1,117 @@
+"""What the networks of control share: an actor and, where the algorithm wants one, a critic, with nothing in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pgcli.errors import InputError
+from pgcli.policies.heads import Head
+from pgcli.types import ControlSpec, Evaluation, PolicyFunction, Spec
+
+
+class ActorCritic(nn.Module):
+    """A policy without memory: two separate networks under one roof.
+
+    Args:
+        actor: observations (B, *shape) -> the head's outputs (B, n).
+        head: outputs -> a distribution over actions.
+        critic: observations (B, *shape) -> values (B, 1), or None.
+        arrays: the actor in NumPy, if it is cheap enough to be worth it: a function that returns one, so that it
+            always reads the present weights.
+    """
+
+    unit = "action"
+
+    def __init__(
+        self, actor: nn.Module, head: Head, critic: nn.Module | None, arrays: Callable[[], ArrayNetwork] | None = None
+    ) -> None:
+        super().__init__()
+        self.actor, self.head, self.critic = actor, head, critic
+        self.has_critic = critic is not None
+        self._arrays = arrays
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Evaluation:
+        """observations (B, *shape), actions (B,) or (B, A) -> an Evaluation of (B,)."""
+        log_probs, entropy = self.head.evaluate(self.actor(observations), actions)
+        return Evaluation(log_probs, entropy, self.critic(observations).squeeze(-1) if self.critic is not None else None)
+
+    def once_differentiable(self) -> PolicyFunction:
+        """The same evaluation for a gradient step, where a faster one exists. A test holds the two together."""
+        return self
+
+    @torch.no_grad()
+    def values(self, observations: Tensor) -> Tensor:
+        """V(s), (B,), without a gradient."""
+        assert self.critic is not None
+        return self.critic(observations).squeeze(-1)
+
+    def sampler(self) -> Sampler:
+        """The actor with its present weights, for stepping an environment."""
+        if self._arrays:
+            return Sampler(self._arrays(), self.head)
+        return Sampler(self._through_torch, self.head)
+
+    @torch.no_grad()
+    def _through_torch(self, observations: np.ndarray) -> np.ndarray:
+        device = next(self.parameters()).device
+        return self.actor(torch.from_numpy(observations).to(device)).cpu().numpy()
+
+
+ArrayNetwork = Callable[[np.ndarray], np.ndarray]
+
+
+class Sampler:
+    """Draws actions in NumPy. Its outputs equal the module's to float32 rounding; a test holds them together."""
+
+    def __init__(self, network: ArrayNetwork, head: Head) -> None:
+        self.network, self.head = network, head
+
+    def act(self, observations: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """(N, *shape) -> actions (N,) or (N, A), and the head's outputs (N, n). Greedy if `noise` is None."""
+        outputs = self.network(observations)
+        return self.head.sample(outputs, noise), outputs
+
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return self.head.noise(generator, shape)
+
+    @torch.no_grad()
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Of the actions, under the very distribution that they were drawn from: (...)."""
+        return self.head.to(outputs.device).evaluate(outputs, actions)[0]
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def control_spec(spec: Spec, policy: str, *, dimensions: int) -> ControlSpec:
+    """The spec, if a policy of stepped environments with such observations can serve it. Raises InputError."""
+    if not isinstance(spec, ControlSpec):
+        raise InputError(f"policy={policy} acts in stepped environments; a text task needs policy=transformer")
+    if len(spec.observation_shape) != dimensions:
+        better = "policy=cnn" if len(spec.observation_shape) == 3 else "policy=mlp"
+        raise InputError(
+            f"policy={policy} reads observations of {dimensions} dimension(s), "
+            f"these have the shape {spec.observation_shape}; try {better}"
+        )
+    return spec
+
+
+def initialise(layers: list[nn.Module], gains: list[float], *, orthogonal: bool, generator: torch.Generator) -> None:
+    """Weights from `generator` alone, biases zero.
+
+    Orthogonal (Saxe et al. 2014) with the given gains, else uniform within 1/sqrt(fan-in), as torch's own default.
+    """
+    for layer, gain in zip(layers, gains, strict=True):
+        weight, bias = layer.weight, layer.bias
+        if orthogonal:
+            nn.init.orthogonal_(weight, gain, generator=generator)
+            nn.init.zeros_(bias)
+        else:
+            bound = 1 / math.sqrt(weight[0].numel())
+            nn.init.uniform_(weight, -bound, bound, generator=generator)
+            nn.init.uniform_(bias, -bound, bound, generator=generator)

@@ -1,0 +1,52 @@
+"""A small convolutional network, for observations that are images."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from pgcli.policies.actor_critic import ACTIVATIONS, ActorCritic, control_spec, initialise
+from pgcli.policies.heads import make_head
+from pgcli.settings import Settings
+from pgcli.types import Spec
+
+
+class CNN(ActorCritic):
+    """Convolutions of 3x3 with stride 2, then one dense layer; actor and critic separate."""
+
+    class Config(Settings):
+        name: Literal["cnn"]
+        channels: tuple[PositiveInt, ...] = Field(description="of each convolution; each halves height and width")
+        dense: PositiveInt = Field(description="units of the dense layer")
+        activation: Literal["tanh", "relu"] = Field(description="of the hidden layers")
+        orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
+        initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
+
+    def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
+        spec = control_spec(spec, config.name, dimensions=3)
+        head = make_head(spec.actions, config.initial_log_std)
+        actor = _network(spec.observation_shape, config, head.size, 0.01, generator)
+        super().__init__(
+            actor, head, _network(spec.observation_shape, config, 1, 1.0, generator) if critic else None
+        )
+
+
+def _network(
+    shape: tuple[int, ...], config: CNN.Config, outputs: int, last_gain: float, generator: torch.Generator
+) -> nn.Sequential:
+    """(B, C, H, W) -> (B, outputs)."""
+    activation = ACTIVATIONS[config.activation]
+    channels, height, width = shape
+    parts: list[nn.Module] = []
+    for out in config.channels:
+        parts += [nn.Conv2d(channels, out, kernel_size=3, stride=2, padding=1), activation()]
+        channels, height, width = out, (height + 1) // 2, (width + 1) // 2
+    parts += [nn.Flatten(), nn.Linear(channels * height * width, config.dense), activation(), nn.Linear(config.dense, outputs)]
+    trained = [part for part in parts if isinstance(part, nn.Conv2d | nn.Linear)]
+    gains = [math.sqrt(2)] * (len(trained) - 1) + [last_gain]
+    initialise(trained, gains, orthogonal=config.orthogonal, generator=generator)
+    return nn.Sequential(*parts)

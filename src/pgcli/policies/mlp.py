@@ -1,0 +1,153 @@
+"""A multilayer perceptron, for observations that are vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork, control_spec, initialise
+from pgcli.policies.heads import make_head
+from pgcli.settings import Settings
+from pgcli.types import Evaluation, PolicyFunction, Spec
+
+
+class MLP(ActorCritic):
+    """Separate actor and critic; orthogonal initialisation with gain sqrt(2), 0.01 at the policy's end, 1 at the value's.
+
+    (Andrychowicz et al. 2021: separate networks and a small last policy layer are what matters most.)
+    """
+
+    class Config(Settings):
+        name: Literal["mlp"]
+        hidden: tuple[PositiveInt, ...] = Field(description="units of each hidden layer")
+        activation: Literal["tanh", "relu"] = Field(description="of the hidden layers")
+        orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
+        initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
+
+    def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
+        spec = control_spec(spec, config.name, dimensions=1)
+        head = make_head(spec.actions, config.initial_log_std)
+        inputs = spec.observation_shape[0]
+        actor = Perceptron(inputs, config, head.size, 0.01, generator)
+        super().__init__(actor, head, Perceptron(inputs, config, 1, 1.0, generator) if critic else None, actor.arrays)
+
+    @torch.no_grad()
+    def values(self, observations: Tensor) -> Tensor:
+        assert isinstance(self.critic, Perceptron)
+        return _activations(observations, self.critic.tensors(), self.critic.activation)[-1].squeeze(-1)
+
+    def once_differentiable(self) -> PolicyFunction:
+        """The networks as one node of the graph: half the time of a gradient step on small batches goes into the others."""
+        networks = [net for net in (self.actor, self.critic) if isinstance(net, Perceptron)]
+        weights = [tensor for net in networks for tensor in net.tensors()]
+
+        def evaluate(observations: Tensor, actions: Tensor) -> Evaluation:
+            outputs, *values = Perceptrons.apply(observations, len(networks), networks[0].activation, *weights)
+            log_probs, entropy = self.head.evaluate(outputs, actions)
+            return Evaluation(log_probs, entropy, values[0].squeeze(-1) if values else None)
+
+        return evaluate
+
+
+class Perceptron(nn.Module):
+    """Linear layers with an activation between them: (B, inputs) -> (B, outputs)."""
+
+    def __init__(
+        self, inputs: int, config: MLP.Config, outputs: int, last_gain: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        sizes = [inputs, *config.hidden, outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.activation = config.activation
+        gains = [math.sqrt(2)] * len(config.hidden) + [last_gain]
+        initialise(list(self.layers), gains, orthogonal=config.orthogonal, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activation = torch.tanh if self.activation == "tanh" else torch.relu
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = activation(layer(x))
+        return last(x)
+
+    def tensors(self) -> list[Tensor]:
+        """Weight and bias of each layer in turn."""
+        return [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
+
+    def arrays(self) -> ArrayNetwork:
+        """The same network on the same weights in NumPy: without torch's few microseconds an operation."""
+        arrays = [tensor.detach().cpu().numpy() for tensor in self.tensors()]
+        *hidden, (last_weight, last_bias) = [(w.T, b) for w, b in zip(arrays[::2], arrays[1::2], strict=True)]
+        tanh = self.activation == "tanh"
+
+        def forward(x: np.ndarray) -> np.ndarray:
+            for weight, bias in hidden:
+                x = x @ weight
+                x += bias
+                if tanh:
+                    np.tanh(x, out=x)
+                else:
+                    np.maximum(x, 0, out=x)
+            x = x @ last_weight
+            x += last_bias
+            return x
+
+        return forward
+
+
+def _activations(x: Tensor, weights: Sequence[Tensor], activation: str) -> list[Tensor]:
+    """Of every layer, the last one linear. No graph is built."""
+    found = []
+    for i in range(0, len(weights), 2):
+        x = torch.addmm(weights[i + 1], x, weights[i].t())
+        found.append(x)
+        if i + 2 < len(weights):
+            if activation == "relu":
+                x.relu_()
+            elif x.is_cpu:
+                array = x.numpy()
+                np.tanh(array, out=array)  # a tenth of the time of torch's
+            else:
+                x.tanh_()
+    return found
+
+
+class Perceptrons(torch.autograd.Function):
+    """Several perceptrons of one input, in one node. Differentiable once, and not with respect to the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int, activation: str, *weights: Tensor) -> tuple[Tensor, ...]:
+        size = len(weights) // count
+        parts = [_activations(x, weights[i : i + size], activation) for i in range(0, len(weights), size)]
+        ctx.activation, ctx.count = activation, count
+        ctx.save_for_backward(x, *weights, *(tensor for part in parts for tensor in part[:-1]))
+        return tuple(part[-1] for part in parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        layers = (len(saved) + ctx.count) // (3 * ctx.count)  # a network of L layers saves 2 L weights, L - 1 activations
+        weights, hidden = saved[: 2 * layers * ctx.count], saved[2 * layers * ctx.count :]
+        derivative = torch.ops.aten.tanh_backward if ctx.activation == "tanh" else _relu_backward
+        found: list[Tensor | None] = []
+        for n, gradient in enumerate(gradients):
+            inputs = [x, *hidden[n * (layers - 1) : (n + 1) * (layers - 1)]]
+            own: list[Tensor | None] = []
+            for i in reversed(range(layers)):
+                own = [gradient.t() @ inputs[i], gradient.sum(0), *own]
+                if i:
+                    gradient = derivative(gradient @ weights[2 * (n * layers + i)], inputs[i])
+            found += own
+        return None, None, None, *found
+
+
+def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    return gradient * (output > 0)
