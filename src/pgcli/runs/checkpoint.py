@@ -1,0 +1,309 @@
+"""A checkpoint: a tree of tensors, arrays and numbers as a folder, exact to the bit. Reading one executes nothing.
+
+    model.safetensors   the policy: state["policy"], a dict of tensors, under their own names
+    state.safetensors   every other tensor and array
+    state.json          the tree, which names those
+    MANIFEST.json       schema, step, whether it was the best so far, size and SHA-256 of each file
+
+It is written under a temporary name, made durable, and renamed: under its own name a checkpoint is whole.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pgcli.errors import InputError, RunError
+from pgcli.runs import files
+from pgcli.runs.reader import checkpoint_step, list_checkpoints
+from pgcli.types import State
+
+SCHEMA = 1
+MANIFEST, MODEL, ARRAYS, TREE = "MANIFEST.json", "model.safetensors", "state.safetensors", "state.json"
+REPLACED = ".replaced-"
+MANIFEST_LIMIT = 64 * 1024
+HEADER_LIMIT = 16 * 1024 * 1024
+"""Bytes: names and shapes of a hundred thousand tensors."""
+
+
+class Loaded(NamedTuple):
+    """A checkpoint, and a sentence for each newer one that is damaged."""
+
+    step: int
+    state: State
+    warnings: list[str]
+
+
+class Manifest(NamedTuple):
+    step: int
+    best: bool
+    files: dict[str, tuple[int, str]]
+    """Size and SHA-256 of each."""
+
+
+class Damaged(InputError):  # noqa: N818  (what a checkpoint is)
+    """Not what was once written here."""
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write(folder: Path, step: int, state: State, *, best: bool = False) -> Path:
+    """Save `state` as `folder`/step-N. `best`: the best so far.
+
+    Raises RunError, before anything is written, if the policy is not finite.
+    """
+    refuse_non_finite(state["policy"])
+    contents = encode(state)
+    described = {name: {"size": len(data), "sha256": _sha256(data)} for name, data in contents.items()}
+    contents[MANIFEST] = json.dumps(
+        {"schema": SCHEMA, "step": step, "best": best, "files": described}, indent=1
+    ).encode()
+    target = folder / f"step-{step:09d}"
+    beside = files.temporary(target)
+    try:
+        files.make_dir(beside)
+        for name, data in contents.items():
+            files.write(beside / name, data)
+            files.fsync(beside / name)
+        files.fsync(beside)
+        if target.exists():  # a full folder cannot be renamed over; `sweep` puts this one back if we die in between
+            files.rename(target, folder / (REPLACED + target.name))
+        files.rename(beside, target)
+        files.fsync(folder)
+        sweep(folder)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            sweep(folder)
+        raise
+    return target
+
+
+def refuse_non_finite(policy: dict[str, Tensor]) -> None:
+    for name, tensor in policy.items():
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            raise RunError(
+                f"`{name}` of the policy has {bad} values of {tensor.numel()} that are not finite: "
+                "no checkpoint was written, the last good one is kept"
+            )
+
+
+def sweep(folder: Path) -> None:
+    """Bring `folder` back in order after a killed process."""
+    for replaced in folder.glob(f"{REPLACED}*"):
+        original = folder / replaced.name.removeprefix(REPLACED)
+        if original.exists():
+            files.remove(replaced)
+        else:
+            files.rename(replaced, original)
+    files.sweep(folder)
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints later than `step`: the damaged ones that `load_newest` skipped."""
+    for path in list_checkpoints(folder):
+        if checkpoint_step(path) > step:
+            aside = path.with_name(f"discarded-{path.name}")
+            if aside.exists():
+                files.remove(aside)
+            files.rename(path, aside)
+
+
+def prune(folder: Path, keep: int, intact: set[Path]) -> None:
+    """Remove all but the newest `keep` intact checkpoints and the best. `intact`: those known to be; more are added."""
+    kept, best = 0, find_best(folder)
+    for path in reversed(list_checkpoints(folder)):
+        if kept < keep:
+            if path in intact or _is_intact(path):
+                intact.add(path)
+                kept += 1
+        elif path != best:
+            gone = files.temporary(path)
+            files.rename(path, gone)  # a folder is not removed at once, and half of one must not have its name
+            files.remove(gone)
+            intact.discard(path)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_newest(folder: Path) -> Loaded:
+    """The newest intact checkpoint. Raises InputError if there is none: never a silent fresh start."""
+    warnings: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            step, state = read(path)
+        except Damaged as damage:
+            warnings.append(f"{damage}; this checkpoint was skipped")
+            continue
+        return Loaded(step, state, warnings)
+    reason = "; ".join(warnings) or f"there is none in {folder}"
+    raise InputError(f"no checkpoint to go on from, start the run again: {reason}")
+
+
+def find_best(folder: Path) -> Path | None:
+    """The last checkpoint that was the best when it was written. `prune` never removes it."""
+    for path in reversed(list_checkpoints(folder)):
+        with contextlib.suppress(InputError):
+            if _read_manifest(path).best:
+                return path
+    return None
+
+
+def read(path: Path) -> tuple[int, State]:
+    """Step and state. Raises Damaged, or InputError for a checkpoint of another schema."""
+    step, contents = _read_verified(path)
+    try:
+        return step, decode(contents)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
+        raise Damaged(f"{path}: its contents make no sense ({error})") from error
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        _read_verified(path)
+    except InputError:
+        return False
+    return True
+
+
+def _read_verified(path: Path) -> tuple[int, dict[str, bytes]]:
+    contents = {}
+    for name, (size, sha256) in _read_manifest(path).files.items():
+        data = _read_file(path / name, size)
+        if len(data) != size:
+            raise Damaged(f"{path}: {name} has {len(data)} bytes instead of {size}")
+        if _sha256(data) != sha256:
+            raise Damaged(f"{path}: {name} does not match its SHA-256")
+        contents[name] = data
+    return checkpoint_step(path), contents
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        manifest = json.loads(_read_file(path / MANIFEST, MANIFEST_LIMIT))
+        schema = manifest["schema"]
+        expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        found = Manifest(manifest["step"], bool(manifest["best"]), expected)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{path}: {MANIFEST} makes no sense") from error
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} is a checkpoint of schema {schema}, and this pgcli reads schema {SCHEMA}: use the one that made it"
+        )
+    # The names are ours: whatever else a manifest names, an absolute or a parent path too, is never opened.
+    if expected.keys() != {MODEL, ARRAYS, TREE}:
+        raise Damaged(f"{path}: {MANIFEST} names {', '.join(sorted(expected)) or 'no file'}")
+    if found.step != checkpoint_step(path):
+        raise Damaged(f"{path}: {MANIFEST} says step {found.step}")
+    return found
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    """A regular file of at most `limit` bytes: no device, no link to somewhere else."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Damaged(f"{path} is not a file")
+        if found.st_size > limit:
+            raise Damaged(f"{path} has {found.st_size} bytes instead of {limit}")
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path}: {error.strerror}") from error
+
+
+# ---------------------------------------------------------------- a tree as bytes
+
+
+def encode(state: State) -> dict[str, bytes]:
+    """The files of a checkpoint, without its manifest."""
+    arrays: dict[str, Tensor] = {}
+    policy = state["policy"]
+    tree = _pack(state | {"policy": list(policy)}, "", arrays)  # the names keep their order, which safetensors does not
+    return {
+        MODEL: safetensors.torch.save({name: _own(tensor) for name, tensor in policy.items()}),
+        ARRAYS: safetensors.torch.save(arrays),
+        TREE: json.dumps(tree, allow_nan=False).encode(),
+    }
+
+
+def decode(contents: dict[str, bytes]) -> State:
+    policy, arrays = _tensors(contents[MODEL]), _tensors(contents[ARRAYS])
+    state = _unpack(json.loads(contents[TREE]), arrays)
+    return state | {"policy": {name: policy[name] for name in state["policy"]}}
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    if int.from_bytes(data[:8], "little") > HEADER_LIMIT:
+        raise ValueError("a header of safetensors is too large")
+    return safetensors.torch.load(data)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A dense copy on the CPU: safetensors takes neither a view of a shared buffer nor a transposed one."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _pack(value: Any, path: str, arrays: dict[str, Tensor]) -> Any:
+    """`value` as JSON. What JSON cannot hold becomes {"$": kind, ...}; tensors and arrays go to `arrays`."""
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"$": "float", "value": repr(value)}
+    if isinstance(value, Tensor):
+        return {"$": "torch", "name": _store(_own(value), path, arrays)}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc" and value.dtype.isnative:
+        kind = "numpy" if isinstance(value, np.ndarray) else "scalar"
+        return {"$": kind, "name": _store(torch.from_numpy(np.array(value, order="C")), path, arrays)}
+    if isinstance(value, list | tuple):
+        items = [_pack(item, f"{path}/{i}", arrays) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$": "tuple", "items": items}
+    if isinstance(value, dict) and all(type(key) in (int, str) for key in value):
+        pairs = [(key, _pack(item, f"{path}/{key}", arrays)) for key, item in value.items()]
+        plain = "$" not in value and all(type(key) is str for key in value)
+        return dict(pairs) if plain else {"$": "dict", "items": pairs}
+    raise TypeError(f"a checkpoint cannot hold {path}: {type(value).__name__} {getattr(value, 'dtype', '')}".rstrip())
+
+
+def _store(tensor: Tensor, path: str, arrays: dict[str, Tensor]) -> str:
+    while path in arrays:  # {"a/b": x, "a": {"b": y}}
+        path += "'"
+    arrays[path] = tensor
+    return path
+
+
+def _unpack(value: Any, arrays: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value.get("$"):
+        case None:
+            return {key: _unpack(item, arrays) for key, item in value.items()}
+        case "float":
+            return float(value["value"])
+        case "torch":
+            return arrays[value["name"]]
+        case "numpy":
+            return arrays[value["name"]].numpy()
+        case "scalar":
+            return arrays[value["name"]].numpy()[()]
+        case "tuple":
+            return tuple(_unpack(item, arrays) for item in value["items"])
+        case "dict":
+            return {key: _unpack(item, arrays) for key, item in value["items"]}
+    raise ValueError(f"an unknown kind {value['$']!r}")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,438 @@
+"""What a person sees while a run trains: one screen on a terminal, one plain line now and then elsewhere.
+
+The console never stops a run: a stream that breaks (`| head`) is not written to again, and training goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import TracebackType
+from typing import NamedTuple, Protocol, TextIO
+
+from rich.console import Console as Terminal
+from rich.live import Live
+from rich.text import Text
+
+FRAME_SECONDS = 1 / 8
+LINE_SECONDS = 1.0
+PARTS = ("collect", "update", "evaluate", "write")
+PART_KEYS = tuple(f"time/{part}" for part in PARTS)
+PART_STYLES = ("cyan", "green", "yellow", "magenta")
+COLUMNS = (("policy/",), ("loss/",), ("value/", "optimiser/"))
+"""The screen's columns of metrics, by prefix; a narrow terminal drops them from the right."""
+LABELS = {
+    "policy/approx_kl": "KL",
+    "policy/kl": "KL",
+    "loss/policy": "policy loss",
+    "loss/value": "value loss",
+    "loss/total": "total loss",
+    "optimiser/grad_norm": "gradient norm",
+}
+COLUMN_WIDTH, GAP = 28, 3
+
+
+class Glyphs(NamedTuple):
+    filled: str
+    rest: str
+    levels: str
+    """The chart's cells, from empty to full."""
+    shades: str
+    """One for each part of the time."""
+    dot: str
+    ellipsis: str
+
+
+UNICODE = Glyphs("━", "─", " ▁▂▃▄▅▆▇█", "█▓▒░", "·", "…")
+ASCII = Glyphs("#", "-", " .:#", "#=+.", "-", "~")
+
+
+# ---------------------------------------------------------------- numbers, as they are read
+
+
+def number(x: float) -> str:
+    """About four digits: 12,345 · 187.3 · 12.34 · 0.612 · 3.0e-04."""
+    size = abs(x)
+    if not math.isfinite(x) or size >= 1e7:
+        return f"{x:.3g}"
+    if size >= 1000:
+        return f"{x:,.0f}"
+    if size >= 100:
+        return f"{x:.1f}"
+    if size >= 1:
+        return f"{x:.2f}"
+    return f"{x:.3g}" if size >= 1e-3 or x == 0 else f"{x:.1e}"
+
+
+def duration(seconds: float) -> str:
+    """8.8 s · 4 min 05 s · 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {s:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bins(values: list[float], count: int) -> list[float]:
+    """The means of at most `count` neighbouring parts of the values."""
+    count = min(count, len(values))
+    cuts = [i * len(values) // count for i in range(count + 1)] if count > 0 else []
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+
+
+def chart(cells: list[float], height: int, levels: str) -> list[str]:
+    """The values as an area one cell wide each, from the top row down."""
+    low, high = min(cells), max(cells)
+    full = len(levels) - 1
+    # The lowest value still shows one level, so that it is not mistaken for a gap.
+    heights = [1 + round((v - low) / (high - low) * (height * full - 1)) if high > low else full for v in cells]
+    return ["".join(levels[min(max(h - row * full, 0), full)] for h in heights) for row in reversed(range(height))]
+
+
+# ---------------------------------------------------------------- what has been logged so far
+
+
+@dataclass
+class Curve:
+    """A series of any length kept as at most `limit` points, each the mean of equally many values."""
+
+    limit: int = 1024
+    points: list[float] = field(default_factory=list)
+    stride: int = 1
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+        if self.count < self.stride:
+            return
+        self.points.append(self.total / self.count)
+        self.total, self.count = 0.0, 0
+        if len(self.points) == self.limit:
+            self.points = [(a + b) / 2 for a, b in zip(self.points[::2], self.points[1::2], strict=True)]
+            self.stride *= 2
+
+
+@dataclass
+class Progress:
+    title: str
+    total_steps: int
+    unit: str
+    began: float
+    step: int = 0
+    latest: dict[str, float] = field(default_factory=dict)
+    last_return: float | None = None
+    """Of the last row in which an episode ended."""
+    returns: Curve = field(default_factory=Curve)
+    evaluations: Curve = field(default_factory=Curve)
+    evaluated_at: int | None = None
+    seconds: list[float] = field(default_factory=lambda: [0.0] * len(PARTS))
+    first: tuple[int, float] | None = None
+    """Step and time of the first row: a resumed run does not begin at step 0."""
+
+    def add(self, row: Mapping[str, float], now: float) -> None:
+        self.step = int(row["step"])
+        if self.first is None:
+            self.first = (self.step, now)
+        self.latest.update(row)
+        value = row.get("rollout/return_mean", math.nan)
+        if math.isfinite(value):
+            self.returns.add(value)
+            self.last_return = value
+        for i, key in enumerate(PART_KEYS):
+            self.seconds[i] += row.get(key, 0.0)
+        if "eval/return_mean" in row:
+            self.evaluations.add(row["eval/return_mean"])
+            self.evaluated_at = self.step
+
+    @property
+    def share(self) -> float:
+        return min(self.step / self.total_steps, 1.0) if self.total_steps else 0.0
+
+    def seconds_left(self, now: float) -> float | None:
+        if self.first is None or self.step <= self.first[0]:
+            return None
+        return max(self.total_steps - self.step, 0) * (now - self.first[1]) / (self.step - self.first[0])
+
+
+# ---------------------------------------------------------------- one plain line
+
+
+def plain_line(progress: Progress, now: float) -> str:
+    latest = progress.latest
+    parts = [f"step {progress.step:,}/{progress.total_steps:,} ({progress.share:.0%})"]
+    if progress.last_return is not None:
+        parts.append(f"return {number(progress.last_return)}")
+    if progress.evaluated_at == progress.step:
+        greedy = latest.get("eval/greedy_return_mean")
+        parts.append(
+            f"eval {number(latest['eval/return_mean'])}" + ("" if greedy is None else f" (greedy {number(greedy)})")
+        )
+    for key, label in (("policy/entropy", "entropy"), ("policy/approx_kl", "kl"), ("loss/total", "loss")):
+        if key in latest and not (key == "loss/total" and "policy/entropy" in latest):
+            parts.append(f"{label} {number(latest[key])}")
+    if "time/steps_per_second" in latest:
+        parts.append(f"{latest['time/steps_per_second']:,.0f} {progress.unit}/s")
+    parts.append(duration(now - progress.began))
+    return "  ".join(parts)
+
+
+# ---------------------------------------------------------------- one screen
+
+
+def screen(progress: Progress, now: float, width: int, height: int, glyphs: Glyphs) -> Text:
+    """At most 15 rows, none wider than the terminal. What does not fit is left out, least important first."""
+    title = Text(progress.title.replace("·", glyphs.dot), style="bold")
+    lines = [title, progress_line(progress, now, width, glyphs), Text()]
+    lines += return_lines(progress, width, 4 if height >= 20 else 1, glyphs)
+    lines += [*metric_lines(progress.latest, width), Text(), *time_lines(progress, width, glyphs)]
+    text = Text(no_wrap=True, overflow="crop", end="")
+    for i, line in enumerate(lines):
+        if line.cell_len > width:
+            line.truncate(width - 1)
+            line.append(glyphs.ellipsis)
+        text.append("\n" if i else "").append_text(line)
+    return text
+
+
+def progress_line(progress: Progress, now: float, width: int, glyphs: Glyphs) -> Text:
+    left = progress.seconds_left(now)
+    tail = f" {progress.share:4.0%}"
+    if width >= 60:
+        tail += f"  {progress.step:,}/{progress.total_steps:,} {progress.unit}"
+    if left is not None:
+        tail += f"  {duration(left)} left"
+    room = max(width - len(tail), 0)
+    filled = int(room * progress.share)
+    return Text.assemble((glyphs.filled * filled, "green"), (glyphs.rest * (room - filled), "bright_black"), tail)
+
+
+def return_lines(progress: Progress, width: int, height: int, glyphs: Glyphs) -> list[Text]:
+    """The last values, then the curve with its bounds to the left: that of the evaluations where no episodes ended."""
+    latest = progress.latest
+    values = Text()
+    if progress.last_return is not None:
+        values.append("return ", "bright_black").append(f"{number(progress.last_return)}   ", "bold")
+    if "eval/return_mean" in latest:
+        values.append("evaluation ", "bright_black").append(number(latest["eval/return_mean"]))
+        more = [f"   greedy {number(latest['eval/greedy_return_mean'])}"] if "eval/greedy_return_mean" in latest else []
+        for text in [*more, f"   at {progress.evaluated_at:,}"]:
+            if values.cell_len + len(text) <= width:
+                values.append(text, "bright_black")
+    cells = bins(progress.returns.points or progress.evaluations.points, width - 10)
+    if not cells:
+        return [values]
+    rows = chart(cells, height, glyphs.levels)
+    bounds = [number(max(cells)), *[""] * (height - 2), number(min(cells))] if height > 1 else [""]
+    lines = [Text.assemble((f"{b:>9} ", "bright_black"), (r, "cyan")) for b, r in zip(bounds, rows, strict=True)]
+    return [values, *lines, Text()]
+
+
+def metric_lines(latest: Mapping[str, float], width: int) -> list[Text]:
+    """Losses and the like in up to three columns of up to four rows."""
+    columns = [[key for prefix in prefixes for key in latest if key.startswith(prefix)][:4] for prefixes in COLUMNS]
+    columns = [column for column in columns if column][: max(1, (width + GAP) // (COLUMN_WIDTH + GAP))]
+    lines = []
+    for i in range(max((len(column) for column in columns), default=0)):
+        line = Text()
+        for j, column in enumerate(columns):
+            line.append(" " * GAP if j else "")
+            if i >= len(column):
+                line.append(" " * COLUMN_WIDTH)
+                continue
+            label = LABELS.get(column[i], column[i].split("/", 1)[1].replace("_", " "))[: COLUMN_WIDTH - 9]
+            value = number(latest[column[i]])
+            line.append(label, "bright_black").append(f"{value:>{COLUMN_WIDTH - len(label)}}")
+        lines.append(line)
+    return lines
+
+
+def time_lines(progress: Progress, width: int, glyphs: Glyphs) -> list[Text]:
+    """Steps per second, and where the time went: a bar and its legend, shades and colours saying the same."""
+    rate = progress.latest.get("time/steps_per_second")
+    head = "" if rate is None else f"{rate:,.0f} {progress.unit}/s   "
+    total = sum(progress.seconds)
+    if total <= 0:
+        return [Text(head)]
+    room = width - len(head)
+    ends = [round(room * sum(progress.seconds[: i + 1]) / total) for i in range(len(PARTS))]
+    bar, legend = Text(head), Text()
+    for i, part in enumerate(PARTS):
+        bar.append(glyphs.shades[i] * (ends[i] - (ends[i - 1] if i else 0)), PART_STYLES[i])
+        entry = f"{glyphs.shades[i]} {part} {progress.seconds[i] / total:.0%}"
+        if legend.cell_len + len(entry) <= width:
+            legend.append(entry, PART_STYLES[i]).append("   ")
+    return [bar, legend]
+
+
+# ---------------------------------------------------------------- where it is shown
+
+
+class Display(Protocol):
+    def wants(self, progress: Progress, now: float) -> bool:
+        """Whether it is time to show something: asked at every row, so it costs nothing."""
+        ...
+
+    def show(self, progress: Progress, now: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self, progress: Progress, now: float) -> None: ...
+
+
+class Stream:
+    """A text stream that falls silent when it breaks, and replaces what its encoding cannot say."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+        self.broken = False
+
+    def write(self, text: str) -> int:
+        if not self.broken:
+            try:
+                self.stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+            except OSError:
+                self.broken = True
+        return len(text)
+
+    def flush(self) -> None:
+        if not self.broken:
+            try:
+                self.stream.flush()
+            except OSError:
+                self.broken = True
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+
+class Lines:
+    """At once, at every evaluation, and otherwise once a second at most, ever more seldom as the run grows long."""
+
+    def __init__(self, stream: Stream):
+        self.stream = stream
+        self.shown = 0
+        self.due = -math.inf
+
+    def wants(self, progress: Progress, now: float) -> bool:
+        return now >= self.due or progress.evaluated_at == progress.step
+
+    def show(self, progress: Progress, now: float) -> None:
+        self.note(plain_line(progress, now))
+        self.shown = progress.step
+        self.due = now + max(LINE_SECONDS, (now - progress.began) / 100)
+
+    def note(self, text: str) -> None:
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def close(self, progress: Progress, now: float) -> None:
+        if progress.step > self.shown:
+            self.show(progress, now)
+
+
+class Screen:
+    """The screen of a terminal, redrawn eight times a second at most, and in at most a fiftieth of the time."""
+
+    def __init__(self, stream: Stream, clock: Callable[[], float]):
+        self.clock = clock
+        self.due = -math.inf
+        self.glyphs = UNICODE if stream.encoding.lower().startswith("utf") else ASCII
+        # Rich asks a file only for what Stream has. Its own answer to a broken pipe is to exit.
+        self.terminal = Terminal(file=stream, force_terminal=True, highlight=False)  # type: ignore[arg-type]
+        self.live = Live(console=self.terminal, auto_refresh=False, vertical_overflow="crop")
+        self.live.start()
+
+    def wants(self, progress: Progress, now: float) -> bool:
+        return now >= self.due
+
+    def show(self, progress: Progress, now: float) -> None:
+        width, height = self.terminal.size
+        self.live.update(screen(progress, now, width, height, self.glyphs), refresh=True)
+        self.due = now + max(FRAME_SECONDS, 50 * (self.clock() - now))
+
+    def note(self, text: str) -> None:
+        self.terminal.print(text, markup=False)
+
+    def close(self, progress: Progress, now: float) -> None:
+        if progress.first is not None:
+            self.show(progress, now)
+        self.live.stop()
+
+
+class Console:
+    """Takes every metrics row and shows what a person can follow."""
+
+    def __init__(self, progress: Progress, display: Display | None, clock: Callable[[], float]):
+        self.progress = progress
+        self.display = display
+        self.clock = clock
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Take a metrics row: cheap, unless it is time to show it."""
+        if self.display is None:
+            return
+        now = self.clock()
+        self.progress.add(row, now)
+        if self.display.wants(self.progress, now):
+            self.display.show(self.progress, now)
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if self.display is not None:
+            self.display.note(text)
+
+    def close(self) -> None:
+        """Show the last state. Nothing is shown after it."""
+        if self.display is not None:
+            self.display.close(self.progress, self.clock())
+            self.display = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def is_plain(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether lines are all that the stream can show: a pipe, a file, continuous integration, a dumb terminal."""
+    return not stream.isatty() or environ.get("TERM", "") in ("dumb", "unknown") or bool(environ.get("CI"))
+
+
+def open_console(
+    *,
+    title: str,
+    total_steps: int,
+    unit: str,
+    quiet: bool = False,
+    stream: TextIO | None = None,
+    plain: bool | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Console:
+    """The console of a run. `unit`: what is counted, `steps` or `tokens`.
+
+    `plain`: lines, not a screen; by default what the stream can show decides.
+    """
+    target = sys.stdout if stream is None else stream
+    progress = Progress(title=title, total_steps=total_steps, unit=unit, began=clock())
+    if quiet:
+        return Console(progress, None, clock)
+    lines_only = is_plain(target, os.environ) if plain is None else plain
+    display: Display = Lines(Stream(target)) if lines_only else Screen(Stream(target), clock)
+    if lines_only:
+        display.note(title)
+    return Console(progress, display, clock)

@@ -1,0 +1,231 @@
+"""Reading a run directory. No torch, and NumPy only when arrays are asked for, so that `pgcli runs` answers at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgcli.errors import InputError
+from pgcli.runs import lock
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 1
+"""Of run.json and of the files beside it; a checkpoint has its own."""
+WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+"""How metrics.jsonl and run.json spell what JSON has no number for."""
+
+
+class Run:
+    """A run directory, as it was when it was opened."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.info = _read_info(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def id(self) -> str:
+        return self.info["id"]
+
+    @property
+    def status(self) -> str:
+        """`running`, `completed`, `failed`, `interrupted`; or `died`: it was killed before it could say so."""
+        status = self.info["status"]
+        return "died" if status == "running" and not lock.in_use(self.path) else status
+
+    @property
+    def choices(self) -> dict[str, str]:
+        return self.info["choices"]
+
+    @property
+    def slug(self) -> str:
+        return self.info["slug"]
+
+    @property
+    def seed(self) -> int:
+        return self.info["seed"]
+
+    @property
+    def steps(self) -> int:
+        """Actions trained so far: while it runs, or if it was killed, those of the last row."""
+        if self.info["ended"]:
+            return self.info["steps"]
+        path = self.path / "metrics.jsonl"
+        last = _parse(path, _lines(path)[-1:])
+        return last[0]["step"] if last else self.info["steps"]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        import yaml
+
+        path = self.path / "config.yaml"
+        try:
+            # The C parser is several times faster, and not in every build of PyYAML.
+            return yaml.load(path.read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+    def rows(self, key: str | None = None) -> list[dict[str, Any]]:
+        """The metrics, oldest first; only those rows that have `key`, if one is given."""
+        path = self.path / "metrics.jsonl"
+        if key is None:
+            return _parse(path, _lines(path))
+        # Most keys are in few rows: not to parse the others makes `compare` several times faster.
+        return _parse(path, _lines_with(path, json.dumps(key)))
+
+    def points(self, key: str) -> tuple[list[int], list[float]]:
+        """The steps at which `key` was logged, and its values."""
+        rows = self.rows(key)
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+    def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """As `points`: (K,) int64 and (K,) float64."""
+        import numpy as np
+
+        steps, values = self.points(key)
+        return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
+
+    def episodes(self) -> dict[str, np.ndarray]:
+        """Finished training episodes, a column each: `r` return, `l` length, `t` seconds, `step`, `seed`."""
+        import numpy as np
+
+        lines = _lines(self.path / "episodes.csv")[1:]  # without the line of JSON that Monitor's layout begins with
+        names = lines[0].split(",") if lines else []
+        rows = [line.split(",") for line in lines[1:]]
+        if any(len(row) != len(names) for row in rows):
+            raise InputError(f"{self.path / 'episodes.csv'} is damaged: its rows differ in length")
+        kinds = {"r": np.float64, "t": np.float64}
+        return {
+            name: np.array([row[i] for row in rows], dtype=str).astype(kinds.get(name, np.int64))
+            for i, name in enumerate(names)
+        }
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first. Whether one is intact is known only when it is read."""
+        return list_checkpoints(self.path / "checkpoints")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    found = folder.glob("step-*") if folder.is_dir() else []
+    return sorted((path for path in found if re.fullmatch(r"step-\d{9,}", path.name)), key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def find_run(text: str, runs_dir: Path | str = "runs") -> Run:
+    """The run that a user means: a path, the id of a run in `runs_dir`, or `latest`."""
+    if text == "latest":
+        runs = list_runs(runs_dir)
+        if not runs:
+            raise InputError(f"there is no run in {runs_dir}: start one with `pgcli train`, or name a run directory")
+        return runs[-1]
+    inside = Path(runs_dir) / text
+    return Run(inside if not Path(text).exists() and inside.is_dir() else text)
+
+
+def list_runs(runs_dir: Path | str = "runs") -> list[Run]:
+    """Oldest first. `scan_runs` also tells which could not be read."""
+    return scan_runs(runs_dir)[0]
+
+
+def scan_runs(runs_dir: Path | str) -> tuple[list[Run], list[str]]:
+    """The runs in a folder, oldest first, and a sentence for each that is damaged or of another schema."""
+    runs, problems = [], []
+    for path in sorted(Path(runs_dir).glob("*/run.json")):
+        try:
+            runs.append(Run(path.parent))
+        except InputError as error:
+            problems.append(str(error))
+    return sorted(runs, key=lambda run: run.info["created"]), problems
+
+
+def plain(value: Any) -> Any:
+    """A tree whose numbers JSON can hold: NaN and infinities by name. To drop them would hide why a run went wrong."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    file = path / "run.json"
+    try:
+        info = json.loads(file.read_text("utf-8"), object_hook=_numbers)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} is not a run directory: it has no run.json") from error
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: it is not JSON") from error
+    if not isinstance(info, dict) or "schema" not in info:
+        raise InputError(f"{path} is not a run directory: its run.json names no schema")
+    if info["schema"] != SCHEMA:
+        raise InputError(
+            f"{path} has schema {info['schema']}, and this pgcli reads schema {SCHEMA}: use the one that made it"
+        )
+    missing = {"id", "status", "choices", "slug", "seed", "created", "ended", "steps"} - info.keys()
+    if missing:
+        raise InputError(f"{file} is damaged: it has no {', '.join(sorted(missing))}")
+    return info
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: WORDS.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _lines(path: Path) -> list[str]:
+    return _complete(path).split("\n")[:-1]
+
+
+def _lines_with(path: Path, word: str) -> list[str]:
+    text, lines = _complete(path), []
+    found = text.find(word)
+    while found >= 0:
+        end = text.find("\n", found)
+        lines.append(text[text.rfind("\n", 0, found) + 1 : end])
+        found = text.find(word, end)
+    return lines
+
+
+def _complete(path: Path) -> str:
+    """The complete lines of a file that another process may be appending to; a torn last one is not there yet."""
+    try:
+        text = path.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return text[: text.rfind("\n") + 1]
+
+
+def _parse(path: Path, lines: list[str]) -> list[dict[str, Any]]:
+    text = ",".join(lines)
+    try:
+        rows = json.loads(f"[{text}]")  # one call for all lines is twice as fast as one call for each
+    except ValueError:
+        rows = [_parse_line(path, line) for line in lines]
+    if '"NaN"' in text or 'Infinity"' in text:
+        rows = [_numbers(row) for row in rows]
+    return rows
+
+
+def _parse_line(path: Path, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: `{line[:60]}` is not a row of JSON") from error

@@ -1,0 +1,303 @@
+"""Writing a run directory.
+
+    runs/20261120-165501_ppo_cartpole_s0_7f3a9c/
+        run.json            what it is, where it came from, how it ended
+        config.yaml         resolved; overrides.txt: what was typed; git.diff: uncommitted changes
+        metrics.jsonl       a row for each update, appended
+        episodes.csv        finished training episodes, in Monitor's layout
+        log.txt             what happened, with the time
+        checkpoints/        step-N/: the newest few, and the best
+        metrics.discarded.jsonl, episodes.discarded.csv
+                            rows after the checkpoint from which the run was resumed
+
+Only relative paths, so that it can be moved. A row goes to the operating system at once and is made durable with the
+next checkpoint: a kill loses nothing, a power cut nothing up to the checkpoint from which the run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pgcli.errors import InputError, RunError
+from pgcli.runs import checkpoint, files, lock, provenance
+from pgcli.runs.checkpoint import Loaded
+from pgcli.runs.reader import SCHEMA, Run, plain
+from pgcli.types import Episode, Metrics, State
+
+NAME_LIMIT = 40
+"""Characters of a part of a run's name: three parts, stamps and separators stay far below the 255 of a file name."""
+EPISODE_COLUMNS = "r,l,t,step,seed"
+
+
+class RunWriter:
+    """The one process that writes a run. `create` or `reopen`; `finish`, or `close`, lets go of it."""
+
+    def __init__(self, path: Path, info: dict[str, Any], keep: int) -> None:
+        self.path = path
+        self.keep = keep
+        self._info = info
+        self._intact: set[Path] = set()
+        self._step = info["steps"]
+        self._open: dict[str, int] = {}  # file name -> descriptor
+        self._began = time.monotonic()
+        self._held = True
+
+    # ------------------------------------------------------------ opening
+
+    @classmethod
+    def create(
+        cls,
+        runs_dir: Path | str,
+        *,
+        algo: str,
+        slug: str,
+        seed: int,
+        info: dict[str, Any],
+        config: dict[str, Any],
+        overrides: list[str],
+        path: Path | str | None = None,
+        parent: Path | None = None,
+    ) -> RunWriter:
+        """A new run directory, locked.
+
+        Args:
+            info: what run.json says beyond what is known here.
+            path: the directory to make, instead of one with a fresh name in `runs_dir`.
+            parent: the run that this one goes on from.
+
+        Raises InputError if it cannot be made, and leaves nothing behind.
+        """
+        folder = Path(path).parent if path else Path(runs_dir)
+        made = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            made = _make_dir(Path(path)) if path else _make_fresh_dir(folder, algo, slug, seed)
+            lock.acquire(made)
+            full = _describe(made, slug, seed) | info
+            full["parent"] = os.path.relpath(parent, made) if parent else None
+            _fill(made, full, config, overrides)
+            return cls(made, full, config["checkpoint"]["keep"])
+        except OSError as error:
+            if made:
+                with contextlib.suppress(OSError):
+                    files.remove(made)
+            message = f"cannot write to {folder}: {error.strerror or error}; choose another folder with runs_dir=..."
+            raise InputError(message) from error
+
+    @classmethod
+    def reopen(cls, path: Path | str) -> RunWriter:
+        """Go on with a run: `load` its newest checkpoint, then `rewind` to it.
+
+        Raises InputError if it is no run, or in use.
+        """
+        run = Run(path)
+        keep = run.config["checkpoint"]["keep"]
+        try:
+            lock.acquire(run.path)
+        except OSError as error:
+            raise InputError(f"cannot write to {path}: {error.strerror}") from error
+        with _writing(run.path):
+            files.sweep(run.path)
+            checkpoint.sweep(run.path / "checkpoints")
+            info = Run(run.path).info  # again: until we had the lock, another process may have written it
+            return cls(run.path, info, keep)
+
+    def load(self) -> Loaded:
+        """The newest intact checkpoint. Raises InputError, and lets go of the run, if there is none."""
+        try:
+            loaded = checkpoint.load_newest(self.path / "checkpoints")
+        except InputError:
+            self.close()
+            raise
+        self._intact.add(self.path / "checkpoints" / f"step-{loaded.step:09d}")
+        return loaded
+
+    def rewind(self, step: int) -> None:
+        """Set aside what was written after `step`, so that the run goes on from there and has every step once."""
+        with _writing(self.path):
+            checkpoint.set_aside(self.path / "checkpoints", step)
+            kept = _cut(self.path / "metrics.jsonl", step, header=0, step_of=lambda line: json.loads(line)["step"])
+            _cut(self.path / "episodes.csv", step, header=2, step_of=lambda line: int(line.split(",")[3]))
+            self._close_files()  # those that were open have been replaced
+        self._step = step
+        # `wall` counts the seconds that the run was running, not those that it lay dead.
+        self._began = time.monotonic() - (json.loads(kept[-1])["wall"] if kept else 0.0)
+        self.update_info(status="running", reason=None, ended=None, steps=step)
+
+    # ------------------------------------------------------------ writing
+
+    @property
+    def wall(self) -> float:
+        """Seconds that the run has been running, over all its processes."""
+        return time.monotonic() - self._began
+
+    def log(self, step: int, update: int, metrics: Metrics) -> None:
+        """Append a row. Log all that belongs to `step` before saving it: a resumed run begins after its checkpoint."""
+        row = {"step": step, "update": update, "wall": round(self.wall, 6)}
+        row |= {key: value if type(value) is int else float(value) for key, value in metrics.items()}
+        self._append("metrics.jsonl", f"{json.dumps(plain(row), allow_nan=False)}\n")
+        self._step = step
+
+    def episodes(self, step: int, episodes: list[Episode]) -> None:
+        """Append episodes that finished in the rollout that ended at `step`."""
+        wall = round(self.wall, 6)
+        rows = [f"{float(episode.total)!r},{episode.length},{wall},{step},{episode.seed}\n" for episode in episodes]
+        self._append("episodes.csv", "".join(rows))
+
+    def event(self, text: str) -> None:
+        """Append a line to log.txt."""
+        self._append("log.txt", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+
+    def save(self, step: int, state: State, *, best: bool = False) -> Path:
+        """Write a checkpoint, then remove those no longer kept. If it fails, the last good one is still there."""
+        with _writing(self.path):
+            files.fsync(self.path / "metrics.jsonl")
+            files.fsync(self.path / "episodes.csv")
+            path = checkpoint.write(self.path / "checkpoints", step, state, best=best)
+            self._intact.add(path)
+            checkpoint.prune(path.parent, self.keep, self._intact)
+        self._step = step
+        return path
+
+    def update_info(self, **fields: Any) -> None:
+        """Change run.json, atomically."""
+        self._info |= fields
+        with _writing(self.path):
+            files.replace(self.path / "run.json", _json(self._info))
+
+    # ------------------------------------------------------------ closing
+
+    def finish(self, status: str, reason: str | None = None, summary: dict[str, Any] | None = None) -> None:
+        """Say how the run ended (`completed`, `failed`, `interrupted`), and let go of it."""
+        try:
+            self.update_info(
+                status=status,
+                reason=reason,
+                ended=datetime.now(UTC).isoformat(),
+                steps=self._step,
+                summary=summary or {},
+            )
+        except RunError:
+            # A disk that is still full must not hide why the run failed: left as `running`, it reads as `died`.
+            if status == "completed":
+                raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the run. Does nothing the second time."""
+        if self._held:
+            self._held = False
+            self._close_files()
+            lock.release(self.path)
+
+    def _append(self, name: str, text: str) -> None:
+        with _writing(self.path):
+            if name not in self._open:
+                self._open[name] = files.open_append(self.path / name)
+            files.append(self._open[name], text.encode())
+
+    def _close_files(self) -> None:
+        while self._open:
+            files.close(self._open.popitem()[1])
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """The resolved config of the run at `path`, which a resumed run may extend."""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    files.replace(path / "config.yaml", text.encode())
+
+
+def slugify(name: str) -> str:
+    """`my_package:MyEnv-v0` -> `my_package-myenv-v0`: safe in a file name, and not too long."""
+    return re.sub(r"[^a-z0-9_]+", "-", name.lower())[:NAME_LIMIT].strip("-_") or "unnamed"
+
+
+def _make_dir(path: Path) -> Path:
+    try:
+        files.make_dir(path)
+    except FileExistsError as error:
+        raise InputError(f"{path} exists already: name another, or go on with it by `pgcli resume {path}`") from error
+    return path
+
+
+def _make_fresh_dir(folder: Path, algo: str, slug: str, seed: int) -> Path:
+    while True:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        path = folder / f"{stamp}_{slugify(algo)}_{slugify(slug)}_s{seed}_{secrets.token_hex(3)}"
+        with contextlib.suppress(FileExistsError):  # another run has this name
+            files.make_dir(path)
+            return path
+
+
+def _describe(path: Path, slug: str, seed: int) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA, "id": path.name, "status": "running", "reason": None, "slug": slug, "seed": seed,
+        "created": datetime.now(UTC).isoformat(), "ended": None, "steps": 0, "summary": {},
+        "versions": provenance.versions(), "machine": provenance.machine(),
+    }  # fmt: skip
+
+
+def _fill(path: Path, info: dict[str, Any], config: dict[str, Any], overrides: list[str]) -> None:
+    """Write all but run.json, then run.json: with it the folder becomes a run."""
+    info["git"], diff = provenance.git(Path.cwd())
+    if diff:
+        files.write(path / "git.diff", diff)
+    monitor = {"t_start": time.time(), "env_id": config["env"].get("id") or info["slug"]}
+    files.make_dir(path / "checkpoints")
+    write_config(path, config)
+    files.write(path / "overrides.txt", _text(overrides).encode())
+    files.write(path / "metrics.jsonl", b"")
+    files.write(path / "episodes.csv", f"#{json.dumps(monitor)}\n{EPISODE_COLUMNS}\n".encode())
+    files.replace(path / "run.json", _json(info))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk, or one that went away, as one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path}: {error.strerror or error}; its last good checkpoint is kept"
+        ) from error
+
+
+def _cut(path: Path, step: int, *, header: int, step_of: Callable[[str], int]) -> list[str]:
+    """Move the rows after `step`, and those that make no sense, to NAME.discarded.SUFFIX. Returns those that stay."""
+    discarded = path.with_name(f"{path.stem}.discarded{path.suffix}")
+    lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]  # a torn last line is neither
+    head = lines[:header]
+    kept: list[str] = []
+    later: list[str] = []
+    for line in lines[header:]:
+        try:
+            stays = step_of(line) <= step
+        except (ValueError, KeyError, TypeError, IndexError):
+            stays = False
+        (kept if stays else later).append(line)
+    # First what is set aside, then what stays: killed in between, a row is set aside twice, but never lost.
+    if later:
+        before = discarded.read_text("utf-8", errors="replace") if discarded.exists() else _text(head)
+        files.replace(discarded, (before + _text(later)).encode())
+    files.replace(path, _text(head + kept).encode())
+    return kept
+
+
+def _text(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _json(info: dict[str, Any]) -> bytes:
+    return (json.dumps(plain(info), indent=1, allow_nan=False) + "\n").encode()
