@@ -22,6 +22,10 @@ Observations: TypeAlias = Any
 """A tensor, or a dict of tensors, whose leading axes are those of the actions. Opaque to algorithms."""
 
 
+ABSENT: Any = None
+"""The value of a field that only some rollouts have. An algorithm that needs it has said so, and it is there."""
+
+
 # ---------------------------------------------------------------- what an environment looks like
 
 
@@ -137,7 +141,8 @@ class Evaluation(NamedTuple):
 
     log_probs: Tensor
     entropy: Tensor
-    values: Tensor | None
+    values: Tensor
+    """ABSENT without a critic."""
 
 
 PolicyFunction: TypeAlias = Callable[[Observations, Tensor], Evaluation]
@@ -148,7 +153,7 @@ PolicyFunction: TypeAlias = Callable[[Observations, Tensor], Evaluation]
 
 
 class Episode(NamedTuple):
-    """A finished episode: undiscounted return of the task's own rewards, length in actions, and the seed that began it."""
+    """A finished episode: undiscounted return of the task's own rewards, length in actions, and its seed."""
 
     total: float
     length: int
@@ -178,15 +183,15 @@ class Rollout:
     """(N, T) bool: a time or length limit cut the episode after this action."""
     mask: Tensor
     """(N, T) bool: the policy chose this action (the end token included)."""
-    log_probs: Tensor | None = None
+    log_probs: Tensor = ABSENT
     """(N, T), of the behaviour policy, under the exact sampling distribution. None for demonstrations."""
-    values: Tensor | None = None
+    values: Tensor = ABSENT
     """(N, T), V(s_t), where there is a critic."""
-    next_values: Tensor | None = None
+    next_values: Tensor = ABSENT
     """(N, T), V of the true successor; meaningless (and unused) where terminated."""
-    reference_log_probs: Tensor | None = None
+    reference_log_probs: Tensor = ABSENT
     """(N, T), of the frozen reference policy, where there is one."""
-    groups: Tensor | None = None
+    groups: Tensor = ABSENT
     """(N,) int64: rows with the same initial state share a number."""
     weights: Tensor | None = None
     """(N,): None when sampled; the probability of each row when the rows enumerate a distribution."""
@@ -201,16 +206,21 @@ class Rollout:
         return self.terminated | self.truncated
 
     def batch(
-        self, advantages: Tensor, aggregation: Aggregation, returns: Tensor | None = None, *, constant: float | None = None
+        self,
+        advantages: Tensor,
+        aggregation: Aggregation,
+        returns: Tensor = ABSENT,
+        *,
+        constant: float | None = None,
     ) -> Batch:
-        """What the loss reads. `advantages`, `returns`: (N, T); `aggregation`: how the policy loss adds up its actions."""
+        """What the loss reads. `advantages`, `returns`: (N, T); `aggregation`: how the policy loss adds up."""
         per_action = aggregation_weights(self.mask, "token_mean", row_weights=self.weights)
         weights = per_action
         if aggregation != "token_mean":
             weights = aggregation_weights(self.mask, aggregation, row_weights=self.weights, constant=constant)
         return Batch(
-            observations=self.observations, actions=self.actions, mask=self.mask, weights=weights, per_action=per_action,
-            advantages=advantages, returns=returns, log_probs=self.log_probs, values=self.values,
+            observations=self.observations, actions=self.actions, mask=self.mask, weights=weights,
+            per_action=per_action, advantages=advantages, returns=returns, log_probs=self.log_probs, values=self.values,
             reference_log_probs=self.reference_log_probs,
         )  # fmt: skip
 
@@ -225,28 +235,27 @@ class Batch:
 
     observations: Observations
     actions: Tensor
-    mask: Tensor | None
-    """None once cut into single actions: there is no padding left."""
+    mask: Tensor
+    """ABSENT once cut into single actions: there is no padding left."""
     weights: Tensor
     """The aggregation that the algorithm chose."""
     per_action: Tensor
     """Every action alike: they sum to one."""
     advantages: Tensor
-    returns: Tensor | None = None
-    log_probs: Tensor | None = None
-    values: Tensor | None = None
-    reference_log_probs: Tensor | None = None
+    returns: Tensor = ABSENT
+    log_probs: Tensor = ABSENT
+    values: Tensor = ABSENT
+    reference_log_probs: Tensor = ABSENT
 
     def __len__(self) -> int:
         return len(self.actions)
 
     def single_actions(self) -> Batch:
         """Cut into (B,) single actions without the padding: the unit of a policy without memory."""
-        assert self.mask is not None
         keep = self.mask.flatten()
         everything = bool(keep.all())
         cut = self._each(lambda x: x.flatten(0, 1) if everything else x.flatten(0, 1)[keep])
-        return replace(cut, mask=None)
+        return replace(cut, mask=ABSENT)
 
     def __getitem__(self, rows: Tensor) -> Batch:
         return self._each(lambda x: index(x, rows))

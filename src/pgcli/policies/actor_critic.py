@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgcli.errors import InputError
 from pgcli.policies.heads import Head
-from pgcli.types import ControlSpec, Evaluation, PolicyFunction, Spec
+from pgcli.types import ABSENT, ControlSpec, Evaluation, PolicyFunction, Spec
 
 
 class ActorCritic(nn.Module):
@@ -38,7 +38,9 @@ class ActorCritic(nn.Module):
     def forward(self, observations: Tensor, actions: Tensor) -> Evaluation:
         """observations (B, *shape), actions (B,) or (B, A) -> an Evaluation of (B,)."""
         log_probs, entropy = self.head.evaluate(self.actor(observations), actions)
-        return Evaluation(log_probs, entropy, self.critic(observations).squeeze(-1) if self.critic is not None else None)
+        return Evaluation(
+            log_probs, entropy, self.critic(observations).squeeze(-1) if self.critic is not None else ABSENT
+        )
 
     def once_differentiable(self) -> PolicyFunction:
         """The same evaluation for a gradient step, where a faster one exists. A test holds the two together."""
@@ -101,13 +103,16 @@ def control_spec(spec: Spec, policy: str, *, dimensions: int) -> ControlSpec:
     return spec
 
 
-def initialise(layers: list[nn.Module], gains: list[float], *, orthogonal: bool, generator: torch.Generator) -> None:
+def initialise(
+    layers: Sequence[nn.Linear | nn.Conv2d], gains: Sequence[float], *, orthogonal: bool, generator: torch.Generator
+) -> None:
     """Weights from `generator` alone, biases zero.
 
     Orthogonal (Saxe et al. 2014) with the given gains, else uniform within 1/sqrt(fan-in), as torch's own default.
     """
     for layer, gain in zip(layers, gains, strict=True):
         weight, bias = layer.weight, layer.bias
+        assert bias is not None
         if orthogonal:
             nn.init.orthogonal_(weight, gain, generator=generator)
             nn.init.zeros_(bias)

@@ -30,9 +30,7 @@ class CNN(ActorCritic):
         spec = control_spec(spec, config.name, dimensions=3)
         head = make_head(spec.actions, config.initial_log_std)
         actor = _network(spec.observation_shape, config, head.size, 0.01, generator)
-        super().__init__(
-            actor, head, _network(spec.observation_shape, config, 1, 1.0, generator) if critic else None
-        )
+        super().__init__(actor, head, _network(spec.observation_shape, config, 1, 1.0, generator) if critic else None)
 
 
 def _network(
@@ -45,7 +43,12 @@ def _network(
     for out in config.channels:
         parts += [nn.Conv2d(channels, out, kernel_size=3, stride=2, padding=1), activation()]
         channels, height, width = out, (height + 1) // 2, (width + 1) // 2
-    parts += [nn.Flatten(), nn.Linear(channels * height * width, config.dense), activation(), nn.Linear(config.dense, outputs)]
+    parts += [
+        nn.Flatten(),
+        nn.Linear(channels * height * width, config.dense),
+        activation(),
+        nn.Linear(config.dense, outputs),
+    ]
     trained = [part for part in parts if isinstance(part, nn.Conv2d | nn.Linear)]
     gains = [math.sqrt(2)] * (len(trained) - 1) + [last_gain]
     initialise(trained, gains, orthogonal=config.orthogonal, generator=generator)

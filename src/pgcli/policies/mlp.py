@@ -16,11 +16,11 @@ from torch.autograd.function import once_differentiable
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork, control_spec, initialise
 from pgcli.policies.heads import make_head
 from pgcli.settings import Settings
-from pgcli.types import Evaluation, PolicyFunction, Spec
+from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec
 
 
 class MLP(ActorCritic):
-    """Separate actor and critic; orthogonal initialisation with gain sqrt(2), 0.01 at the policy's end, 1 at the value's.
+    """Separate actor and critic; orthogonal initialisation of gain sqrt(2), 0.01 at the policy's end, 1 at the value's.
 
     (Andrychowicz et al. 2021: separate networks and a small last policy layer are what matters most.)
     """
@@ -45,14 +45,14 @@ class MLP(ActorCritic):
         return _activations(observations, self.critic.tensors(), self.critic.activation)[-1].squeeze(-1)
 
     def once_differentiable(self) -> PolicyFunction:
-        """The networks as one node of the graph: half the time of a gradient step on small batches goes into the others."""
+        """The networks as one node of the graph: on small batches most of the time goes into the number of nodes."""
         networks = [net for net in (self.actor, self.critic) if isinstance(net, Perceptron)]
         weights = [tensor for net in networks for tensor in net.tensors()]
 
         def evaluate(observations: Tensor, actions: Tensor) -> Evaluation:
             outputs, *values = Perceptrons.apply(observations, len(networks), networks[0].activation, *weights)
             log_probs, entropy = self.head.evaluate(outputs, actions)
-            return Evaluation(log_probs, entropy, values[0].squeeze(-1) if values else None)
+            return Evaluation(log_probs, entropy, values[0].squeeze(-1) if values else ABSENT)
 
         return evaluate
 
@@ -65,10 +65,11 @@ class Perceptron(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [inputs, *config.hidden, outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)
         self.activation = config.activation
         gains = [math.sqrt(2)] * len(config.hidden) + [last_gain]
-        initialise(list(self.layers), gains, orthogonal=config.orthogonal, generator=generator)
+        initialise(layers, gains, orthogonal=config.orthogonal, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         activation = torch.tanh if self.activation == "tanh" else torch.relu
@@ -79,7 +80,7 @@ class Perceptron(nn.Module):
 
     def tensors(self) -> list[Tensor]:
         """Weight and bias of each layer in turn."""
-        return [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
+        return list(self.parameters())
 
     def arrays(self) -> ArrayNetwork:
         """The same network on the same weights in NumPy: without torch's few microseconds an operation."""
@@ -134,11 +135,14 @@ class Perceptrons(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
-        layers = (len(saved) + ctx.count) // (3 * ctx.count)  # a network of L layers saves 2 L weights, L - 1 activations
+        layers = (len(saved) + ctx.count) // (
+            3 * ctx.count
+        )  # a network of L layers saves 2 L weights, L - 1 activations
         weights, hidden = saved[: 2 * layers * ctx.count], saved[2 * layers * ctx.count :]
         derivative = torch.ops.aten.tanh_backward if ctx.activation == "tanh" else _relu_backward
         found: list[Tensor | None] = []
-        for n, gradient in enumerate(gradients):
+        for n, output_gradient in enumerate(gradients):
+            gradient = output_gradient
             inputs = [x, *hidden[n * (layers - 1) : (n + 1) * (layers - 1)]]
             own: list[Tensor | None] = []
             for i in reversed(range(layers)):

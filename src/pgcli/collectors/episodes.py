@@ -1,0 +1,164 @@
+"""Whole episodes: a fixed set of them is begun, and all of it is waited for.
+
+To keep the first to finish would favour short episodes. Who plays them is a `Player`: `Stepping` an environment here,
+or decoding completions (`collectors.completions`). Evaluation plays through the same door.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.types import ABSENT, Continuous, Episode, Rollout, State, VectorEnvironment
+
+
+class Player(Protocol):
+    """Plays one whole episode for each seed."""
+
+    def play(
+        self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
+    ) -> Rollout:
+        """A Rollout with one episode a row. Greedy without a generator; `held_out`: for an evaluation."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+class EpisodeCollector:
+    """`num_groups` x `group_size` whole episodes at a time; those of a group share their seed, so their first state."""
+
+    def __init__(self, player: Player, *, num_groups: int, group_size: int, seed: int) -> None:
+        self.player, self.num_groups, self.group_size, self.seed = player, num_groups, group_size, seed
+        self.generator = numpy_generator(seed, "actions")
+        self.begun = 0  # groups so far: the next one's number, and so its seed
+
+    def collect(self, policy: Any) -> Rollout:
+        """A Rollout of (num_groups * group_size, T), T the longest episode."""
+        numbers = range(self.begun, self.begun + self.num_groups)
+        self.begun += self.num_groups
+        seeds = [seed for seed in episode_seeds(self.seed, "train", numbers) for _ in range(self.group_size)]
+        rollout = self.player.play(policy, seeds, self.generator)
+        rollout.groups = torch.arange(len(seeds), device=rollout.rewards.device) // self.group_size
+        return rollout
+
+    def state_dict(self) -> State:
+        return {
+            "begun": self.begun,
+            "generator": self.generator.bit_generator.state,
+            "player": self.player.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.begun = state["begun"]
+        self.generator.bit_generator.state = state["generator"]
+        self.player.load_state_dict(state["player"])
+
+
+class Stepping:
+    """Plays whole episodes in a stepped environment, each row its own."""
+
+    def __init__(self, env: VectorEnvironment, *, device: torch.device) -> None:
+        self.env, self.device = env, device
+
+    def play(
+        self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
+    ) -> Rollout:
+        """As many episodes as seeds, at most `env.num_envs` of them at a time."""
+        del held_out  # an initial state is held out by its seed alone
+        parts = [
+            self._play(policy, seeds[i : i + self.env.num_envs], generator)
+            for i in range(0, len(seeds), self.env.num_envs)
+        ]
+        return parts[0] if len(parts) == 1 else _stack(parts)
+
+    def _play(self, policy: Any, seeds: list[int], generator: np.random.Generator | None) -> Rollout:
+        env, N = self.env, len(seeds)
+        sampler = policy.sampler()
+        rows = np.arange(N)
+        current = env.reset(rows, seeds)
+        columns: list[tuple[np.ndarray, ...]] = []  # of the rows still open at t
+        finals = np.zeros_like(current)
+        totals, lengths = np.zeros(N), np.zeros(N, dtype=np.int64)
+        while len(rows):
+            noise = sampler.noise(generator, (len(rows),)) if generator else None
+            actions, outputs = sampler.act(current, noise)
+            step = env.step(actions, rows)
+            columns.append((rows, current, actions, outputs, step.rewards, step.terminated, step.truncated))
+            totals[rows] += step.task_rewards
+            lengths[rows] += 1
+            done = step.terminated | step.truncated
+            current = step.observations
+            if done.any():
+                finals[rows[done]] = current[done]
+                rows, current = rows[~done], current[~done]
+        return self._rollout(policy, sampler, columns, finals, totals, lengths, seeds)
+
+    def _rollout(
+        self, policy: Any, sampler: Any, columns: list[tuple[np.ndarray, ...]], finals: np.ndarray, totals: np.ndarray,
+        lengths: np.ndarray, seeds: list[int],
+    ) -> Rollout:  # fmt: skip
+        """Columns of shrinking height -> right-padded (N, T)."""
+        N, T = len(seeds), len(columns)
+
+        def grid(field: int, dtype: Any) -> torch.Tensor:
+            array = np.zeros((N, T, *columns[0][field].shape[1:]), dtype=dtype)
+            for t, column in enumerate(columns):
+                array[column[0], t] = column[field]
+            return torch.from_numpy(array).to(self.device)
+
+        real = isinstance(self.env.spec.actions, Continuous)
+        mask = torch.from_numpy(np.arange(T) < lengths[:, None]).to(self.device)
+        rollout = Rollout(
+            observations=grid(1, np.float32), actions=grid(2, np.float32 if real else np.int64),
+            rewards=grid(4, np.float32), terminated=grid(5, bool), truncated=grid(6, bool), mask=mask,
+            episodes=[Episode(float(r), int(n), s) for r, n, s in zip(totals, lengths, seeds, strict=True)],
+        )  # fmt: skip
+        rollout.log_probs = sampler.log_probs(grid(3, np.float32), rollout.actions)
+        if policy.has_critic:
+            with torch.no_grad():
+                flat = torch.cat([rollout.observations.flatten(0, 1), torch.from_numpy(finals).to(self.device)])
+                values = policy.values(flat)
+            rollout.values = values[: N * T].view(N, T)
+            following = torch.cat([rollout.values[:, 1:], rollout.values[:, :1]], dim=1)
+            rollout.next_values = torch.where(rollout.done, values[N * T :, None], following)
+        return rollout
+
+    def state_dict(self) -> State:
+        return {"env": self.env.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.env.load_state_dict(state["env"])
+
+
+def _stack(parts: list[Rollout]) -> Rollout:
+    """Rollouts of different lengths as one, padded on the right."""
+    longest = max(part.mask.shape[1] for part in parts)
+
+    def join(name: str) -> Any:
+        pieces = [getattr(part, name) for part in parts]
+        if pieces[0] is ABSENT:
+            return ABSENT
+        padded = []
+        for x in pieces:
+            out = x.new_zeros((x.shape[0], longest, *x.shape[2:]))
+            out[:, : x.shape[1]] = x
+            padded.append(out)
+        return torch.cat(padded)
+
+    names = (
+        "observations",
+        "actions",
+        "rewards",
+        "terminated",
+        "truncated",
+        "mask",
+        "log_probs",
+        "values",
+        "next_values",
+    )
+    return Rollout(**{name: join(name) for name in names}, episodes=[e for part in parts for e in part.episodes])

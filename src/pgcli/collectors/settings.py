@@ -1,0 +1,41 @@
+"""How much to collect at once. An algorithm's Config takes those that its `collects` names."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pgcli.settings import Settings
+
+
+class Segments(Settings):
+    """For `segments`: pieces of a fixed length, cut anywhere and bootstrapped."""
+
+    num_envs: int = Field(ge=1, description="environments stepped side by side")
+    num_steps: int = Field(ge=1, description="steps of each environment per update")
+
+
+class Episodes(Settings):
+    """For `episodes`: whole episodes, all of those that were begun."""
+
+    num_episodes: int = Field(ge=1, description="whole episodes (or completions) per update")
+
+
+class Groups(Settings):
+    """For `groups`: whole episodes that share their initial state (or prompt) in groups."""
+
+    num_groups: int = Field(ge=1, description="initial states (or prompts) per update")
+    group_size: int = Field(ge=2, description="episodes (or completions) from each of them")
+
+
+class Demonstrations(Settings):
+    """For `demonstrations`: answers that a text task knows to be right."""
+
+    num_demonstrations: int = Field(ge=1, description="demonstrations per update")
+
+
+class Either(Segments, Episodes):
+    """For an algorithm that learns from segments or from episodes."""
+
+    collect: Literal["auto", "segments", "episodes"] = Field(
+        description="segments where the environment is stepped, else episodes; or one of the two by name"
+    )

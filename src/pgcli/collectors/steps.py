@@ -1,0 +1,124 @@
+"""Segments: a fixed number of steps of every environment, cut where they end and bootstrapped from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.types import Continuous, Episode, Rollout, State, VectorEnvironment
+
+
+class SegmentCollector:
+    """Steps `env` for `num_steps`, again and again; an environment whose episode ends is reset at once with a new seed.
+
+    An episode still open at the end of a segment goes on in the next. No dummy transitions: every row is a real step.
+    """
+
+    def __init__(self, env: VectorEnvironment, *, num_steps: int, seed: int, device: torch.device) -> None:
+        self.env, self.num_steps, self.seed, self.device = env, num_steps, seed, device
+        self.generator = numpy_generator(seed, "actions")
+        self.begun = 0  # episodes so far: the next one's number, and so its seed
+        self.returns = np.zeros(env.num_envs)
+        self.lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self.seeds = np.zeros(env.num_envs, dtype=np.int64)
+        self.observations: np.ndarray | None = None
+
+    def collect(self, policy: Any) -> Rollout:
+        """`num_steps` of every environment: a Rollout of (num_envs, num_steps)."""
+        env, T, N = self.env, self.num_steps, self.env.num_envs
+        if self.observations is None:
+            self.observations = self._reset(np.arange(N))
+        sampler = policy.sampler()
+        noise = sampler.noise(self.generator, (T, N))
+
+        # Time-major while collecting, so that each step writes one contiguous block.
+        observations = np.empty((T + 1, *self.observations.shape), dtype=np.float32)
+        outputs = np.empty(noise.shape, dtype=np.float32)
+        rewards = np.empty((T, N), dtype=np.float32)
+        terminated, truncated = np.empty((T, N), dtype=bool), np.empty((T, N), dtype=bool)
+        discrete = not isinstance(env.spec.actions, Continuous)
+        actions = np.empty((T, N), dtype=np.int64) if discrete else np.empty(noise.shape, dtype=np.float32)
+        episodes: list[Episode] = []
+        cut: list[tuple[int, np.ndarray, np.ndarray]] = []  # t, rows, their true final observations
+
+        current = self.observations
+        for t in range(T):
+            observations[t] = current
+            actions[t], outputs[t] = sampler.act(current, noise[t])
+            step = env.step(actions[t])
+            rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
+            current = step.observations
+            self.returns += step.task_rewards
+            self.lengths += 1
+            done = step.terminated | step.truncated
+            if done.any():
+                rows = np.flatnonzero(done)
+                cut.append((t, rows, current[rows]))
+                episodes += self._finish(rows)
+                current = current.copy()
+                current[rows] = self._reset(rows)
+        observations[T] = current
+        self.observations = current
+
+        rollout = Rollout(
+            observations=self._rows_first(observations[:-1]), actions=self._rows_first(actions),
+            rewards=self._rows_first(rewards), terminated=self._rows_first(terminated),
+            truncated=self._rows_first(truncated), mask=torch.ones((N, T), dtype=torch.bool, device=self.device),
+            episodes=episodes,
+        )  # fmt: skip
+        rollout.log_probs = sampler.log_probs(self._rows_first(outputs), rollout.actions)
+        if policy.has_critic:
+            rollout.values, rollout.next_values = self._values(policy, observations, cut)
+        return rollout
+
+    @torch.no_grad()
+    def _values(
+        self, policy: Any, observations: np.ndarray, cut: list[tuple[int, np.ndarray, np.ndarray]]
+    ) -> tuple[Tensor, Tensor]:
+        """V of every state and of its true successor, (N, T) each, by one pass of the critic."""
+        T, N = self.num_steps, self.env.num_envs
+        finals = [states for _, _, states in cut]
+        flat = np.concatenate([observations.reshape(-1, *observations.shape[2:]), *finals])
+        everything = policy.values(torch.from_numpy(flat).to(self.device))
+        grid = everything[: (T + 1) * N].view(T + 1, N)
+        successors = grid[1:].clone()
+        at = (T + 1) * N
+        for t, rows, states in cut:
+            # V of the *final* observation: after the reset the next one belongs to another episode.
+            successors[t, torch.from_numpy(rows).to(self.device)] = everything[at : at + len(states)]
+            at += len(states)
+        return grid[:-1].T.contiguous(), successors.T.contiguous()
+
+    def _rows_first(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array.swapaxes(0, 1))).to(self.device)
+
+    def _reset(self, rows: np.ndarray) -> np.ndarray:
+        seeds = episode_seeds(self.seed, "train", range(self.begun, self.begun + len(rows)))
+        self.begun += len(rows)
+        self.returns[rows], self.lengths[rows], self.seeds[rows] = 0.0, 0, seeds
+        return self.env.reset(rows, seeds)
+
+    def _finish(self, rows: np.ndarray) -> list[Episode]:
+        return [Episode(float(self.returns[i]), int(self.lengths[i]), int(self.seeds[i])) for i in rows]
+
+    def state_dict(self) -> State:
+        return {
+            "begun": self.begun,
+            "generator": self.generator.bit_generator.state,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "seeds": self.seeds,
+            "observations": self.observations,
+            "env": self.env.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.begun = state["begun"]
+        self.generator.bit_generator.state = state["generator"]
+        self.returns[:], self.lengths[:], self.seeds[:] = state["returns"], state["lengths"], state["seeds"]
+        self.observations = state["observations"]
+        self.env.load_state_dict(state["env"])

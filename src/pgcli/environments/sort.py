@@ -1,0 +1,83 @@
+"""Sorting digits: a language task small enough for one core, with a verifier as its reward.
+
+    prompt      <bos> 5 2 0 2 9 1 =
+    completion  0 1 2 2 5 9 <end>
+
+The prompt is a function of its seed alone. One prompt in twenty is held out, chosen by a hash of its digits and not of
+its seed, so that training never sees it whatever the seeds.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pgcli.settings import Settings
+from pgcli.types import TextSpec
+
+EQUALS, BOS, END, PAD = 10, 11, 12, 13
+SYMBOLS = (*"0123456789=", "<bos>", "<end>", "<pad>")
+HELD_OUT_ONE_IN = 20
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64 of each uint64: a hash that is the same on every machine. Source: Steele, Lea & Flood 2014, figure 13."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def is_held_out(numbers: np.ndarray) -> np.ndarray:
+    """(N,) uint64 -> (N,) bool. Mixed twice: the numbers were drawn by mixing once."""
+    return mix(mix(numbers)) % np.uint64(HELD_OUT_ONE_IN) == 0
+
+
+class Sort:
+    class Config(Settings):
+        name: str = Field(description="name of this environment")
+        digits: int = Field(gt=0, le=18, description="digits to sort; a completion has one token more, the end")
+        cut_reward: float = Field(description="reward of a completion that the length limit cut before its end token")
+        solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
+
+    world = "text"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.spec = TextSpec(
+            vocabulary=len(SYMBOLS),
+            prompt_length=config.digits + 2,
+            completion_length=config.digits + 1,
+            end=END,
+            pad=PAD,
+        )
+
+    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Tensor:
+        """(N, P) int64: each seed draws numbers of so many digits until one is on the asked side of the split."""
+        state = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+        numbers = np.zeros_like(state)
+        open_rows = np.arange(len(state))
+        while len(open_rows):
+            state[open_rows] = mix(state[open_rows])
+            numbers[open_rows] = state[open_rows] % np.uint64(10**self.config.digits)
+            open_rows = open_rows[is_held_out(numbers[open_rows]) != held_out]
+        powers = 10 ** np.arange(self.config.digits - 1, -1, -1, dtype=np.uint64)
+        digits = torch.from_numpy((numbers[:, None] // powers % np.uint64(10)).astype(np.int64))
+        return torch.cat([torch.full_like(digits[:, :1], BOS), digits, torch.full_like(digits[:, :1], EQUALS)], dim=1)
+
+    def rewards(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """1 for the digits in order and the end token, 0 for anything else that ended, `cut_reward` if cut. (N,) each."""
+        exact = (completions == self.demonstrations(prompts)).all(dim=1)
+        finished = ((completions == END) & mask).any(dim=1)
+        reward = torch.where(finished, exact.float(), self.config.cut_reward)
+        return {"reward": reward, "exact_match": exact.float(), "finished": finished.float()}
+
+    def demonstrations(self, prompts: Tensor) -> Tensor:
+        """(N, T) int64; each right answer takes the whole completion, so there is nothing to pad."""
+        digits = prompts[:, 1:-1].sort(dim=1).values
+        return torch.cat([digits, torch.full_like(digits[:, :1], END)], dim=1)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(SYMBOLS[token] for token in tokens)
