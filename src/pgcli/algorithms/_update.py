@@ -1,0 +1,164 @@
+"""From a loss to new parameters: Adam on one flat buffer, schedules, epochs of minibatches, honest averages.
+
+An algorithm hands over its `loss(policy, batch, noise) -> (total, terms)`, which knows nothing of what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.optim.adam import adam
+
+from pgcli.errors import RunError
+from pgcli.functional.schedules import constant, linear, robbins_monro
+from pgcli.settings import Settings
+from pgcli.types import Batch, Metrics, State
+
+Terms: TypeAlias = dict[str, Tensor]
+"""What a loss reports of itself: 0-d tensors, by metric key."""
+Loss: TypeAlias = Callable[[Any, Batch, None], tuple[Tensor, Terms]]
+
+METRICS = {
+    "loss/total": "what was minimised, averaged over the update's gradient steps",
+    "optimiser/learning_rate": "Adam's step size in this update",
+    "optimiser/grad_norm": "norm of the gradient before clipping, averaged over the update's gradient steps",
+    "optimiser/gradient_steps": "gradient steps taken in this update",
+}
+
+
+class OptimiserSettings(Settings):
+    """What every algorithm that takes gradient steps can set."""
+
+    learning_rate: float = Field(gt=0, le=10, description="Adam's step size at the start")
+    schedule: Literal["constant", "linear", "robbins_monro"] = Field(
+        description="of the learning rate; linear falls to 0 at total_steps, robbins_monro is c / (k + offset)"
+    )
+    schedule_c: float = Field(gt=0, description="c of the robbins_monro schedule; 1 with offset 0 is 1/k")
+    schedule_offset: float = Field(ge=0, description="offset of the robbins_monro schedule")
+    adam_epsilon: float = Field(gt=0, lt=1, description="added to Adam's denominator")
+    max_grad_norm: float | None = Field(gt=0, description="gradients are scaled down to this norm; null: never")
+
+    @property
+    def depends_on_total(self) -> bool:
+        """Whether more total_steps would have changed the updates already made."""
+        return self.schedule == "linear"
+
+
+class Updater:
+    """Owns the optimiser of one policy. Kingma & Ba 2015, algorithm 1.
+
+    All parameters become views of one flat buffer, and all gradients of another: clipping, the check for NaN and Adam
+    are each one operation on it instead of one a parameter.
+    """
+
+    def __init__(self, policy: Any, settings: OptimiserSettings, *, total_steps: int, seed: int) -> None:
+        self.policy, self.settings, self.total_steps = policy, settings, total_steps
+        parameters = list(policy.parameters())
+        self.flat = torch.cat([p.detach().flatten() for p in parameters])
+        self.gradient = torch.zeros_like(self.flat)
+        at = 0
+        for p in parameters:
+            p.data = self.flat[at : at + p.numel()].view_as(p)
+            p.grad = self.gradient[at : at + p.numel()].view_as(p)
+            at += p.numel()
+        self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self.count = torch.zeros((), device=self.flat.device)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.updates = 0
+        self.steps = 0  # actions seen before this update
+
+    def one_step(self, loss: Loss, batch: Batch) -> Metrics:
+        """A single gradient step on the whole batch."""
+        return self.epochs(loss, batch, epochs=1, minibatches=1)
+
+    def epochs(
+        self, loss: Loss, batch: Batch, *, epochs: int, minibatches: int, target_kl: float | None = None
+    ) -> Metrics:
+        """`epochs` passes over the batch in `minibatches` random pieces; ends after a step whose KL exceeds the target.
+
+        Returns the mean of each term over all gradient steps, not that of the last one.
+        Raises RunError, before the parameters change, where a loss or a gradient is not finite.
+        """
+        learning_rate = self._learning_rate()
+        self.steps += int(batch.mask.sum())
+        self.updates += 1
+        if self.policy.unit == "action":
+            batch = batch.single_actions()
+        evaluate = self.policy.once_differentiable()
+        totals: Tensor | None = None
+        count = 0
+        names: list[str] = []
+        for piece in self._pieces(batch, epochs, minibatches):
+            total, terms = loss(evaluate, piece, None)
+            self.gradient.zero_()
+            total.backward()
+            norm = torch.linalg.vector_norm(self.gradient)
+            names = ["loss/total", "optimiser/grad_norm", *terms]
+            values = torch.stack([total.detach(), norm, *(term.detach() for term in terms.values())])
+            if not bool(torch.isfinite(values).all()):
+                self._refuse(names, values)
+            self._adam(learning_rate, norm)
+            totals = values if totals is None else totals + values
+            count += 1
+            if target_kl is not None and terms["policy/approx_kl"] > target_kl:
+                break
+        assert totals is not None
+        metrics = dict(zip(names, (totals / count).tolist(), strict=True))
+        return metrics | {"optimiser/learning_rate": learning_rate, "optimiser/gradient_steps": float(count)}
+
+    def _pieces(self, batch: Batch, epochs: int, minibatches: int) -> Any:
+        for _ in range(epochs):
+            if minibatches == 1:
+                yield batch
+            else:
+                order = torch.randperm(len(batch), generator=self.generator).to(self.flat.device)
+                yield from batch.minibatches(min(minibatches, len(batch)), order)
+
+    def _adam(self, learning_rate: float, norm: Tensor) -> None:
+        limit = self.settings.max_grad_norm
+        if limit is not None:
+            self.gradient.mul_(torch.clamp(limit / (norm + 1e-6), max=1.0))
+        adam(
+            [self.flat], [self.gradient], [self.first], [self.second], [], [self.count], fused=True, amsgrad=False,
+            beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=self.settings.adam_epsilon, maximize=False,
+        )  # fmt: skip
+
+    def _learning_rate(self) -> float:
+        s = self.settings
+        match s.schedule:
+            case "constant":
+                return constant(s.learning_rate)
+            case "linear":
+                return linear(s.learning_rate, progress=self.steps / self.total_steps)
+            case "robbins_monro":
+                return s.learning_rate * robbins_monro(self.updates + 1, c=s.schedule_c, offset=s.schedule_offset)
+
+    def _refuse(self, names: list[str], values: Tensor) -> None:
+        bad = [f"{name} = {value}" for name, value in zip(names, values.tolist(), strict=True) if value - value != 0]
+        # The total and the gradient follow from the terms: name the cause if there is one.
+        causes = [text for text in bad if not text.startswith(("loss/total", "optimiser/"))] or bad
+        raise RunError(
+            f"update {self.updates}: {', '.join(causes)}; stopped before the optimiser step. "
+            "A smaller algo.learning_rate or a max_grad_norm often helps"
+        )
+
+    def state_dict(self) -> State:
+        return {
+            "first": self.first,
+            "second": self.second,
+            "count": self.count,
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.first.copy_(state["first"])
+        self.second.copy_(state["second"])
+        self.count.copy_(state["count"])
+        self.generator.set_state(state["generator"])
+        self.updates, self.steps = state["updates"], state["steps"]

@@ -1,0 +1,70 @@
+"""REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, eq. 7).
+
+    A_i = R_i - mean of R over the *other* K - 1 episodes of its group     one advantage for all actions of an episode
+    L   = -E[ sum_t log pi(a_t | s_t) A_i ]
+
+A group is a set of episodes from the same initial state, or of completions of the same prompt. An episode's baseline
+does not contain its own return, so the gradient is unbiased. No critic: a time limit is a finite horizon.
+Differs from REINFORCE: the baseline is the group's, and needs nothing to be learned.
+Differs from GRPO: no division by the deviation, and one gradient step a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from pgcli.algorithms import _update
+from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.collectors.settings import Groups
+from pgcli.functional.advantages import leave_one_out
+from pgcli.functional.masked import masked_sum, weighted_sum
+from pgcli.functional.policy_loss import policy_gradient
+from pgcli.types import Batch, Metrics, PolicyFunction, Rollout, State
+
+
+class RLOO:
+    class Config(OptimiserSettings, Groups):
+        name: Literal["rloo"]
+        aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
+            description="sequence_sum is the gradient of the expected return; the means divide by lengths"
+        )
+        entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
+
+    METRICS: ClassVar = _update.METRICS | {
+        "loss/policy": "-sum of log-prob times advantage; its value means little, its gradient all",
+        "policy/entropy": "entropy of the policy, mean per action, in nats",
+    }
+    collects = ("groups",)
+    actions = ("discrete", "continuous")
+
+    @staticmethod
+    def needs_critic(config: Config) -> bool:
+        return False
+
+    def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
+        self.config = config
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+
+    def prepare(self, rollout: Rollout) -> Batch:
+        returns = masked_sum(rollout.rewards, rollout.mask, dim=1)  # (N,)
+        advantages = leave_one_out(returns, rollout.groups)[:, None].expand_as(rollout.rewards)
+        return rollout.batch(advantages, self.config.aggregation)
+
+    def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
+        new = policy(batch.observations, batch.actions)
+        policy_loss = weighted_sum(policy_gradient(new.log_probs, batch.advantages), batch.weights)
+        entropy = weighted_sum(new.entropy, batch.per_action)
+        total = policy_loss - self.config.entropy_coefficient * entropy
+        return total, {"loss/policy": policy_loss, "policy/entropy": entropy}
+
+    def update(self, rollout: Rollout) -> Metrics:
+        return self.updater.one_step(self.loss, self.prepare(rollout))
+
+    def state_dict(self) -> State:
+        return self.updater.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.updater.load_state_dict(state)

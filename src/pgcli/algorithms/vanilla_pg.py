@@ -1,0 +1,69 @@
+"""Vanilla policy gradient: the trajectory's return on every action (Williams 1992; Sutton et al. 2000, theorem 1).
+
+    grad J = E[ sum_t grad log pi(a_t | s_t) * R(tau) ],     R(tau) = sum_t gamma^t r_t
+    L      = -E[ sum_t log pi(a_t | s_t) * R(tau) ]
+
+Unbiased, and noisy: an action is credited even with what was received before it. There is no critic, so a time limit is
+a finite horizon: nothing is bootstrapped.
+Differs from REINFORCE, as the name is used here: no reward-to-go, no baseline.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from pgcli.algorithms import _update
+from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.collectors.settings import Episodes
+from pgcli.functional.masked import weighted_sum
+from pgcli.functional.policy_loss import policy_gradient
+from pgcli.functional.returns import trajectory_returns
+from pgcli.types import Batch, Metrics, PolicyFunction, Rollout, State
+
+
+class VanillaPG:
+    class Config(OptimiserSettings, Episodes):
+        name: Literal["vanilla_pg"]
+        gamma: float = Field(ge=0, le=1, description="discount per step")
+        aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
+            description="sequence_sum is the gradient of the expected return; the means divide by lengths"
+        )
+        entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
+
+    METRICS: ClassVar = _update.METRICS | {
+        "loss/policy": "-sum of log-prob times the trajectory's return; its value means little, its gradient all",
+        "policy/entropy": "entropy of the policy, mean per action, in nats",
+    }
+    collects = ("episodes",)
+    actions = ("discrete", "continuous")
+
+    @staticmethod
+    def needs_critic(config: Config) -> bool:
+        return False
+
+    def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
+        self.config = config
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+
+    def prepare(self, rollout: Rollout) -> Batch:
+        returns = trajectory_returns(rollout.rewards, rollout.mask, gamma=self.config.gamma)
+        return rollout.batch(returns, self.config.aggregation)
+
+    def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
+        new = policy(batch.observations, batch.actions)
+        policy_loss = weighted_sum(policy_gradient(new.log_probs, batch.advantages), batch.weights)
+        entropy = weighted_sum(new.entropy, batch.per_action)
+        total = policy_loss - self.config.entropy_coefficient * entropy
+        return total, {"loss/policy": policy_loss, "policy/entropy": entropy}
+
+    def update(self, rollout: Rollout) -> Metrics:
+        return self.updater.one_step(self.loss, self.prepare(rollout))
+
+    def state_dict(self) -> State:
+        return self.updater.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.updater.load_state_dict(state)
