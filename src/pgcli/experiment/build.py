@@ -1,0 +1,239 @@
+"""From a config to the parts of an experiment, paired or refused. Nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgcli.collectors.dataset import DemonstrationCollector
+from pgcli.collectors.decoding import Decoding
+from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
+from pgcli.collectors.steps import SegmentCollector
+from pgcli.environments.normalise import statistics, use_statistics, wrap
+from pgcli.errors import InputError
+from pgcli.experiment.config import ExperimentConfig
+from pgcli.registry import find
+from pgcli.seeding import derive
+from pgcli.types import Algorithm, Collector, Continuous, Rollout, Spec, State
+
+
+@dataclass
+class Parts:
+    """Everything that the loop turns, ready to turn."""
+
+    config: ExperimentConfig
+    device: Any
+    spec: Spec
+    policy: Any
+    algorithm: Algorithm
+    collector: Collector
+    environment: Any
+    unit: str
+    """What a step is: `steps` or `tokens`."""
+    close: Callable[[], None]
+    """Lets the environments go."""
+    evaluator: Player
+    """Plays episodes that training never sees, with whatever statistics training has gathered."""
+
+    def state_dict(self) -> State:
+        return {
+            "policy": self.policy.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "collector": self.collector.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.collector.load_state_dict(state["collector"])
+
+
+def build(config: ExperimentConfig, *, initial_policy: State | None = None) -> Parts:
+    """Config -> device, environment, policy, algorithm, collector.
+
+    Args:
+        initial_policy: parameters to start from, by name; those it lacks (a critic, say) keep their initialisation.
+
+    Raises InputError for parts that do not fit together.
+    """
+    algorithm_class: Any = find("algo", config.algo.name)
+    environment_class: Any = find("env", config.env.name)
+    world = WORLDS[environment_class.world]
+    way = _pair(config, algorithm_class, world)
+
+    environment = world.make(environment_class, config, world.rows(config, way))
+    _check_actions(config, algorithm_class, environment.spec)
+
+    generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
+    critic = algorithm_class.needs_critic(config.algo)
+    policy: Any = find("policy", config.policy.name)(
+        environment.spec, config.policy, critic=critic, generator=generator
+    )
+    if initial_policy is not None:
+        _initialise(policy, initial_policy, config)
+    size = sum(p.numel() for p in policy.parameters())
+    device: Any = find("device", config.device.name)(config.device, parameters=size)
+    policy = policy.to(device.torch)
+
+    algorithm = algorithm_class(
+        policy, config.algo, total_steps=config.total_steps, seed=derive(config.seed, "minibatches")
+    )
+    collector = world.collectors[way](environment, config, device.torch)
+    evaluator = world.evaluator(environment_class, config, environment, device.torch)
+    close = partial(world.close, environment, evaluator)
+    return Parts(
+        config, device, environment.spec, policy, algorithm, collector, environment, world.unit, close, evaluator
+    )
+
+
+# ---------------------------------------------------------------- the two worlds
+
+
+@dataclass(frozen=True)
+class World:
+    """How an environment's world produces what algorithms ask for. The one place that knows both."""
+
+    unit: str
+    make: Callable[[Any, ExperimentConfig, int], Any]
+    rows: Callable[[ExperimentConfig, str], int]
+    evaluator: Callable[[Any, ExperimentConfig, Any, torch.device], Player]
+    close: Callable[[Any, Any], None]
+    collectors: dict[str, Callable[[Any, ExperimentConfig, torch.device], Collector]]
+
+
+def _rows(config: ExperimentConfig, way: str) -> int:
+    """How many environments are stepped side by side."""
+    algo: Any = config.algo
+    match way:
+        case "segments":
+            return algo.num_envs
+        case "episodes":
+            return algo.num_episodes
+    return algo.num_groups * algo.group_size
+
+
+def _make_control(environment_class: Any, config: ExperimentConfig, rows: int) -> Any:
+    return wrap(environment_class(config.env, rows), config.env.normalise)
+
+
+def _control_evaluator(environment_class: Any, config: ExperimentConfig, training: Any, device: torch.device) -> Player:
+    return _Following(_make_control(environment_class, config, config.eval.episodes), training, device)
+
+
+class _Following(Stepping):
+    """Plays in an environment of its own, normalised by what the training environment has seen so far."""
+
+    def __init__(self, env: Any, training: Any, device: torch.device) -> None:
+        super().__init__(env, device=device)
+        self.training = training
+
+    def play(
+        self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
+    ) -> Rollout:
+        use_statistics(self.env, statistics(self.training))
+        return super().play(policy, seeds, generator, held_out=held_out)
+
+
+def _close_control(environment: Any, evaluator: Any) -> None:
+    environment.close()
+    evaluator.env.close()
+
+
+def _player(environment: Any, device: torch.device) -> Player:
+    return Stepping(environment, device=device)
+
+
+def _segments(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+    algo: Any = config.algo
+    return SegmentCollector(environment, num_steps=algo.num_steps, seed=config.seed, device=device)
+
+
+def _whole(player: Callable[[Any, torch.device], Player], *, grouped: bool) -> Any:
+    """Whole episodes of a world's player: single ones, or groups."""
+
+    def collector(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+        algo: Any = config.algo
+        groups, size = (algo.num_groups, algo.group_size) if grouped else (algo.num_episodes, 1)
+        return EpisodeCollector(player(environment, device), num_groups=groups, group_size=size, seed=config.seed)
+
+    return collector
+
+
+def _decoding(task: Any, device: torch.device) -> Player:
+    return Decoding(task, device=device)
+
+
+def _demonstrations(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+    algo: Any = config.algo
+    return DemonstrationCollector(task, num_demonstrations=algo.num_demonstrations, seed=config.seed, device=device)
+
+
+WORLDS = {
+    "control": World(
+        unit="steps",
+        make=_make_control,
+        rows=_rows,
+        evaluator=_control_evaluator,
+        close=_close_control,
+        collectors={
+            "segments": _segments,
+            "episodes": _whole(_player, grouped=False),
+            "groups": _whole(_player, grouped=True),
+        },
+    ),
+    "text": World(
+        unit="tokens",
+        make=lambda environment_class, config, rows: environment_class(config.env),
+        rows=lambda config, way: 0,
+        evaluator=lambda environment_class, config, task, device: Decoding(task, device=device),
+        close=lambda task, evaluator: None,
+        collectors={
+            "episodes": _whole(_decoding, grouped=False),
+            "groups": _whole(_decoding, grouped=True),
+            "demonstrations": _demonstrations,
+        },
+    ),
+}
+
+
+# ---------------------------------------------------------------- what fits, and what is refused
+
+
+def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
+    """What the algorithm will learn from: the first of its ways that the world offers, or the one asked for."""
+    wanted = getattr(config.algo, "collect", "auto")
+    ways = [wanted] if wanted != "auto" else algorithm_class.collects
+    for way in ways:
+        if way in world.collectors:
+            return way
+    raise InputError(
+        f"algo={config.algo.name} learns from {' or '.join(ways)}, "
+        f"env={config.env.name} offers {', '.join(world.collectors)}"
+    )
+
+
+def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec) -> None:
+    kind = "continuous" if isinstance(getattr(spec, "actions", None), Continuous) else "discrete"
+    if kind not in algorithm_class.actions:
+        raise InputError(
+            f"algo={config.algo.name} is for {' or '.join(algorithm_class.actions)} actions; "
+            f"those of env={getattr(config.env, 'id', config.env.name)} are {kind}"
+        )
+
+
+def _initialise(policy: Any, given: State, config: ExperimentConfig) -> None:
+    own = policy.state_dict()
+    wrong = [k for k, v in given.items() if k in own and own[k].shape != v.shape] + [
+        k for k in given if k not in own and not k.startswith("critic")
+    ]
+    if wrong or not any(k in own for k in given):
+        raise InputError(
+            f"init={config.init}: its policy does not fit this one ({wrong[0] if wrong else 'nothing'} differs); "
+            "train with the same policy and env settings"
+        )
+    policy.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)

@@ -1,0 +1,165 @@
+"""The whole program in one function: collect, update, evaluate, write, until the budget is spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pgcli.experiment import evaluation
+from pgcli.experiment.build import Parts
+from pgcli.experiment.signals import StopRequest
+from pgcli.runs.console import Console
+from pgcli.runs.writer import RunWriter
+from pgcli.types import Episode, Metrics, State
+
+METRICS = evaluation.METRICS | {
+    "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",
+    "rollout/length_mean": "their mean length, in actions",
+    "rollout/episodes": "how many they are",
+    "time/collect": "seconds spent on collecting since the last row",
+    "time/update": "seconds spent on updating since the last row",
+    "time/evaluate": "seconds spent on evaluating since the last row",
+    "time/write": "seconds spent on writing since the last row",
+    "time/steps_per_second": "actions per second of collecting and updating since the last row",
+}
+CONFIRMING_EPISODES = 100
+
+
+@dataclass
+class Progress:
+    """Where a run stands. It is in every checkpoint, so that a resumed run does everything at the same steps."""
+
+    steps: int = 0
+    """Actions taken so far (for demonstrations: trained on)."""
+    updates: int = 0
+    evaluated: int = 0
+    """The multiple of eval.every last evaluated at."""
+    saved: int = 0
+    """The multiple of checkpoint.every last saved at."""
+    best: float = -math.inf
+    """The best stochastic evaluation, to mark its checkpoint."""
+    solved: dict[str, float] | None = None
+    """The confirming evaluation, once stop_at was reached."""
+    seconds: float = 0.0
+    """Spent training, over all sittings."""
+
+
+def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progress, stop: StopRequest) -> None:
+    """Turn `parts` until the budget is spent, stop_at is reached and confirmed, or someone asks to stop.
+
+    Leaves a checkpoint of the final state. `progress` tells how it went.
+    """
+    config = parts.config
+    clock = Clock(parts.device, progress.steps)
+    pending = Pending()
+    while progress.steps < config.total_steps and not progress.solved and not stop.requested:
+        with clock("collect"):
+            rollout = parts.collector.collect(parts.policy)
+        with clock("update"):
+            metrics = parts.algorithm.update(rollout)
+        progress.steps += int(rollout.mask.sum())
+        progress.updates += 1
+        pending.add(metrics, rollout.episodes)
+
+        evaluated: Metrics = {}
+        ended = progress.steps >= config.total_steps or stop.requested
+        if _due(progress.steps, config.eval.every, progress.evaluated) or ended:
+            with clock("evaluate"):
+                evaluated = _evaluate(parts, progress)
+        with clock("write"):
+            writer.episodes(progress.steps, rollout.episodes)
+            checkpoint = _due(progress.steps, config.checkpoint.every, progress.saved) or ended or progress.solved
+            if checkpoint or evaluated or progress.updates % config.log_every == 0:
+                row = pending.take() | evaluated | clock.take(progress)
+                writer.log(progress.steps, progress.updates, row)
+                console.log({"step": progress.steps, "update": progress.updates, **row})
+            if checkpoint:
+                save(parts, writer, progress, evaluated)
+
+
+def save(parts: Parts, writer: RunWriter, progress: Progress, evaluated: Metrics) -> None:
+    progress.saved = progress.steps // parts.config.checkpoint.every
+    latest = evaluated.get("eval/return_mean", -math.inf)
+    is_best = latest > progress.best
+    progress.best = max(progress.best, latest)
+    writer.save(progress.steps, parts.state_dict() | {"progress": asdict(progress)}, best=is_best)
+
+
+def restore(parts: Parts, state: State) -> Progress:
+    """Put a checkpoint's state into freshly built parts."""
+    parts.load_state_dict(state)
+    return Progress(**state["progress"])
+
+
+def _evaluate(parts: Parts, progress: Progress) -> Metrics:
+    """Both evaluations; where the greedy one reaches stop_at, a hundred fresh episodes must confirm it."""
+    config = parts.config
+    progress.evaluated = progress.steps // config.eval.every
+    metrics = evaluation.evaluate_both(
+        parts.evaluator, parts.policy, episodes=config.eval.episodes, seed=config.seed, stream="evaluate"
+    )
+    if config.stop_at is None or metrics["eval/greedy_return_mean"] < config.stop_at:
+        return metrics
+    fresh = evaluation.play(
+        parts.evaluator, parts.policy,
+        episodes=CONFIRMING_EPISODES, seed=config.seed, stream=f"confirm-{progress.steps}", greedy=True,
+    )  # fmt: skip
+    if fresh.mean >= config.stop_at:
+        progress.solved = {"greedy_return_mean": fresh.mean, "episodes": float(CONFIRMING_EPISODES)}
+    return metrics
+
+
+def _due(steps: int, every: int, last: int) -> bool:
+    return steps // every > last
+
+
+class Pending:
+    """What happened since the last row of metrics."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Metrics] = []
+        self.finished: list[Episode] = []
+
+    def add(self, metrics: Metrics, episodes: Sequence[Episode]) -> None:
+        self.metrics.append(metrics)
+        self.finished += episodes
+
+    def take(self) -> Metrics:
+        """Means over the updates and over the episodes; without episodes there is no return to speak of."""
+        row = {key: sum(m[key] for m in self.metrics) / len(self.metrics) for key in self.metrics[0]}
+        if self.finished:
+            row["rollout/return_mean"] = sum(e.total for e in self.finished) / len(self.finished)
+            row["rollout/length_mean"] = sum(e.length for e in self.finished) / len(self.finished)
+        row["rollout/episodes"] = float(len(self.finished))
+        self.metrics, self.finished = [], []
+        return row
+
+
+class Clock:
+    """Splits the time into collect, update, evaluate and write."""
+
+    def __init__(self, device: Any, steps: int) -> None:
+        self.device = device
+        self.spent = dict.fromkeys(("collect", "update", "evaluate", "write"), 0.0)
+        self.steps = steps
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.device.synchronise()
+        self.spent[part] += time.perf_counter() - start
+
+    def take(self, progress: Progress) -> Metrics:
+        """The split since the last call; adds it to the run's total."""
+        row = {f"time/{part}": seconds for part, seconds in self.spent.items()}
+        working = self.spent["collect"] + self.spent["update"]
+        row["time/steps_per_second"] = (progress.steps - self.steps) / working
+        progress.seconds += sum(self.spent.values())
+        self.steps = progress.steps
+        self.spent = dict.fromkeys(self.spent, 0.0)
+        return row

@@ -1,0 +1,88 @@
+"""The words of a command line: `key=value` in Hydra's grammar, one run (`parse`) or the product of many (`expand`)."""
+
+import itertools
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pgcli.errors import InputError
+from pgcli.options import groups
+
+KEY = re.compile(r"[\w@/-]+(\.[\w-]+)*")
+
+
+class Assignment(NamedTuple):
+    """`algo.gamma=0.9` -> key `algo.gamma`, value 0.9, and the text itself."""
+
+    key: str
+    value: Any
+    text: str
+
+
+def parse(overrides: Sequence[str]) -> list[Assignment]:
+    """The assignments of one run. Raises InputError for a sweep, and for what Hydra's grammar cannot read."""
+    assignments = []
+    for text in overrides:
+        override = _read(text)
+        if override.is_sweep_override():
+            raise InputError(f"`{text}` is a sweep: use `pgcli sweep`")
+        assignments.append(Assignment(override.key_or_group, override.value(), text))
+    return assignments
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The product of the alternatives `a,b`, `range(0,5)`, `[64,64],[32,32]`; the last one varies fastest."""
+    return [list(run) for run in itertools.product(*map(_alternatives, overrides))]
+
+
+def _alternatives(text: str) -> list[str]:
+    override = _read(text)
+    if not override.is_sweep_override():
+        return [text]
+    if override.is_interval_sweep() or "GLOB" in override.value_type.name:
+        raise InputError(f"`{text}` is not a list of values: write `a,b,c` or `range(start,stop,step)`")
+    if override.value().shuffle:
+        raise InputError(f"`{text}` has no order of its own: a sweep runs its values as given, leave shuffle out")
+    values = list(override.sweep_string_iterator())  # quoted again, so that each one parses back
+    if not values:
+        raise InputError(f"`{text}` is empty: a range stops before its end")
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise InputError(f"`{text}` names {twice} twice: the same run would count as two")
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _read(text: str) -> Any:
+    """Hydra's `Override`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if text.startswith("+"):
+        raise InputError(f"`{text}` is refused: settings are set (key=value), not added")
+    if text.startswith("~"):
+        raise InputError(f"`{text}` is refused: settings are set (key=value), not removed")
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        homes = [f"{group}={text}" for group, options in groups().items() if text in options]
+        raise InputError(f"`{text}` is not key=value" + (f"; did you mean `{homes[0]}`?" if homes else ""))
+    if not value.strip():
+        raise InputError(f"`{text}` has no value; leave it out to keep the default")
+    if not KEY.fullmatch(key):
+        raise InputError(f"`{key}` is not a setting   (all of them: pgcli show config)")
+    try:
+        override = OverridesParser.create().parse_overrides([text])[0]
+    except HydraException as error:
+        raise InputError(f"`{text}` cannot be read; write {_quoted(text)}") from error
+    if override.package is not None:
+        raise InputError(f"`{text}` is refused: write {override.key_or_group}={value}")
+    return override
+
+
+def _quoted(text: str) -> str:
+    """What to type instead: `h=(64,64)` -> h=[64,64], `tag=run#1` -> 'tag="run#1"'."""
+    key, _, value = text.partition("=")
+    if value.startswith("(") and value.endswith(")"):
+        return f"{key}=[{value[1:-1]}]"
+    escaped = value.replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')

@@ -1,0 +1,229 @@
+"""`train`, `resume` and `evaluate`: a config becomes a run directory, goes on in one, or is looked at again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pgcli.environments._slug import slug
+from pgcli.errors import InputError, PgcliError
+from pgcli.experiment import evaluation
+from pgcli.experiment.build import Parts, build
+from pgcli.experiment.config import ExperimentConfig, compose, dump, load
+from pgcli.experiment.loop import Progress, restore, run_loop, save
+from pgcli.experiment.signals import StopRequest, stop_requests
+from pgcli.runs import checkpoint, provenance
+from pgcli.runs.console import open_console
+from pgcli.runs.reader import Run, find_run
+from pgcli.runs.writer import RunWriter, write_config
+
+EXTENSIBLE = ("total_steps", "stop_at")
+"""What a resumed run may change and still be the same experiment."""
+
+
+def train(
+    *overrides: str,
+    config: Path | str | None = None,
+    config_dirs: Iterable[Path | str] = (),
+    run_dir: Path | str | None = None,
+    trust: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Train from scratch and return the finished run: `pgcli train OVERRIDES`.
+
+    Args:
+        config: the config.yaml of a run, to start from instead of `conf/`.
+        config_dirs: further folders laid out like `conf/`.
+        run_dir: the directory to create, instead of a fresh name under `runs_dir`.
+        trust: let config files name user code to import.
+
+    Raises InputError before anything is written, RunError after.
+    """
+    settings = (
+        load(config, overrides, trust=trust) if config else compose(overrides, config_dirs=config_dirs, trust=trust)
+    )
+    start = (
+        checkpoint.load_newest(find_run(settings.init).path / "checkpoints").state["policy"] if settings.init else None
+    )
+    parts = build(settings, initial_policy=start)
+    with _closing(parts):
+        writer = _create(settings, parts, list(overrides), run_dir)
+        progress = Progress()
+        with _failing(writer):
+            save(parts, writer, progress, {})  # before the first action, so that a kill at any moment can be resumed
+        return _run(parts, writer, progress, quiet=quiet, note=parts.device.note)
+
+
+def resume(
+    run: Path | str,
+    *overrides: str,
+    fork: bool = False,
+    trust: bool = False,
+    quiet: bool = False,
+    runs_dir: str = "runs",
+) -> Run:
+    """Go on with a run from its newest valid checkpoint: `pgcli resume RUN [total_steps=...]`.
+
+    Args:
+        run: its directory, or `latest`.
+        overrides: `total_steps` and `stop_at`; with `fork` any setting.
+        fork: go on in a new run directory, and leave this one as it is.
+
+    Raises InputError where nothing can be resumed, or where the change would make it another experiment.
+    """
+    old = find_run(str(run), runs_dir)
+    settings = load(old.path, overrides, trust=trust)
+    before = load(old.path, trust=trust)
+    if not fork:
+        _check_extension(old, before, settings)
+    parts = build(settings)
+    with _closing(parts):
+        if fork:
+            loaded = checkpoint.load_newest(old.path / "checkpoints")
+            writer = _create(settings, parts, list(overrides), None, parent=old)
+        else:
+            writer = RunWriter.reopen(old.path)
+            loaded = writer.load()
+        with _failing(writer):
+            progress = restore(parts, loaded.state)
+            writer.rewind(loaded.step)
+            write_config(writer.path, dump(settings))
+            notes = [*loaded.warnings, *_withdrawn(old, parts)]
+            if notes[len(loaded.warnings) :]:
+                writer.update_info(exact_resume=notes[-1])
+            for text in notes:
+                writer.event(text)
+            writer.event(f"resumed at step {loaded.step:,}")
+            if fork:
+                save(parts, writer, progress, {})
+        return _run(parts, writer, progress, quiet=quiet, note="\n".join([f"resumed at step {loaded.step:,}", *notes]))
+
+
+def evaluate(
+    run: Path | str, *, episodes: int = 100, seed: int | None = None, trust: bool = False, runs_dir: str = "runs"
+) -> dict[str, Any]:
+    """Greedy and stochastic return of a run's last checkpoint over fresh episodes: `pgcli eval RUN`.
+
+    Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval"}, "stochastic": {...}}; the interval is 95 %,
+    of the mean over episodes of this one policy: it says nothing of other seeds.
+    """
+    if episodes < 1:
+        raise InputError(f"--episodes must be at least 1, not {episodes}")
+    found = find_run(str(run), runs_dir)
+    settings = load(found.path, [f"eval.episodes={episodes}"], trust=trust)
+    loaded = checkpoint.load_newest(found.path / "checkpoints")
+    parts = build(settings)
+    with _closing(parts):
+        restore(parts, loaded.state)
+        answer: dict[str, Any] = {"run": str(found.path), "step": loaded.step, "episodes": episodes}
+        for name, greedy in (("greedy", True), ("stochastic", False)):
+            result = evaluation.play(
+                parts.evaluator, parts.policy,
+                episodes=episodes, seed=settings.seed if seed is None else seed, stream="fresh", greedy=greedy,
+            )  # fmt: skip
+            answer[name] = {"mean": result.mean, "std": result.std, "interval": list(result.interval)}
+    return answer
+
+
+def _run(parts: Parts, writer: RunWriter, progress: Progress, *, quiet: bool, note: str) -> Run:
+    """The loop between its run directory, its console and its signals; says in run.json how it ended."""
+    settings = parts.config
+    title = f"{settings.choices['algo']} on {_task(settings)}, seed {settings.seed}"
+    with _failing(writer), stop_requests() as stop:
+        with open_console(title=title, total_steps=settings.total_steps, unit=parts.unit, quiet=quiet) as console:
+            console.note(note)
+            run_loop(parts, writer, console, progress, stop)
+        _finish(writer, progress, stop, settings)
+    return Run(writer.path)
+
+
+def _finish(writer: RunWriter, progress: Progress, stop: StopRequest, settings: ExperimentConfig) -> None:
+    last = Run(writer.path).rows()[-1]
+    summary = {key: value for key, value in last.items() if key.startswith("eval/")}
+    summary |= {"steps": progress.steps, "seconds": round(progress.seconds, 3), "solved": progress.solved}
+    unfinished = stop.requested and progress.steps < settings.total_steps and not progress.solved
+    if unfinished:
+        writer.finish("interrupted", f"signal {stop.signal}", summary | {"signal": stop.signal})
+    else:
+        writer.finish("completed", None, summary)
+
+
+@contextmanager
+def _failing(writer: RunWriter) -> Iterator[None]:
+    """A run that ends by an error says so in run.json; its last good checkpoint stays."""
+    try:
+        yield
+    except PgcliError as error:
+        writer.finish("failed", str(error))
+        raise type(error)(f"{error}\nrun    {writer.path} (failed)") from error
+    except BaseException as error:
+        writer.finish("failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+@contextmanager
+def _closing(parts: Parts) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        parts.close()
+
+
+def _create(
+    settings: ExperimentConfig,
+    parts: Parts,
+    overrides: list[str],
+    run_dir: Path | str | None,
+    parent: Run | None = None,
+) -> RunWriter:
+    exact: bool | str = True if parts.device.torch.type == "cpu" else f"not promised on {parts.device.torch}"
+    info = {
+        "argv": sys.argv,
+        "choices": settings.choices,
+        "device": parts.device.note,
+        "threads": settings.device.threads,
+        "unit": parts.unit,
+        "exact_resume": exact,
+        "parent": parent.id if parent else None,
+    }
+    return RunWriter.create(
+        settings.runs_dir, algo=settings.choices["algo"], slug=_slug(settings), seed=settings.seed, info=info,
+        config=dump(settings), overrides=overrides, path=run_dir, parent=parent.path if parent else None,
+    )  # fmt: skip
+
+
+def _check_extension(old: Run, before: ExperimentConfig, after: ExperimentConfig) -> None:
+    """A resumed run is the same experiment, longer at most."""
+    was, now = dump(before), dump(after)
+    changed = [key for key in now if was[key] != now[key] and key not in EXTENSIBLE]
+    if changed:
+        raise InputError(
+            f"a resumed run cannot change {', '.join(changed)}: it would be another experiment; add --fork for a new run"
+        )
+    if after.total_steps != before.total_steps and getattr(after.algo, "depends_on_total", False):
+        raise InputError(
+            f"total_steps: the {after.algo.schedule} schedule of this run depends on it, so that its updates so far would have "
+            "been others; add --fork for a new run that starts from its checkpoint"
+        )
+    if old.info["steps"] >= after.total_steps:
+        raise InputError(f"{old.path} has all its {after.total_steps:,} steps; extend it with total_steps=... ")
+
+
+def _withdrawn(old: Run, parts: Parts) -> list[str]:
+    """Why the rest of this run may differ from an uninterrupted one, if it may."""
+    now = provenance.versions()
+    changed = [f"{k} {v} -> {now.get(k)}" for k, v in old.info["versions"].items() if now.get(k) != v]
+    reasons = [f"not exact: resumed with {', '.join(changed)}"] if changed else []
+    mismatch = getattr(parts.environment, "replay_mismatch", None)
+    return [*reasons, f"not exact: {mismatch}"] if mismatch else reasons
+
+
+def _slug(settings: ExperimentConfig) -> str:
+    return slug(getattr(settings.env, "id", None) or settings.choices["env"])
+
+
+def _task(settings: ExperimentConfig) -> str:
+    return getattr(settings.env, "id", None) or settings.choices["env"]

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM ask a run to stop; the loop finishes its update, writes a checkpoint, and then does."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """`requested` once a signal came; a handler does nothing else, so nothing is interrupted half-way."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Listen for SIGINT and SIGTERM; a second one ends the process at once. Elsewhere than in the main thread: deaf."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        request.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    for s in previous:
+        signal.signal(s, ask)
+    try:
+        yield request
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)

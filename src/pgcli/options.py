@@ -1,0 +1,105 @@
+"""What there is to choose from: the folders of YAML files that a config is composed of, and the options in them.
+
+Nothing heavy is imported here: `pgcli --help`, `pgcli list` and completion stand on it.
+"""
+
+import importlib.util
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pgcli.errors import InputError
+from pgcli.registry import KINDS, plugins
+
+GROUPS = tuple(KINDS)
+"""The config groups of which one option each is chosen by name."""
+PLURALS = {"algo": "algos", "env": "envs", "policy": "policies", "device": "devices"}
+"""As `pgcli list` calls them."""
+
+
+def built_in_folder() -> Path:
+    """The `conf/` of pgcli: inside the installed package, or beside `src/` in a checkout (an editable install too)."""
+    package = Path(__file__).resolve().parent
+    if (package / "conf").is_dir():
+        return package / "conf"
+    project = package.parent.parent / "pyproject.toml"
+    if project.is_file() and tomllib.loads(project.read_text()).get("project", {}).get("name") == "policy-gradient-cli":
+        folder = project.parent / "conf"
+        if folder.is_dir():
+            return folder
+    raise InputError(
+        f"this installation has no conf/ folder (looked in {package} and {project.parent}): install it again"
+    )
+
+
+def user_folders(config_dirs: Iterable[Path | str] = ()) -> list[Path]:
+    """The folders that `--config-dir` and the environment variable PGCLI_CONF name."""
+    named = [*config_dirs, *filter(None, os.environ.get("PGCLI_CONF", "").split(os.pathsep))]
+    folders = [Path(folder).expanduser().resolve() for folder in named]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"config folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
+    return list(dict.fromkeys(folders))
+
+
+def plugin_folders() -> list[Path]:
+    """`conf/` of each installed package that declares an entry point of ours. The packages are found, not imported."""
+    packages = {entry.value.partition(":")[0].partition(".")[0]: None for group in GROUPS for entry in plugins(group)}
+    folders = []
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            if Path(place, "conf").is_dir():
+                folders.append(Path(place, "conf").resolve())
+    return folders
+
+
+def search_path(config_dirs: Iterable[Path | str] = ()) -> list[Path]:
+    """Every folder of YAML files; where two have the same file the first one counts.
+
+    The first is the one that holds `config.yaml`: pgcli's own, unless a user's folder is a whole tree and has one too.
+    """
+    user = user_folders(config_dirs)
+    leading = [folder for folder in user if (folder / "config.yaml").is_file()]
+    adding = [folder for folder in user if folder not in leading]
+    return list(dict.fromkeys([*leading, built_in_folder(), *adding, *plugin_folders()]))
+
+
+def find_file(group: str, option: str, folders: Iterable[Path]) -> Path | None:
+    """The file of an option in the first folder that has it."""
+    files = (folder / group / f"{option}.yaml" for folder in folders)
+    return next((file for file in files if file.is_file()), None)
+
+
+def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
+    """Option -> its file, by name."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for file in sorted((folder / group).glob("*.yaml")):
+            found.setdefault(file.stem, file)
+    return dict(sorted(found.items()))
+
+
+def groups(config_dirs: Iterable[Path | str] = ()) -> dict[str, dict[str, str]]:
+    """Group -> option -> what it is, in one line: the first comment of its file."""
+    folders = search_path(config_dirs)
+    return {group: {name: headline(file) for name, file in options(group, folders).items()} for group in GROUPS}
+
+
+def headline(file: Path) -> str:
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not line.startswith("#"):
+                break
+            if not line.startswith("# @"):
+                return line.lstrip("# ").rstrip()
+    return ""
+
+
+def short(path: Path) -> str:
+    """A path as a user would write it: relative where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

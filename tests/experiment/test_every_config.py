@@ -1,0 +1,82 @@
+"""Every algorithm with every environment of `conf/`: it trains, or it is refused in one line. Nothing in between."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgcli.errors import InputError
+from pgcli.experiment import loop
+from pgcli.experiment.build import build
+from pgcli.experiment.config import compose
+from pgcli.registry import find
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+ENVIRONMENTS = [name for name in options("env") if name != "gymnasium"]
+SMALL = {
+    "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
+    "epochs": 2, "minibatches": 2,
+}  # fmt: skip
+
+
+def small(algo, env):
+    words = [f"algo={algo}", f"env={env}", "device=cpu", "eval.episodes=2"]
+    fields = type(compose(words).algo).model_fields
+    return [*words, *(f"algo.{key}={value}" for key, value in SMALL.items() if key in fields)]
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+@pytest.mark.parametrize("algo", options("algo"))
+def test_every_pair_is_built_and_learns_twice_or_is_refused(algo, env):
+    words = small(algo, env)
+    if "max_episode_steps" in type(compose(words).env).model_fields:
+        words.append("env.max_episode_steps=6")
+    try:
+        parts = build(compose(words))
+    except InputError as error:
+        assert "\n" not in str(error)
+        assert algo == "sft", error  # the only one that needs what most environments have not
+        assert "demonstrations" in str(error)
+        return
+    before = [p.clone() for p in parts.policy.parameters()]
+    for _ in range(2):
+        metrics = parts.algorithm.update(parts.collector.collect(parts.policy))
+    declared = find("algo", parts.config.algo.name).METRICS
+    assert set(metrics) <= set(declared), "every metric is declared with its meaning"
+    assert all(torch.isfinite(p).all() for p in parts.policy.parameters())
+    if "groups" not in parts.algorithm.collects and env in (
+        "cartpole",
+        "pendulum",
+    ):  # elsewhere equal returns may teach nothing
+        assert any(not torch.equal(a, b) for a, b in zip(before, parts.policy.parameters(), strict=True))
+    parts.close()
+
+
+def test_every_tuned_file_belongs_to_an_algorithm_and_composes():
+    for path in (CONF / "tuned").glob("*.yaml"):
+        algo = max((name for name in options("algo") if path.stem.startswith(f"{name}_")), key=len)
+        env = next(e for e in ENVIRONMENTS if compose([f"algo={algo}", f"env={e}"]).choices["tuned"] == path.stem)
+        assert compose([f"algo={algo}", f"env={env}", "tuned=none"]) != compose([f"algo={algo}", f"env={env}"])
+
+
+def test_every_metric_of_the_loop_has_a_meaning():
+    for metrics in (loop.METRICS, *(find("algo", compose([f"algo={a}"]).algo.name).METRICS for a in options("algo"))):
+        for key, meaning in metrics.items():
+            assert key.count("/") == 1, key
+            assert len(meaning) > 10, key
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps"])
+def test_a_device_that_is_not_there_is_refused(device):
+    if (torch.cuda.is_available() and device.startswith("cuda")) or (
+        device == "mps" and torch.backends.mps.is_available()
+    ):
+        pytest.skip("this machine has one")
+    with pytest.raises(InputError, match=f"device={device.partition(':')[0]}.*device=cpu"):
+        build(compose([f"device={device}"]))
