@@ -1,0 +1,251 @@
+"""Compare runs: who is better, how sure that is, and what it would take to know.
+
+A winner is named only if all of this holds; else the verdict says what so many seeds could have shown:
+- each group has at least three seeds on each environment;
+- the 95% interval of the probability of improvement excludes one half;
+- a permutation test of the same statistic gives p < 0.05. With few seeds the interval alone is too sure: three runs
+  that all beat three others exclude one half, though shuffled labels do that one time in ten.
+With more than two groups the best (highest average probability of improvement) is compared with each of the others; as
+it was picked after looking at all of them, each p is multiplied by the number of all pairs (Bonferroni).
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from pgcli.analysis import statistics
+from pgcli.analysis.curves import Curve, load
+from pgcli.analysis.grouping import confounded, group_curves, labels
+from pgcli.analysis.results import Comparison, Contrast, Group, Reach, Result, Summary
+from pgcli.analysis.statistics import FEWEST, Estimate, Pair
+from pgcli.analysis.verdict import conclude, listed, some
+from pgcli.errors import InputError
+from pgcli.seeding import numpy_generator
+
+RETURN = "eval/return_mean"
+GREEDY_RETURN = "eval/greedy_return_mean"
+
+
+def compare(
+    paths: Iterable[Path | str],
+    *,
+    threshold: float | None = None,
+    margin: float | None = None,
+    greedy: bool = False,
+    metric: str | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Group the runs under `paths` by what differs, and say which group is better and how sure that is.
+
+    Args:
+        paths: run directories, and folders with runs in them, such as a sweep's.
+        threshold: the value to be reached; the environment's `solved_at` if None.
+        margin: a difference of final returns worth seeing; the verdict then says how many seeds that takes.
+        greedy: evaluations of the greedy policy instead of the stochastic one.
+        metric: any key of the evaluations instead of the return. More is better.
+        seed: of the bootstrap and the permutation test.
+    """
+    if greedy and metric is not None:
+        raise InputError("give either --greedy or --metric, not both")
+    if margin is not None and not margin > 0:
+        raise InputError(f"--margin must be a positive difference, not {margin:g}")
+    key = metric or (GREEDY_RETURN if greedy else RETURN)
+    curves, warnings = load(paths, key)
+    curves = common_budget(curves, warnings)
+    if not curves:
+        raise InputError(f"nothing to compare; {'; '.join(warnings)}")
+
+    grouped = group_curves(curves)
+    groups = []
+    for label, (settings, members) in zip(labels([settings for settings, _ in grouped]), grouped, strict=True):
+        results = []
+        for slug in dict.fromkeys(curve.slug for curve in members):
+            own = sorted((curve for curve in members if curve.slug == slug), key=lambda curve: curve.seed)
+            goal = threshold
+            if threshold is None and metric in (None, RETURN, GREEDY_RETURN):
+                goal = own[0].run.config["env"].get("solved_at")
+            results.append(measure(own, goal, numpy_generator(seed, "compare", label, slug)))
+        groups.append(Group(label, settings, results))
+
+    warnings += irregularities(groups)
+    shared = [result.slug for result in groups[0].results if all(group.on(result.slug) for group in groups)]
+    if shared:
+        groups = comparable(groups, shared, seed)
+    contrasts = contrast(groups, seed) if shared else []
+    if contrasts:  # the best first, then the closest to it
+        ranks = [contrasts[0].better, *(found.worse for found in contrasts)]
+        groups.sort(key=lambda group: ranks.index(group.label))
+    verdict, commands = conclude(
+        groups, contrasts, shared, margin, "final return" if metric is None else f"final {metric}"
+    )
+    return Comparison(key, groups, contrasts, verdict, commands, warnings)
+
+
+# ---------------------------------------------------------------- one group on one environment
+
+
+def common_budget(curves: list[Curve], warnings: list[str]) -> list[Curve]:
+    """The curves up to what all runs of an environment were given; a warning where that cuts any."""
+    kept: list[Curve] = []
+    for slug in dict.fromkeys(curve.slug for curve in curves):
+        own = [curve for curve in curves if curve.slug == slug]
+        least = min(curve.budget for curve in own)
+        longer = [curve for curve in own if curve.budget > least]
+        if longer:
+            shortest = [curve.name for curve in own if curve.budget == least]
+            warnings.append(
+                f"unequal budgets on {slug}: {listed(some(shortest))} had {least:,} steps, "
+                f"{listed(some([curve.name for curve in longer]))} more; all are compared within {least:,}"
+            )
+        for curve in (curve.cut(least) for curve in own):
+            if len(curve.steps):
+                kept.append(curve)
+            else:
+                warnings.append(f"left out: {curve.name} has no evaluation within {least:,} steps")
+    return kept
+
+
+def measure(curves: list[Curve], threshold: float | None, generator: np.random.Generator) -> Result:
+    """All that is said of the runs of a group on one environment."""
+    counts = statistics.resample([len(curves)], generator)
+    interval = len(curves) >= FEWEST
+    budget = curves[0].budget
+
+    def summary(values: list[float]) -> Summary:
+        return summarise([np.array(values)], counts, interval)
+
+    def reach(goal: float) -> Reach:
+        steps, seconds = np.array([curve.reached(goal) for curve in curves]).T
+        medians = [statistics.estimate(statistics.median, [x], counts, interval=interval) for x in (steps, seconds)]
+        return Reach(goal, int(np.isfinite(steps).sum()), len(curves), *medians)
+
+    environment = curves[0].run.config["env"]
+    return Result(
+        slug=curves[0].slug,
+        environment=environment.get("id") or environment["name"],
+        steps=budget,
+        curves=curves,
+        counts=counts,
+        final=summary([curve.final for curve in curves]),
+        best=summary([curve.best for curve in curves]),
+        area=summary([curve.area(budget) for curve in curves]),
+        reach=None if threshold is None else reach(threshold),
+    )
+
+
+def summarise(strata: list[np.ndarray], counts: np.ndarray, interval: bool) -> Summary:
+    return Summary(
+        mean=statistics.estimate(statistics.mean, strata, counts, interval=interval),
+        iqm=statistics.estimate(statistics.interquartile_mean, strata, counts, interval=interval),
+    )
+
+
+# ---------------------------------------------------------------- several environments, several groups
+
+
+def scaled_finals(groups: list[Group], slug: str) -> list[np.ndarray]:
+    """Each group's final returns on a scale from the lowest (0) to the highest (1) of any run on this environment.
+
+    Returns of two environments have no common unit; this gives them one without any outside reference.
+    """
+    finals = [result.finals for group in groups if (result := group.on(slug))]
+    low, high = min(values.min() for values in finals), max(values.max() for values in finals)
+    return [(values - low) / ((high - low) or 1.0) for values in finals]
+
+
+def comparable(groups: list[Group], shared: list[str], seed: int) -> list[Group]:
+    """The groups, each with what it is compared by: its final returns on the shared environments, scaled if several."""
+    done = []
+    for i, group in enumerate(groups):
+        results = [result for result in group.results if result.slug in shared]
+        if len(shared) == 1:
+            done.append(replace(group, compared=[results[0].finals], overall=results[0].final))
+            continue
+        compared = [scaled_finals(groups, slug)[i] for slug in shared]
+        sizes = [len(values) for values in compared]
+        counts = statistics.resample(sizes, numpy_generator(seed, "compare", group.label))
+        done.append(replace(group, compared=compared, overall=summarise(compared, counts, min(sizes) >= FEWEST)))
+    return done
+
+
+def contrast(groups: list[Group], seed: int) -> list[Contrast]:
+    """The best group against each of the others, the closest first: by probability, then by IQM where it ties."""
+
+    def pairs(first: Group, second: Group) -> list[Pair]:
+        return list(zip(first.compared, second.compared, strict=True))
+
+    def standing(group: Group) -> float:
+        return sum(statistics.probability_of_improvement(pairs(group, other)) for other in groups)
+
+    def height(group: Group) -> float:
+        return group.overall.iqm.value if group.overall else 0.0
+
+    best = max(groups, key=standing)
+    comparisons = len(groups) * (len(groups) - 1) // 2
+    contrasts = []
+    for other in sorted(groups, key=height, reverse=True):
+        if other is best:
+            continue
+        both = pairs(best, other)
+        sizes = [(len(x), len(y)) for x, y in both]
+        value = statistics.probability_of_improvement(both)
+        low, high = statistics.improvement_interval(value, sizes)
+        generator = numpy_generator(seed, "compare", best.label, other.label)
+        p = min(1.0, comparisons * statistics.permutation_p(both, generator))
+        enough = min(map(min, sizes)) >= FEWEST
+        claimed = enough and low > 0.5 and p < statistics.SIGNIFICANCE
+        probability = Estimate(value, low, high) if enough else Estimate(value)
+        contrasts.append(Contrast(best.label, other.label, probability, p, claimed))
+    return sorted(contrasts, key=lambda contrast: contrast.probability.value)
+
+
+# ---------------------------------------------------------------- what must not pass in silence
+
+
+def irregularities(groups: list[Group]) -> list[str]:
+    """A sentence about each thing that makes the groups less comparable than they look."""
+    warnings = []
+    everything = [(group, result) for group in groups for result in group.results]
+    curves = [curve for _, result in everything for curve in result.curves]
+
+    slugs = dict.fromkeys(result.slug for _, result in everything)
+    for slug in slugs:
+        own = [(group, result) for group, result in everything if result.slug == slug]
+        if absent := [group.name for group in groups if not group.on(slug)]:
+            warnings.append(f"no run on {slug}: {listed(some(absent))}; groups are compared on what they share")
+        seeds = set().union(*(result.seeds for _, result in own))
+        for group, result in own:
+            if missing := sorted(seeds - set(result.seeds)):
+                warnings.append(f"seeds missing on {slug}: {group.name} has no run with {ranges(missing)}")
+    smallest = min(len(result.curves) for _, result in everything)
+    if smallest < FEWEST:
+        warnings.append(f"fewer than {FEWEST} seeds give no interval, and no winner")
+    elif smallest < 5:
+        warnings.append(f"{smallest} seeds are few: a 95% interval of a mean then covers it less often, 75% with three")
+
+    if stopped := [curve.name for curve in curves if curve.stopped]:
+        warnings.append(
+            f"stopped early, on reaching stop_at: {listed(some(stopped))}; the last evaluation stands for the rest and "
+            "was picked for being high: compare steps to threshold rather than final returns"
+        )
+    for key in ("every", "episodes"):
+        values = {curve.run.config.get("eval", {}).get(key) for curve in curves}
+        if len(values) > 1:
+            warnings.append(f"evaluated differently: eval.{key} is {', '.join(sorted(map(str, values)))}")
+    devices = {str(curve.run.info.get("device")) for curve in curves}
+    if len(devices) > 1:
+        warnings.append(f"seconds do not compare: runs were on {', '.join(sorted(devices))}")
+    named = {name for group in groups for name in group.settings}
+    members = [(group.name, [curve for result in group.results for curve in result.curves]) for group in groups]
+    return warnings + confounded(members, named)
+
+
+def ranges(seeds: list[int]) -> str:
+    """`seed 3, 5-7`: whole numbers, runs of three or more shortened."""
+    cuts = [0, *(i for i, (a, b) in enumerate(pairwise(seeds), 1) if b != a + 1), len(seeds)]
+    parts = [seeds[a:b] for a, b in pairwise(cuts)]
+    words = [f"{part[0]}-{part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts]
+    return f"seed{'s' if len(seeds) > 1 else ''} " + ", ".join(words)

@@ -1,0 +1,165 @@
+"""From run directories to evaluation curves, and what is measured on one curve."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgcli.errors import InputError
+from pgcli.runs import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One run as a comparison sees it. steps, values, seconds: (E,), one entry per evaluation, steps increasing."""
+
+    run: Run
+    seed: int
+    slug: str
+    algorithm: str
+    budget: int
+    """The steps it was given and has used up: `total_steps`, or what it reached where it ended early by itself."""
+    stopped: bool
+    """It ended before its budget because an evaluation reached `stop_at`."""
+    steps: np.ndarray
+    values: np.ndarray
+    seconds: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
+
+    @property
+    def final(self) -> float:
+        return float(self.values[-1])
+
+    @property
+    def best(self) -> float:
+        return float(self.values.max())
+
+    def area(self, end: int) -> float:
+        """The mean height over steps 0 .. end: trapezoids, level before the first evaluation and after the last."""
+        grid = np.unique(np.concatenate([[0], self.steps[self.steps < end], [end]]))
+        heights = np.interp(grid, self.steps, self.values)
+        return float((np.diff(grid) * (heights[1:] + heights[:-1]) / 2).sum() / end)
+
+    def reached(self, threshold: float) -> tuple[float, float]:
+        """Steps and seconds at the first evaluation that reaches the threshold; infinite if none does."""
+        hits = np.flatnonzero(self.values >= threshold)
+        return (float(self.steps[hits[0]]), float(self.seconds[hits[0]])) if len(hits) else (inf, inf)
+
+    def cut(self, budget: int) -> "Curve":
+        """The evaluations within a common budget. A run that was given just that keeps the one after its last batch."""
+        if self.budget <= budget:
+            return self
+        keep = self.steps <= budget
+        return replace(
+            self, budget=budget, steps=self.steps[keep], values=self.values[keep], seconds=self.seconds[keep]
+        )
+
+
+def find_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
+    """The runs that paths name, each once: run directories, and folders (a sweep) with runs up to two levels down.
+
+    Also a sentence for each run in a folder that cannot be read; one that is named itself is refused.
+    """
+    found: dict[Path, Run] = {}
+    warnings = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"`{path}` is not a directory; compare takes run directories and sweep directories")
+        if (path / "run.json").exists():
+            found.setdefault(path.resolve(), Run(path))
+            continue
+        files = sorted([*path.glob("*/run.json"), *path.glob("*/*/run.json")])
+        if not files:
+            raise InputError(f"`{path}` is no run directory (it has no run.json), and there is none in it")
+        for file in files:
+            try:
+                found.setdefault(file.parent.resolve(), Run(file.parent))
+            except InputError as error:
+                warnings.append(f"left out: {error}")
+    if not found:
+        raise InputError(warnings[0] if warnings else "compare needs at least one run directory or sweep directory")
+    return list(found.values()), warnings
+
+
+def read_curve(run: Run, key: str) -> Curve | None:
+    """The curve of one metric; None where the run never logged it."""
+    rows = run.rows(key)
+    if not rows:
+        return None
+    config, reached = run.config, int(run.info.get("steps") or rows[-1]["step"])
+    total = int(config["total_steps"])
+    stopped = config.get("stop_at") is not None and reached < total
+    return Curve(
+        run=run,
+        seed=run.seed,
+        slug=run.slug,
+        algorithm=run.choices["algo"],
+        budget=total if stopped else min(reached, total),
+        stopped=stopped,
+        steps=np.array([row["step"] for row in rows], dtype=np.int64),
+        values=np.array([row[key] for row in rows], dtype=np.float64),
+        seconds=np.array([row.get("wall", np.nan) for row in rows], dtype=np.float64),
+    )
+
+
+def load(paths: Iterable[Path | str], key: str) -> tuple[list[Curve], list[str]]:
+    """The curves that may be compared, and a sentence about each run that may not."""
+    runs, warnings = find_runs(paths)
+    curves = []
+    for run in runs:
+        if run.status != "completed":
+            reason = f" ({run.info['reason']})" if run.info.get("reason") else ""
+            warnings.append(f"left out: {run.path.name} is {run.status}{reason}")
+            continue
+        curve = read_curve(run, key)
+        if curve is None:
+            warnings.append(f"left out: {run.path.name} has no evaluation ({key} was never logged)")
+        elif not np.isfinite(curve.values).all():
+            warnings.append(f"left out: {run.path.name} has an evaluation that is not a finite number")
+        else:
+            curves.append(curve)
+    if any(run.status == "failed" for run in runs):
+        warnings.append("a run that failed because it diverged is a bad result: leaving it out flatters its group")
+    return drop_duplicates(curves, warnings), warnings
+
+
+def drop_duplicates(curves: list[Curve], warnings: list[str]) -> list[Curve]:
+    """The newest of the runs that share seed and settings: counted twice, a copy would narrow the intervals."""
+    newest: dict[tuple[Any, ...], Curve] = {}
+    for curve in sorted(curves, key=lambda curve: str(curve.run.info.get("created", ""))):
+        settings = bearing(curve.run.config) | {"init": curve.run.config.get("init")}
+        same = (curve.algorithm, curve.slug, curve.seed, json.dumps(settings, sort_keys=True, default=str))
+        if same in newest:
+            warnings.append(
+                f"left out: {newest[same].name} has the seed and the settings of {curve.name}, which is newer"
+            )
+        newest[same] = curve
+    return list(newest.values())
+
+
+# ---------------------------------------------------------------- settings that bear on what is learned
+
+SILENT = ("seed", "runs_dir", "log_every", "checkpoint", "device", "eval", "tuned")
+"""Settings, or whole sections, that tell no groups apart: they change where a run writes, how fast it is or how it is
+measured, but not what it learns. `tuned` is known by the overlay's name, and by the settings that it made."""
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}. Lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def bearing(config: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings that bear on learning. Of `init` only whether it was given: each seed may have its own."""
+    flat = flatten({key: value for key, value in config.items() if key not in SILENT})
+    return flat | {"init": "given"} if flat.get("init") is not None else flat

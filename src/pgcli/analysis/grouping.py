@@ -1,0 +1,92 @@
+"""Which runs belong together: those that differ in nothing but seed and environment. A group is named by what differs.
+
+A setting tells groups apart if it takes two values under one algorithm on one environment. A setting that merely comes
+with the algorithm, or with the environment, as tuned defaults do, is not named: `algo=ppo` says it all. Where such a
+setting lies outside the algorithm's own section, `confounded` says so instead.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pgcli.analysis.curves import Curve, bearing
+
+ABSENT = object()
+"""The value of a setting that a run's algorithm does not have. Not None, which is a value."""
+
+CHOICES = ("env", "policy", "tuned")
+"""Config groups whose choice stands for the settings that come with it. `algo` does so always."""
+
+
+def group_curves(curves: list[Curve]) -> list[tuple[dict[str, Any], list[Curve]]]:
+    """Runs by the settings that tell them apart: [({"algo": "ppo", "algo.learning_rate": 0.001}, [...]), ...].
+
+    In the order of their settings. The settings are `{"algo": name}` where nothing differs.
+    """
+    settings = [bearing(curve.run.config) for curve in curves]
+    cells: list[tuple[Any, ...]] = [(curve.algorithm, curve.slug) for curve in curves]
+    named: list[tuple[str, list[Any]]] = []
+
+    for choice in CHOICES:  # a choice first: what comes with it need not be named again
+        values = [curve.run.choices.get(choice) for curve in curves]
+        if varies(cells, values):
+            named.append((choice, values))
+            cells = [(*cell, str(value)) for cell, value in zip(cells, values, strict=True)]
+    for key in dict.fromkeys(key for flat in settings for key in flat):
+        values = [flat.get(key, ABSENT) for flat in settings]
+        if varies(cells, values):
+            named.append((key, values))
+
+    if len({curve.algorithm for curve in curves}) > 1 or not named:
+        named.insert(0, ("algo", [curve.algorithm for curve in curves]))
+    groups: dict[str, tuple[dict[str, Any], list[Curve]]] = {}
+    for i, curve in enumerate(curves):
+        own = {name: values[i] for name, values in named if values[i] is not ABSENT}
+        groups.setdefault(text_of(own), (own, []))[1].append(curve)
+    return list(groups.values())
+
+
+def varies(cells: Iterable[tuple[Any, ...]], values: list[Any]) -> bool:
+    """Whether two runs of one cell differ in this setting."""
+    seen: dict[tuple[Any, ...], str] = {}
+    return any(
+        seen.setdefault(cell, text_of(value)) != text_of(value) for cell, value in zip(cells, values, strict=True)
+    )
+
+
+def text_of(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def spell(value: Any) -> str:
+    """A setting's value as one would type it: `0.001`, `[64,64]`, `null`, `true`."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+
+
+def labels(groups: list[dict[str, Any]]) -> list[str]:
+    """Each group by the settings that tell it apart: `algo=ppo learning_rate=0.001`.
+
+    A setting goes by its last word where no other setting that differs has the same.
+    """
+    names = list(dict.fromkeys(name for settings in groups for name in settings))
+    last = [name.rpartition(".")[2] for name in names]
+    short = {name: word if last.count(word) == 1 else name for name, word in zip(names, last, strict=True)}
+    return [" ".join(f"{short[name]}={spell(value)}" for name, value in settings.items()) for settings in groups]
+
+
+def confounded(groups: list[tuple[str, list[Curve]]], named: set[str]) -> list[str]:
+    """What else differs between groups on one environment, outside the algorithm's section, without naming them."""
+    found: dict[str, dict[str, str]] = {}
+    for slug in dict.fromkeys(curve.slug for _, curves in groups for curve in curves):
+        flats = [(name, bearing(curve.run.config)) for name, curves in groups for curve in curves if curve.slug == slug]
+        for key in dict.fromkeys(key for _, flat in flats for key in flat):
+            section = key.partition(".")[0]
+            if section in named | {"algo", "total_steps", "stop_at"} or key in named:
+                continue
+            values = {name: spell(flat.get(key)) for name, flat in flats}
+            if len(set(values.values())) > 1:
+                found.setdefault(key, values)
+    return [
+        f"{key} differs too: " + ", ".join(f"{value} ({name})" for name, value in values.items())
+        for key, values in found.items()
+    ]

@@ -1,0 +1,57 @@
+"""`pgcli compare`: which is better, and how sure that is."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATHS", help="Run directories, or folders with runs in them.")
+    ],
+    *,
+    threshold: Annotated[
+        float | None, typer.Option(help="Value to reach; default: the environment's solved_at.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="A difference worth seeing: how many seeds does it take?")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Evaluations of the greedy policy, not the stochastic.")
+    ] = False,
+    metric: Annotated[str | None, typer.Option(help="Another key of the evaluations; more is better.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and the permutation test.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object, with the key `verdict`.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table to a CSV file.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves into a .png or .svg file.")] = None,
+) -> None:
+    """Compare runs: groups by what differs, intervals over seeds, and a verdict."""
+    from rich.console import Console
+
+    from pgcli import analysis
+    from pgcli.analysis import report
+    from pgcli.errors import InputError
+
+    found = analysis.compare(paths, threshold=threshold, margin=margin, greedy=greedy, metric=metric, seed=seed)
+    if csv is not None:
+        try:
+            csv.write_text(report.as_csv(found), "utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {csv}: {error.strerror}") from error
+    if plot is not None:
+        from pgcli.analysis.plots import plot as draw
+
+        draw(found, plot)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    elif markdown:
+        typer.echo(report.as_markdown(found))
+    else:
+        console = Console(highlight=False, markup=False)
+        console.print(report.as_table(found, console.width))
+        for warning in found.warnings:
+            console.print(f"note: {warning}", soft_wrap=True)
+        typer.echo(found.verdict)

@@ -1,0 +1,260 @@
+"""The verdict, both ways; what it takes to be surer; and everything irregular, named."""
+
+import json
+
+import pytest
+
+from pgcli.analysis import compare
+from pgcli.errors import InputError
+
+
+def notes(comparison, words):
+    return [warning for warning in comparison.warnings if words in warning]
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def test_a_winner_is_named_when_everything_agrees(write_runs):
+    found = compare(write_runs("ppo", [480, 485, 490, 495, 500]) + write_runs("a2c", [380, 385, 390, 395, 400]))
+    # IQM: the three in the middle. All 25 pairs are won; p is 2 / C(10, 5) = 2/252.
+    assert found.verdict.startswith("ppo beats a2c on CartPole-v1: probability of improvement 1.00 [0.64, 1.00]; ")
+    assert "IQM of the final return 490 [" in found.verdict
+    assert "] against 390 [" in found.verdict
+    assert found.verdict.endswith("; 5 seeds each, 200 steps.")
+    assert found.contrasts[0].p == pytest.approx(2 / 252)
+    assert [group.label for group in found.groups] == ["algo=ppo", "algo=a2c"]
+    assert found.commands == []
+
+
+def test_three_seeds_never_win_however_far_apart(write_runs):
+    found = compare(write_runs("ppo", [500, 499, 498]) + write_runs("a2c", [10, 11, 12]))
+    assert found.contrasts[0].probability.low > 0.5  # the interval alone would have claimed it
+    assert found.contrasts[0].p == pytest.approx(0.1)
+    assert found.verdict.startswith(
+        "Too early to say: 3 seeds each cannot show any difference, and 4 are the fewest that can (of 2."
+    )
+    assert found.verdict.endswith("Run 4 seeds: pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(3,4)'")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_fewer_than_three_seeds_have_no_interval(write_runs, n):
+    found = compare(write_runs("ppo", [500, 499][:n]) + write_runs("a2c", [10, 11][:n]))
+    assert found.verdict.startswith(f"Too early to say: {n} seed{'s' if n > 1 else ''} each cannot show any difference")
+    assert found.groups[0].results[0].final.iqm[1:] == (None, None)
+    assert found.contrasts[0].probability[1:] == (None, None)
+    assert notes(found, "fewer than 3 seeds")
+
+
+def test_overlap_is_too_early_to_say(write_runs):
+    found = compare(write_runs("ppo", [400, 420, 440, 460]) + write_runs("a2c", [390, 430, 435, 455]))
+    # Sums of squares about the means 430 and 427.5: 2000 and 2225; over 6 degrees of freedom: 26.54 squared.
+    # ncp = 2.4469 (1 - 1/24) + 0.8416 sqrt(1 + 2.4469^2 / 12) = 3.3755; times 26.54 sqrt(2/4): 63.3.
+    assert found.verdict.startswith(
+        "Too early to say: 4 seeds each could only have shown a difference of 63 or more (seen: 2.5; "
+    )
+    # 400 beats 390; 420 too; 440 beats three; 460 all: 9 of 16.
+    assert "probability of improvement 0.56 [" in found.verdict
+    assert found.commands == []
+
+
+def test_a_margin_tells_the_seeds_and_the_command(write_runs):
+    paths = write_runs("ppo", [400, 420, 440, 460]) + write_runs("a2c", [390, 430, 435, 455])
+    # d = 26.54 / 26.54 = 1: 17 seeds (Cohen's table), 13 more than there are.
+    found = compare(paths, margin=26.6)
+    assert found.commands == ["pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(4,17)'"]
+    assert found.verdict.endswith("To see 26.6, run 17 seeds: " + found.commands[0])
+    enough = compare(paths, margin=1000)
+    assert enough.verdict.endswith("One of 1000 would have shown four times out of five.")
+    assert enough.commands == []
+
+
+def test_the_command_repeats_what_was_typed(write_run):
+    paths = [
+        write_run("ppo", seed, [0.0, 400 + seed], config={"algo.learning_rate": lr, "algo.gamma": 0.9}, name=f"_{lr}",
+                  typed=["algo.gamma=0.9", f"algo.learning_rate={lr}", "runs_dir=elsewhere"])
+        for seed in (3, 4, 5) for lr in (0.01, 0.1)
+    ]  # fmt: skip
+    command = "pgcli sweep algo=ppo env=cartpole algo.gamma=0.9 algo.learning_rate=0.01,0.1 'seed=range(6,7)'"
+    assert compare(paths).commands == [command]
+
+
+def test_settings_that_are_no_product_get_a_command_each(write_run):
+    paths = [
+        write_run(algo, seed, [0.0, 400 + seed], config={"algo.learning_rate": lr}, typed=[f"algo.learning_rate={lr}"])
+        for algo, lr in (("ppo", 0.1), ("a2c", 0.2)) for seed in range(3)
+    ]  # fmt: skip
+    commands = compare(paths).commands
+    assert sorted(commands) == [
+        "pgcli sweep algo=a2c env=cartpole algo.learning_rate=0.2 'seed=range(3,4)'",
+        "pgcli sweep algo=ppo env=cartpole algo.learning_rate=0.1 'seed=range(3,4)'",
+    ]
+
+
+def test_equal_results_are_no_difference_rather_than_too_early(write_runs):
+    found = compare(write_runs("ppo", [500] * 5) + write_runs("a2c", [500] * 5))
+    assert found.verdict == "No difference to see: every run ended at 500; 5 seeds each."
+
+
+def test_the_best_of_three_pays_for_having_been_picked(write_runs):
+    low, middle, high = ([base + i for i in range(5)] for base in (100, 200, 300))
+    found = compare(write_runs("a2c", low) + write_runs("ppo", high) + write_runs("reinforce", middle))
+    # Three pairs of groups: 3 x 2/252 = 0.024 is still below 0.05.
+    assert [contrast.p for contrast in found.contrasts] == [pytest.approx(6 / 252)] * 2
+    assert found.verdict.startswith(
+        "ppo beats reinforce and a2c on CartPole-v1: probability of improvement over reinforce, "
+    )
+    assert [group.name for group in found.groups] == ["ppo", "reinforce", "a2c"]
+
+
+def test_four_seeds_of_three_groups_are_too_few(write_runs):
+    low, middle, high = ([base + i for i in range(4)] for base in (100, 200, 300))
+    found = compare(write_runs("a2c", low) + write_runs("ppo", high) + write_runs("reinforce", middle))
+    assert found.contrasts[0].p == pytest.approx(3 * 2 / 70)
+    assert found.verdict.startswith("Too early to say between ppo, ")
+    assert "4 seeds each cannot show any difference, and 5 are the fewest" in found.verdict
+
+
+def test_one_may_be_beaten_and_another_undecided(write_runs):
+    groups = write_runs("ppo", [490, 492, 494, 496, 498]) + write_runs("reinforce", [489, 493, 493, 497, 497])
+    found = compare(groups + write_runs("a2c", [100, 101, 102, 103, 104]))
+    assert " beats a2c on CartPole-v1" in found.verdict
+    assert "Too early to say between ppo and reinforce: " in found.verdict
+
+
+def test_a_single_group_is_described(write_runs):
+    found = compare(write_runs("ppo", [470, 480, 490, 500]))
+    assert found.verdict.startswith("ppo on CartPole-v1: IQM of the final return 485 [")  # (480 + 490) / 2
+    assert (
+        "; reached 475 in 3 of 4 runs, half of all runs within 200 steps (2.0 s); 4 seeds, 200 steps." in found.verdict
+    )
+
+
+# ---------------------------------------------------------------- measures
+
+
+def test_a_run_that_never_reaches_the_threshold_counts_as_infinitely_late(write_runs):
+    result = compare(write_runs("ppo", [480, 100, 100]), threshold=475).groups[0].results[0]
+    assert (result.reach.reached, result.reach.of) == (1, 3)
+    assert result.reach.steps.value == float("inf")
+    data = compare(write_runs("ppo", [480, 100, 100], folder="again")).to_json()["groups"][0]["environments"][0]
+    assert data["to_threshold"]["median_steps"] == {"value": None, "low": 200, "high": None}
+
+
+def test_the_threshold_is_the_environments_unless_given(write_runs):
+    paths = write_runs("ppo", [480, 480, 480])
+    assert compare(paths).groups[0].results[0].reach.threshold == 475
+    assert compare(paths, threshold=490).groups[0].results[0].reach.reached == 0
+    acrobot = write_runs("ppo", [-80, -80], slug="acrobot")
+    assert compare(acrobot).groups[0].results[0].reach is None
+
+
+def test_greedy_and_any_other_metric_can_be_compared(write_runs):
+    paths = write_runs("ppo", [480, 480, 480])
+    assert compare(paths, greedy=True).groups[0].results[0].final.mean.value == 481
+    found = compare(write_runs("ppo", [3, 3, 3], folder="other", key="eval/length_mean"), metric="eval/length_mean")
+    assert found.groups[0].results[0].final.mean.value == 3
+    assert found.groups[0].results[0].reach is None
+    with pytest.raises(InputError, match="not both"):
+        compare(paths, greedy=True, metric="x")
+
+
+def test_the_same_seed_gives_the_same_intervals(write_runs):
+    paths = write_runs("ppo", [400, 420, 440, 460, 500])
+    first, again, other = (compare(paths, seed=seed).groups[0].results[0].area.mean for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_environments_are_compared_on_a_common_scale(write_runs):
+    paths = [
+        *write_runs("ppo", [490, 495, 500, 500, 500]), *write_runs("ppo", [-100, -90, -85, -80, -80], slug="acrobot"),
+        *write_runs("a2c", [0, 10, 20, 30, 40]), *write_runs("a2c", [-500, -490, -480, -470, -460], slug="acrobot"),
+    ]  # fmt: skip
+    found = compare(paths)
+    # CartPole from 0 to 500: 0.98 0.99 1 1 1. Acrobot from -500 to -80: (400, 410, 415, 420, 420) / 420.
+    # IQM of ten drops two at each end: (0.98 or below) go: 0.952, 0.976 | 0.98, 0.988, 0.99, 1, 1, 1 | 1, 1.
+    ppo = next(group for group in found.groups if group.name == "ppo")
+    assert ppo.overall.iqm.value == pytest.approx((0.98 + 415 / 420 + 0.99 + 3) / 6)
+    assert found.verdict.startswith("ppo beats a2c on 2 environments: probability of improvement 1.00 [")
+    assert "IQM of the scaled final return" in found.verdict
+    assert "5 seeds each per environment" in found.verdict
+
+
+# ---------------------------------------------------------------- irregularities
+
+
+def test_unequal_budgets_are_compared_at_the_common_one_and_named(write_run):
+    long = [write_run("ppo", seed, [100.0, 200.0, 300.0, 400.0]) for seed in range(3)]
+    short = [write_run("a2c", seed, [150.0, 250.0]) for seed in range(3)]
+    found = compare(long + short)
+    ppo = next(group for group in found.groups if group.name == "ppo").results[0]
+    assert (ppo.steps, ppo.final.mean.value, ppo.best.mean.value) == (200, 200, 200)
+    (warning,) = notes(found, "unequal budgets on cartpole")
+    assert short[0].name in warning
+    assert long[0].name in warning
+    assert "within 200" in warning
+
+
+def test_missing_seeds_are_named(write_run):
+    found = compare(
+        [write_run("ppo", seed, [1.0]) for seed in range(5)] + [write_run("a2c", seed, [1.0]) for seed in (0, 1)]
+    )
+    assert notes(found, "seeds missing on cartpole: a2c has no run with seeds 2-4")
+
+
+def test_unequal_counts_of_seeds_are_spelled_in_the_verdict(write_runs):
+    found = compare(write_runs("ppo", [500, 499, 498, 497, 496]) + write_runs("a2c", [1, 2, 3, 4]))
+    assert found.verdict.endswith("; 5 and 4 seeds, 200 steps.")
+
+
+def test_a_failed_run_is_left_out_and_named(write_run, write_runs):
+    bad = write_run("ppo", 9, [1.0], status="failed", reason="NaN in the policy loss")
+    found = compare([*write_runs("ppo", [480, 490, 500]), bad])
+    assert len(found.groups[0].results[0].curves) == 3
+    assert notes(found, f"{bad.name} is failed (NaN in the policy loss)")
+
+
+def test_runs_that_stopped_on_success_are_named(write_runs):
+    settings = {"config": {"stop_at": 475, "total_steps": 1000}}
+    found = compare(write_runs("ppo", [480, 490, 500], **settings))
+    assert notes(found, "stopped early, on reaching stop_at: ")
+    assert found.groups[0].results[0].steps == 1000
+
+
+def test_other_devices_and_other_evaluations_are_named(write_run):
+    settings = {"device": "cuda", "config": {"eval.episodes": 5}}
+    found = compare([write_run("ppo", 0, [1.0]), write_run("ppo", 1, [1.0], **settings)])
+    assert notes(found, "seconds do not compare: runs were on cpu, cuda")
+    assert notes(found, "evaluated differently: eval.episodes is 20, 5")
+
+
+def test_groups_are_compared_on_the_environments_that_they_share(write_runs):
+    paths = write_runs("ppo", [1, 2, 3]) + write_runs("a2c", [1, 2, 3]) + write_runs("ppo", [5, 6, 7], slug="acrobot")
+    found = compare(paths)
+    assert notes(found, "no run on acrobot: a2c")
+    assert found.contrasts[0].probability.value == 0.5
+    apart = compare([*write_runs("ppo", [1], folder="x"), *write_runs("a2c", [1], folder="x", slug="acrobot")])
+    assert apart.verdict == "Nothing to compare: these groups have no environment in common."
+
+
+def test_nothing_but_unusable_runs_is_refused_with_the_reason(write_run):
+    with pytest.raises(InputError, match=r"nothing to compare; left out: .* is interrupted"):
+        compare([write_run("ppo", 0, [1.0], status="interrupted")])
+    with pytest.raises(InputError, match="--margin must be a positive"):
+        compare([], margin=-1)
+
+
+def test_json_holds_the_verdict_the_groups_and_the_warnings(write_runs):
+    data = json.loads(
+        json.dumps(compare(write_runs("ppo", [480, 490]) + write_runs("a2c", [1, 2])).to_json(), allow_nan=False)
+    )
+    assert set(data) == {"verdict", "commands", "metric", "groups", "contrasts", "warnings"}
+    (first, _) = data["groups"]
+    assert first["label"] == "algo=ppo"
+    assert first["settings"] == {"algo": "ppo"}
+    (environment,) = first["environments"]
+    assert environment["seeds"] == [0, 1]
+    assert environment["final_returns"] == [480, 490]
+    assert environment["final_return"]["mean"] == {"value": 485, "low": None, "high": None}
+    assert data["contrasts"][0]["probability_of_improvement"]["value"] == 1
