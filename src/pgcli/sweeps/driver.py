@@ -1,0 +1,137 @@
+"""The two ways into a sweep: a new one, and one that was interrupted."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgcli.environments._slug import slug
+from pgcli.errors import InputError, RunError
+from pgcli.runs import lock
+from pgcli.sweeps import ledger, schedule
+from pgcli.sweeps.ledger import Sweep, Trial
+from pgcli.sweeps.schedule import Command, OnChange
+
+if TYPE_CHECKING:
+    from pgcli.experiment.config import ExperimentConfig
+
+
+def run_command(sweep: Sweep, trial: Trial, resumed: bool) -> list[str]:
+    """The process of one run: `pgcli train` in a directory that it is given, or `pgcli resume`."""
+    words = [sys.executable, "-m", "pgcli"]
+    trust = ["--trust"] if sweep.trust else []
+    if resumed:
+        return [*words, "resume", str(sweep.run_path(trial)), *trust]
+    folders = [word for folder in sweep.config_dirs for word in ("--config-dir", folder)]
+    return [*words, "train", *trial.overrides, "--run-dir", str(sweep.run_path(trial)), *folders, *trust]
+
+
+def sweep(
+    *overrides: str,
+    workers: int = 1,
+    sweeps_dir: Path | str = "sweeps",
+    config_dirs: Iterable[Path | str] = (),
+    trust: bool = False,
+    on_change: OnChange | None = None,
+    command: Command = run_command,
+) -> Sweep:
+    """Run every combination of the overrides (`algo=ppo,a2c`, `seed=range(0,5)`), a process each, `workers` at a time.
+
+    All of them are checked before anything is written. `on_change` is called many times a second with how things stand.
+    """
+    import pgcli
+    from pgcli.experiment.config import compose, expand
+
+    _check_workers(workers)
+    folders = [str(folder) for folder in config_dirs]
+    combinations = expand(overrides)
+    configs = [compose(combination, config_dirs=folders, trust=trust) for combination in combinations]
+    _refuse_twins(combinations, configs)
+    planned = ledger.create(
+        Path(sweeps_dir),
+        combinations,
+        names=[_name(config) for config in configs],
+        total_steps=[config.total_steps for config in configs],
+        overrides=overrides,
+        config_dirs=folders,
+        trust=trust,
+        version=pgcli.__version__,
+    )
+    with _held(planned.path):
+        schedule.run(planned, workers=workers, command=command, on_change=on_change or _ignore)
+    return planned
+
+
+def resume_sweep(
+    path: Path | str,
+    *,
+    workers: int = 1,
+    trust: bool = False,
+    on_change: OnChange | None = None,
+    command: Command = run_command,
+) -> Sweep:
+    """Go on with a sweep: finished runs stay, half-done ones are resumed, failed ones are tried once more."""
+    path = Path(path)
+    _check_workers(workers)
+    ledger.load(path)  # what is no sweep is refused before a lock is put into it
+    with _held(path):
+        ledger.mend(path)
+        sweep = ledger.load(path)  # again: another driver may have ended while we asked for the lock
+        sweep.trust = trust  # given now, or not at all: the word of a file does not count
+        _refuse_user_code(sweep)
+        schedule.run(sweep, workers=workers, command=command, on_change=on_change or _ignore)
+    return sweep
+
+
+def _ignore(sweep: Sweep) -> None:
+    """For those who only want the result."""
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """One driver at a time; a disk that fails it is one line for the user."""
+    lock.acquire(path)
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror or error}; go on with: pgcli sweep --resume {path}") from error
+    finally:
+        lock.release(path)
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise InputError(f"--workers must be 1 or more, not {workers}")
+
+
+def _name(config: ExperimentConfig) -> str:
+    """`ppo_cartpole_s0`, as run directories are named."""
+    environment = slug(str(getattr(config.env, "id", None) or config.choices["env"]))
+    return re.sub(r"[^\w.-]+", "-", f"{config.choices['algo']}_{environment}_s{config.seed}")[:80]
+
+
+def _refuse_twins(combinations: Sequence[list[str]], configs: Sequence[ExperimentConfig]) -> None:
+    """The same run twice would count as two independent ones in a comparison."""
+    seen: dict[str, int] = {}
+    for n, config in enumerate(configs):
+        first = seen.setdefault(
+            json.dumps([config.model_dump(mode="json"), config.choices["algo"], config.choices["env"]]), n
+        )
+        if first != n:
+            words = ledger.labels([list(words) for words in combinations])
+            raise InputError(f"two runs of this sweep are the same: `{words[first]}` and `{words[n]}`; leave one out")
+
+
+def _refuse_user_code(sweep: Sweep) -> None:
+    """`env=my_package:MyEnv-v0` was typed once; here a file says it, and a file may come from anywhere."""
+    from pgcli.experiment.overrides import parse
+
+    for trial in sweep.trials:
+        for key, value, text in parse(trial.overrides):
+            if key in ("env", "env.id") and ":" in str(value) and not sweep.trust:
+                raise InputError(f"{sweep.path} names user code to import, {text}: pass --trust if you trust it")

@@ -1,0 +1,202 @@
+"""A sweep directory: what was planned (`sweep.json`, written once), what has happened (`ledger.jsonl`, appended to).
+
+    sweeps/<id>/sweep.json      what was asked for, and the runs it stands for
+                ledger.jsonl    {"n", "event", "run", "reason", "time", "pid"}: a line for each event, fsynced
+                runs/<n>_...    run directories like any other
+                logs/<n>.log    what the run printed
+                discarded/      runs that died before their first checkpoint
+
+The ledger is the truth: a sweep is resumed by replaying it. All paths inside are relative to the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pgcli.errors import InputError
+from pgcli.runs import files
+
+SCHEMA = 1
+PLAN, LEDGER, RUNS, LOGS, DISCARDED = "sweep.json", "ledger.jsonl", "runs", "logs", "discarded"
+
+STATUS = {
+    "planned": "planned",
+    "started": "interrupted",  # unless the ledger goes on: whoever started it died first
+    "finished": "finished",
+    "failed": "failed",
+    "interrupted": "interrupted",
+}
+"""The last event of a run -> where it stands when the ledger is opened."""
+
+
+@dataclass
+class Trial:
+    """One run of a sweep."""
+
+    n: int
+    run: str
+    """Its directory, relative to the sweep."""
+    overrides: list[str]
+    label: str
+    """What tells it from the others."""
+    total_steps: int
+    status: str = "planned"
+    """`planned`, `running`, `finished`, `failed` or `interrupted`."""
+    reason: str = ""
+    pid: int | None = None
+    """The process that was last started for it."""
+
+
+@dataclass
+class Sweep:
+    """A sweep directory and where its runs stand."""
+
+    path: Path
+    trials: list[Trial]
+    config_dirs: list[str] = field(default_factory=list)
+    trust: bool = False
+    signal: int | None = None
+    """The signal that ended it before its end."""
+    stopped: str = ""
+    """The failure for which it gave up, every run having failed in this way."""
+
+    def run_path(self, trial: Trial) -> Path:
+        return self.path / trial.run
+
+    def log_path(self, trial: Trial) -> Path:
+        return self.path / LOGS / f"{trial.n:03d}.log"
+
+    def having(self, *statuses: str) -> list[Trial]:
+        return [trial for trial in self.trials if trial.status in statuses]
+
+
+def labels(combinations: list[list[str]]) -> list[str]:
+    """What differs: each combination without the overrides that all of them have."""
+    common = set.intersection(*map(set, combinations)) if len(combinations) > 1 else set()
+    return [" ".join(o for o in overrides if o not in common) for overrides in combinations]
+
+
+def create(
+    sweeps_dir: Path,
+    combinations: list[list[str]],
+    *,
+    names: list[str],
+    total_steps: list[int],
+    overrides: Iterable[str],
+    config_dirs: Iterable[str],
+    trust: bool,
+    version: str,
+) -> Sweep:
+    """Make the directory and plan every run in it."""
+    now = datetime.now(UTC)
+    try:
+        sweeps_dir.mkdir(parents=True, exist_ok=True)
+        path = sweeps_dir / f"{now:%Y%m%d-%H%M%S}_{secrets.token_hex(2)}"
+        for folder in (path, path / RUNS, path / LOGS):
+            files.make_dir(folder)
+    except OSError as error:
+        raise InputError(f"cannot make a sweep in {sweeps_dir}: {error.strerror}") from error
+    trials = [
+        Trial(n, f"{RUNS}/{n:03d}_{name}", combination, label, steps)
+        for n, (name, combination, label, steps) in enumerate(
+            zip(names, combinations, labels(combinations), total_steps, strict=True)
+        )
+    ]
+    sweep = Sweep(path, trials, list(config_dirs), trust)
+    plan = {
+        "schema": SCHEMA,
+        "id": path.name,
+        "created": now.isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "overrides": list(overrides),
+        "config_dirs": sweep.config_dirs,
+        "trust": trust,
+        "version": version,
+        "runs": [
+            {"n": t.n, "run": t.run, "overrides": t.overrides, "label": t.label, "total_steps": t.total_steps}
+            for t in trials
+        ],
+    }
+    files.replace(path / PLAN, (json.dumps(plan, indent=1) + "\n").encode())
+    record(sweep, "planned", *trials)
+    return sweep
+
+
+def load(path: Path) -> Sweep:
+    """Read a sweep and replay its ledger."""
+    try:
+        plan = json.loads((path / PLAN).read_text("utf-8"))
+        if plan["schema"] != SCHEMA:
+            raise InputError(f"{path} has schema {plan['schema']}, and this pgcli reads schema {SCHEMA}")
+        trials = [Trial(r["n"], r["run"], r["overrides"], r["label"], r["total_steps"]) for r in plan["runs"]]
+        sweep = Sweep(path, trials, plan["config_dirs"], plan["trust"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} is not a sweep directory: it has no {PLAN}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path / PLAN}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / PLAN} is damaged: it is not the plan of a sweep") from error
+    for trial in trials:
+        _check_inside(path, trial)
+    by_number = {trial.n: trial for trial in trials}
+    for event in replay(path / LEDGER):
+        if event["n"] not in by_number:
+            raise InputError(f"{path / LEDGER} is damaged: {PLAN} has no run {event['n']}")
+        trial = by_number[event["n"]]
+        trial.status, trial.reason, trial.pid = STATUS[event["event"]], event["reason"], event["pid"]
+    return sweep
+
+
+def record(sweep: Sweep, event: str, *trials: Trial) -> None:
+    """Append one event for each of the trials. On return it is on the disk."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    lines = [
+        json.dumps({"n": t.n, "event": event, "run": t.run, "reason": t.reason, "time": now, "pid": t.pid}) + "\n"
+        for t in trials
+    ]
+    descriptor = files.open_append(sweep.path / LEDGER)
+    try:
+        files.append(descriptor, "".join(lines).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def mend(path: Path) -> None:
+    """Cut off a last line that a killed driver left torn, so that the next event does not continue it."""
+    ledger = path / LEDGER
+    if ledger.exists():
+        lines, newline, torn = ledger.read_bytes().rpartition(b"\n")
+        if torn:
+            os.truncate(ledger, len(lines) + len(newline))
+
+
+def replay(path: Path) -> list[dict[str, Any]]:
+    """The events in order. A torn last line has not happened; any other that cannot be read is refused."""
+    if not path.exists():
+        return []
+    events = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            event = json.loads(line)
+            known = event["event"] in STATUS and event.keys() >= {"n", "reason", "pid"}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            known = False
+        if not known:
+            raise InputError(f"{path}:{number} is damaged: it is not an event; remove the line to go on without it")
+        events.append(event)
+    return events
+
+
+def _check_inside(path: Path, trial: Trial) -> None:
+    """A plan that was tampered with must not make us write elsewhere."""
+    if Path(trial.run).parts[:-1] != (RUNS,) or Path(trial.run).name in ("", ".."):
+        raise InputError(f"{path / PLAN} is damaged: run {trial.n} is not inside {RUNS}/")
