@@ -1,0 +1,52 @@
+"""The last lines of `train` and `resume`: what happened, where it is, what to type next."""
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from pgcli.runs import Run
+
+
+def end(run: "Run", *, as_json: bool) -> None:
+    """Say how a run ended. Exits with 128 + the signal (130, 143) if one stopped it."""
+    summary = run.info["summary"]
+    if as_json:
+        typer.echo(json.dumps({"run": str(run.path), "status": run.status, **summary}))
+    else:
+        typer.echo(f"{_outcome(run)}\nrun    {run.path}\nnext   {_next(run)}")
+    if run.status == "interrupted":
+        raise typer.Exit(128 + summary["signal"])
+
+
+def _outcome(run: "Run") -> str:
+    summary = run.info["summary"]
+    task = run.config["env"].get("id") or run.choices["env"]
+    spent = f"{summary['steps']:,} {run.info['unit']} in {summary['seconds']:.1f} s"
+    if summary["solved"]:
+        fresh = summary["solved"]
+        return (
+            f"solved {task} after {spent}: "
+            f"greedy return {fresh['greedy_return_mean']:.1f} over {fresh['episodes']:.0f} fresh episodes"
+        )
+    verb = "interrupted" if run.status == "interrupted" else "finished"
+    return (
+        f"{verb} {run.choices['algo']} on {task} after {spent}: "
+        f"return {summary['eval/return_mean']:.4g}, greedy {summary['eval/greedy_return_mean']:.4g}"
+    )
+
+
+def _next(run: "Run") -> str:
+    if run.status == "interrupted":
+        return f"pgcli resume {run.path}"
+    algo = run.choices["algo"]
+    env = run.config["env"].get("id") if run.choices["env"] == "gymnasium" else run.choices["env"]
+    other = "a2c" if algo != "a2c" else "ppo"
+    lines = [f"pgcli eval {run.path}"]
+    if algo == "sft":
+        lines.append(f"pgcli train algo=grpo env={env} init={run.path}")
+    else:
+        start = f" init={run.config['init']}" if run.config["init"] else ""
+        lines.append(f"pgcli sweep algo={algo},{other} env={env}{start} 'seed=range(0,10)'")
+    return "\n       ".join(lines)

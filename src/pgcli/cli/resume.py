@@ -1,0 +1,26 @@
+"""`pgcli resume`: go on with a run from its newest valid checkpoint."""
+
+from typing import Annotated
+
+import typer
+
+from pgcli.cli._completion import complete_override
+from pgcli.cli._ending import end
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="Its directory, or `latest`.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="total_steps=..., stop_at=...", autocompletion=complete_override)
+    ] = None,
+    *,
+    fork: Annotated[bool, typer.Option("--fork", help="Go on in a new run directory; any setting may change.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Import user code that the run names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print nothing but an object at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Go on with a run: the end is the same as if it had never stopped."""
+    from pgcli.experiment import resume as go_on
+
+    done = go_on(run, *(overrides or []), fork=fork, trust=trust, quiet=quiet or as_json)
+    end(done, as_json=as_json)
