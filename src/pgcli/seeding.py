@@ -13,7 +13,7 @@ def derive(seed: int, *names: str | int) -> int:
 
 
 def episode_seeds(seed: int, stream: str, numbers: Iterable[int]) -> list[int]:
-    """The seeds that reset episodes `numbers` of a stream (`train`, `evaluate`, ...): known without playing the earlier ones."""
+    """Seeds of the episodes `numbers` of a stream (`train`, `evaluate`, ...), known without playing the others."""
     return [derive(seed, stream, number) for number in numbers]
 
 

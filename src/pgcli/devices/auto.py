@@ -11,7 +11,7 @@ from pgcli.settings import Settings
 
 
 class Auto:
-    """The processor for small networks, whose operations end before a graphics processor has begun them; else the best."""
+    """The processor for small networks, whose operations end before a graphics processor has begun; else the best."""
 
     class Config(Settings):
         name: Literal["auto"]
@@ -20,7 +20,11 @@ class Auto:
 
     def __init__(self, config: Config, *, parameters: int) -> None:
         torch.set_num_threads(config.threads)
-        found = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there]
+        found = [
+            name
+            for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+            if there
+        ]
         if found and parameters >= config.small:
             self.torch = torch.device(found[0])
             self.note = f"{found[0]} (auto)"
