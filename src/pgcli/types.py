@@ -257,7 +257,7 @@ class Batch:
         cut = self._each(lambda x: x.flatten(0, 1) if everything else x.flatten(0, 1)[keep])
         return replace(cut, mask=ABSENT)
 
-    def __getitem__(self, rows: Tensor) -> Batch:
+    def __getitem__(self, rows: Tensor | slice) -> Batch:
         return self._each(lambda x: index(x, rows))
 
     def _each(self, cut: Callable[[Any], Any]) -> Batch:
@@ -271,10 +271,13 @@ class Batch:
 
     def minibatches(self, count: int, order: Tensor) -> Iterator[Batch]:
         """`count` pieces in the given order; each one's weights are scaled to stand for the whole batch."""
-        for rows in order.tensor_split(count):
-            piece = self[rows]
-            scale = len(self) / len(rows)
+        shuffled = self[order]
+        start = 0
+        for part in range(count):
+            stop = len(self) * (part + 1) // count
+            piece, scale = shuffled[start:stop], len(self) / (stop - start)
             yield replace(piece, weights=piece.weights * scale, per_action=piece.per_action * scale)
+            start = stop
 
 
 # ---------------------------------------------------------------- what an algorithm is

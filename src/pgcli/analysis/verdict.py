@@ -97,7 +97,12 @@ def too_early(
         return figure(statistics.detectable_difference(spread or 0.0, sizes, significance))
 
     if spread == 0 and contrast.probability.value == 0.5:
-        return f"No difference to see{between}: every run ended at {figure(float(pairs[0][0][0]))}; {seeds}.", []
+        pair, of_both = ("", "") if groups == 2 else (f" between {best.name} and {closest.name}", " of both")
+        rest = f" Too early to say of {listed(some(names[1:]))}." if names[1:] else ""
+        return (
+            f"No difference to see{pair}: every run{of_both} ended at {figure(float(pairs[0][0][0]))}; {seeds}.{rest}",
+            [],
+        )
     if not statistics.can_show(sizes, significance):
         could = f"{seeds} cannot show any difference, and {least} are the fewest that can"
         could += f" (of {detectable([(least, least)] * strata)} or more)" if spread else ""

@@ -31,10 +31,10 @@ def _outcome(run: "Run") -> str:
             f"greedy return {fresh['greedy_return_mean']:.1f} over {fresh['episodes']:.0f} fresh episodes"
         )
     verb = "interrupted" if run.status == "interrupted" else "finished"
-    return (
-        f"{verb} {run.choices['algo']} on {task} after {spent}: "
-        f"return {summary['eval/return_mean']:.4g}, greedy {summary['eval/greedy_return_mean']:.4g}"
-    )
+    sentence = f"{verb} {run.choices['algo']} on {task} after {spent}"
+    if "eval/return_mean" not in summary:  # interrupted between two evaluations
+        return sentence
+    return f"{sentence}: return {summary['eval/return_mean']:.4g}, greedy {summary['eval/greedy_return_mean']:.4g}"
 
 
 def _next(run: "Run") -> str:

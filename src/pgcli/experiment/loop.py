@@ -56,7 +56,8 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
     config = parts.config
     clock = Clock(parts.device, progress.steps)
     pending = Pending()
-    while progress.steps < config.total_steps and not progress.solved and not stop.requested:
+    ended = progress.steps >= config.total_steps or progress.solved is not None
+    while not ended:
         with clock("collect"):
             rollout = parts.collector.collect(parts.policy)
         with clock("update"):
@@ -66,13 +67,16 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
         pending.add(metrics, rollout.episodes)
 
         evaluated: Metrics = {}
-        ended = progress.steps >= config.total_steps or stop.requested
-        if _due(progress.steps, config.eval.every, progress.evaluated) or ended:
+        spent = progress.steps >= config.total_steps
+        # Asked once: who asks later than this gets one more update, and so a row and a checkpoint of where it stopped.
+        asked = stop.requested
+        if _due(progress.steps, config.eval.every, progress.evaluated) or spent:
             with clock("evaluate"):
                 evaluated = _evaluate(parts, progress)
+        ended = spent or asked or progress.solved is not None
         with clock("write"):
             writer.episodes(progress.steps, rollout.episodes)
-            checkpoint = _due(progress.steps, config.checkpoint.every, progress.saved) or ended or progress.solved
+            checkpoint = _due(progress.steps, config.checkpoint.every, progress.saved) or ended
             if checkpoint or evaluated or progress.updates % config.log_every == 0:
                 row = pending.take() | evaluated | clock.take(progress)
                 writer.log(progress.steps, progress.updates, row)

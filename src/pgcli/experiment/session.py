@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
 from pgcli.runs import checkpoint, provenance
 from pgcli.runs.console import open_console
-from pgcli.runs.reader import Run, find_run
+from pgcli.runs.reader import Run, checkpoint_step, find_run
 from pgcli.runs.writer import RunWriter, write_config
+from pgcli.types import State
 
 EXTENSIBLE = ("total_steps", "stop_at")
 """What a resumed run may change and still be the same experiment."""
@@ -49,12 +51,12 @@ def train(
         checkpoint.load_newest(find_run(settings.init).path / "checkpoints").state["policy"] if settings.init else None
     )
     parts = build(settings, initial_policy=start)
-    with _closing(parts):
+    with _closing(parts), stop_requests() as stop:
         writer = _create(settings, parts, list(overrides), run_dir)
         progress = Progress()
         with _failing(writer):
             save(parts, writer, progress, {})  # before the first action, so that a kill at any moment can be resumed
-        return _run(parts, writer, progress, quiet=quiet, note=parts.device.note)
+        return _run(parts, writer, progress, stop, quiet=quiet, note=parts.device.note)
 
 
 def resume(
@@ -78,28 +80,34 @@ def resume(
     settings = load(old.path, overrides, trust=trust)
     before = load(old.path, trust=trust)
     if not fork:
-        _check_extension(old, before, settings)
+        _check_extension(before, settings)
+    _check_unfinished(old, before, settings, fork=fork)
     parts = build(settings)
-    with _closing(parts):
+    with _closing(parts), stop_requests() as stop:
         if fork:
             loaded = checkpoint.load_newest(old.path / "checkpoints")
+            progress = _restore_other(parts, loaded.state, overrides)
             writer = _create(settings, parts, list(overrides), None, parent=old)
         else:
             writer = RunWriter.reopen(old.path)
             loaded = writer.load()
         with _failing(writer):
-            progress = restore(parts, loaded.state)
+            if not fork:
+                progress = restore(parts, loaded.state)
+            if settings.stop_at != before.stop_at:
+                progress.solved = None
             writer.rewind(loaded.step)
             write_config(writer.path, dump(settings))
-            notes = [*loaded.warnings, *_withdrawn(old, parts)]
-            if notes[len(loaded.warnings) :]:
-                writer.update_info(exact_resume=notes[-1])
-            for text in notes:
+            withdrawn = _withdrawn(old, parts)
+            if withdrawn:
+                writer.update_info(exact_resume="; ".join(withdrawn))
+            for text in [*loaded.warnings, *withdrawn]:
                 writer.event(text)
+                print(f"warning: {text}", file=sys.stderr)
             writer.event(f"resumed at step {loaded.step:,}")
             if fork:
                 save(parts, writer, progress, {})
-        return _run(parts, writer, progress, quiet=quiet, note="\n".join([f"resumed at step {loaded.step:,}", *notes]))
+        return _run(parts, writer, progress, stop, quiet=quiet, note=f"resumed at step {loaded.step:,}")
 
 
 def evaluate(
@@ -128,11 +136,11 @@ def evaluate(
     return answer
 
 
-def _run(parts: Parts, writer: RunWriter, progress: Progress, *, quiet: bool, note: str) -> Run:
+def _run(parts: Parts, writer: RunWriter, progress: Progress, stop: StopRequest, *, quiet: bool, note: str) -> Run:
     """The loop between its run directory, its console and its signals; says in run.json how it ended."""
     settings = parts.config
     title = f"{settings.choices['algo']} on {_task(settings)}, seed {settings.seed}"
-    with _failing(writer), stop_requests() as stop:
+    with _failing(writer):
         with open_console(title=title, total_steps=settings.total_steps, unit=parts.unit, quiet=quiet) as console:
             console.note(note)
             run_loop(parts, writer, console, progress, stop)
@@ -141,12 +149,12 @@ def _run(parts: Parts, writer: RunWriter, progress: Progress, *, quiet: bool, no
 
 
 def _finish(writer: RunWriter, progress: Progress, stop: StopRequest, settings: ExperimentConfig) -> None:
-    last = Run(writer.path).rows()[-1]
-    summary = {key: value for key, value in last.items() if key.startswith("eval/")}
+    last = Run(writer.path).rows()[-1:]  # none in a fork of a run that was over
+    summary = {key: value for row in last for key, value in row.items() if key.startswith("eval/")}
     summary |= {"steps": progress.steps, "seconds": round(progress.seconds, 3), "solved": progress.solved}
-    unfinished = stop.requested and progress.steps < settings.total_steps and not progress.solved
-    if unfinished:
-        writer.finish("interrupted", f"signal {stop.signal}", summary | {"signal": stop.signal})
+    unfinished = progress.steps < settings.total_steps and not progress.solved
+    if stop.signal is not None and unfinished:
+        writer.finish("interrupted", signal.Signals(stop.signal).name, summary | {"signal": stop.signal})
     else:
         writer.finish("completed", None, summary)
 
@@ -195,21 +203,46 @@ def _create(
     )  # fmt: skip
 
 
-def _check_extension(old: Run, before: ExperimentConfig, after: ExperimentConfig) -> None:
+def _restore_other(parts: Parts, state: State, overrides: Iterable[str]) -> Progress:
+    """As `restore`, into parts that were built from other settings."""
+    try:
+        return restore(parts, state)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the checkpoint does not fit {' '.join(overrides)}: begin a new run with it") from error
+
+
+def _check_extension(before: ExperimentConfig, after: ExperimentConfig) -> None:
     """A resumed run is the same experiment, longer at most."""
-    was, now = dump(before), dump(after)
-    changed = [key for key in now if was[key] != now[key] and key not in EXTENSIBLE]
+    was, now = _leaves(dump(before)), _leaves(dump(after))
+    changed = [key for key in was | now if was.get(key) != now.get(key) and key not in EXTENSIBLE]
     if changed:
         raise InputError(
-            f"a resumed run cannot change {', '.join(changed)}: it would be another experiment; add --fork for a new run"
+            f"a resumed run cannot change {', '.join(changed)}, which makes another experiment; add --fork for a new run"
         )
     if after.total_steps != before.total_steps and getattr(after.algo, "depends_on_total", False):
         raise InputError(
-            f"total_steps: the {after.algo.schedule} schedule of this run depends on it, so that its updates so far would have "
-            "been others; add --fork for a new run that starts from its checkpoint"
+            f"total_steps: the {after.algo.schedule} schedule of this run depends on it, so that its updates so far would "
+            "have been others; add --fork for a new run that starts from its checkpoint"
         )
-    if old.info["steps"] >= after.total_steps:
-        raise InputError(f"{old.path} has all its {after.total_steps:,} steps; extend it with total_steps=... ")
+
+
+def _check_unfinished(old: Run, before: ExperimentConfig, after: ExperimentConfig, *, fork: bool) -> None:
+    """There is something left to do. A run that was killed before it could say that it was over has to say so."""
+    over = old.status == "completed"
+    reached = max((checkpoint_step(path) for path in old.checkpoints()), default=0)
+    if reached >= after.total_steps and (over or fork or after.total_steps != before.total_steps):
+        raise InputError(f"{old.path} has all its {after.total_steps:,} steps; extend it with total_steps=...")
+    if over and old.info["summary"].get("solved") and after.stop_at == before.stop_at:
+        raise InputError(
+            f"{old.path} reached stop_at={before.stop_at:g}; to go on, give it another: stop_at=... or stop_at=null"
+        )
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def _withdrawn(old: Run, parts: Parts) -> list[str]:

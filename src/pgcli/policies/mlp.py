@@ -139,7 +139,7 @@ class Perceptrons(torch.autograd.Function):
             3 * ctx.count
         )  # a network of L layers saves 2 L weights, L - 1 activations
         weights, hidden = saved[: 2 * layers * ctx.count], saved[2 * layers * ctx.count :]
-        derivative = torch.ops.aten.tanh_backward if ctx.activation == "tanh" else _relu_backward
+        through = _through_tanh if ctx.activation == "tanh" else _through_relu
         found: list[Tensor | None] = []
         for n, output_gradient in enumerate(gradients):
             gradient = output_gradient
@@ -148,10 +148,15 @@ class Perceptrons(torch.autograd.Function):
             for i in reversed(range(layers)):
                 own = [gradient.t() @ inputs[i], gradient.sum(0), *own]
                 if i:
-                    gradient = derivative(gradient @ weights[2 * (n * layers + i)], inputs[i])
+                    gradient = through(gradient @ weights[2 * (n * layers + i)], inputs[i])
             found += own
         return None, None, None, *found
 
 
-def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    return gradient * (output > 0)
+def _through_tanh(gradient: Tensor, output: Tensor) -> Tensor:
+    """gradient * (1 - output^2), in place."""
+    return torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
+
+
+def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
+    return gradient.mul_(output > 0)

@@ -1,0 +1,209 @@
+"""A run that was killed and resumed ends as one that was not, bit for bit: each algorithm, each kind of environment.
+
+In one process, on copies of what a killed process leaves behind; test_kill.py kills real ones.
+"""
+
+import json
+
+import pytest
+
+from pgcli.errors import InputError
+from pgcli.experiment import resume, train
+from pgcli.runs import Run
+
+from .conftest import MLP, TINY, TRANSFORMER, assert_same_end, killed_copy, lines_of_metrics
+
+pytestmark = pytest.mark.usefixtures("_no_power_cut")
+
+EPISODES = ("algo.num_episodes=4", MLP)
+SEGMENTS = ("algo.num_envs=4", "algo.num_steps=32", MLP)
+GROUPS = ("algo.num_groups=2", "algo.group_size=2", MLP)
+NORMALISED = ("env.normalise.observations=true", "env.normalise.rewards=true")
+SORT = ("env=sort", *TRANSFORMER)
+
+EXPERIMENTS = {
+    "vanilla_pg": ("algo=vanilla_pg", *EPISODES),
+    "reinforce without a baseline": ("algo=reinforce", "algo.baseline=none", *EPISODES),
+    "reinforce, mean": ("algo=reinforce", "algo.baseline=mean", *EPISODES),
+    "reinforce, value": ("algo=reinforce", "algo.baseline=value", *EPISODES),
+    "a2c": ("algo=a2c", *SEGMENTS),
+    "a2c on episodes": ("algo=a2c", "algo.collect=episodes", *EPISODES),
+    "ppo": ("algo=ppo", *SEGMENTS),
+    "ppo on episodes": ("algo=ppo", "algo.collect=episodes", *EPISODES),
+    "ppo with all its options": (
+        "algo=ppo", *SEGMENTS, "algo.clip_range_value=0.2", "algo.target_kl=1e-4", "algo.normalise_advantages=batch",
+        "algo.max_grad_norm=null", "log_every=3",
+    ),
+    "linear schedule": ("algo=ppo", *SEGMENTS, "algo.schedule=linear"),
+    "robbins_monro schedule": ("algo=ppo", *SEGMENTS, "algo.schedule=robbins_monro", "algo.schedule_offset=3"),
+    "normalised segments": ("algo=ppo", *SEGMENTS, *NORMALISED),
+    "normalised episodes": ("algo=reinforce", *EPISODES, *NORMALISED),
+    "rloo": ("algo=rloo", *GROUPS),
+    "grpo": ("algo=grpo", *GROUPS),
+    "grpo in minibatches": ("algo=grpo", *GROUPS, "algo.minibatches=3", *NORMALISED),
+    "pendulum": ("algo=ppo", "env=pendulum", *SEGMENTS, "env.max_episode_steps=50"),
+    "a2c on pendulum, normalised": ("algo=a2c", "env=pendulum", *SEGMENTS, "env.max_episode_steps=50", *NORMALISED),
+    "CartPole of Gymnasium": ("algo=ppo", "env=CartPole-v1", *SEGMENTS),
+    "Acrobot of Gymnasium": ("algo=a2c", "env=Acrobot-v1", *SEGMENTS, "env.max_episode_steps=70", *NORMALISED),
+    "Pendulum of Gymnasium": ("algo=ppo", "env=Pendulum-v1", *SEGMENTS, "env.max_episode_steps=50"),
+    "groups in Gymnasium": ("algo=grpo", "env=CartPole-v1", *GROUPS),
+    "probe": ("algo=a2c", "env=probe_delayed_reward_continuous", *SEGMENTS),
+    "image": ("algo=ppo", "env=probe_image", "policy=cnn", "policy.dense=8", "algo.num_steps=32"),
+    "sft on sort": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
+    "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
+    "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
+    "rloo on sort": ("algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
+    "ppo on sort": ("algo=ppo", *SORT, "algo.num_episodes=16"),
+    "a2c on sort": ("algo=a2c", *SORT, "algo.num_episodes=16"),
+    "reinforce on sort": ("algo=reinforce", *SORT, "algo.num_episodes=16"),
+    "vanilla_pg on sort": ("algo=vanilla_pg", *SORT, "algo.num_episodes=16"),
+}  # fmt: skip
+
+
+def start(folder, *words, steps=1500, keep=100):
+    return train(*TINY, f"total_steps={steps}", f"checkpoint.keep={keep}", *words, run_dir=folder, quiet=True)
+
+
+@pytest.mark.parametrize("words", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, words):
+    straight = start(tmp_path / "straight", *words)
+    count = len(straight.checkpoints())
+    assert count >= 4
+    for after in (0, count // 2):
+        killed = killed_copy(straight.path, tmp_path / f"killed-{after}", after=after)
+        assert Run(killed).status == "died"
+        resume(killed, quiet=True)
+        assert_same_end(killed, straight.path)
+        assert Run(killed).info["exact_resume"] is True
+
+
+def test_a_run_that_dies_again_and_again_still_gets_there(tmp_path):
+    straight = start(tmp_path / "straight", *EXPERIMENTS["normalised segments"])
+    path = straight.path
+    for after in (1, 2, 2, 3):
+        path = killed_copy(path, tmp_path / f"after-{path.name}-{after}", after=after)
+        resume(path, quiet=True)
+    assert_same_end(path, straight.path)
+    assert (path / "metrics.discarded.jsonl").exists()
+
+
+def test_a_run_killed_after_its_last_checkpoint_only_has_to_say_so(tmp_path):
+    straight = start(tmp_path / "straight", *EXPERIMENTS["ppo"])
+    killed = killed_copy(straight.path, tmp_path / "killed", after=len(straight.checkpoints()) - 1)
+    resume(killed, quiet=True)
+    assert_same_end(killed, straight.path)
+    assert Run(killed).info["summary"]["eval/return_mean"] == straight.info["summary"]["eval/return_mean"]
+
+
+# ---------------------------------------------------------------- longer than it was
+
+
+@pytest.mark.parametrize("name", ["ppo", "robbins_monro schedule", "normalised episodes", "grpo on sort"])
+def test_a_finished_run_can_be_extended_and_ends_as_the_longer_one(tmp_path, name):
+    longer = start(tmp_path / "longer", *EXPERIMENTS[name], steps=1600)
+    run = start(tmp_path / "run", *EXPERIMENTS[name], steps=800)
+    resume(run.path, "total_steps=1600", quiet=True)
+    assert_same_end(run.path, longer.path, rows=False)  # the shorter one's last row has an evaluation more
+    assert rows_of_training(run.path) == rows_of_training(longer.path)
+    assert Run(run.path).config["total_steps"] == 1600
+
+
+def test_a_run_whose_schedule_depends_on_its_length_is_extended_only_as_a_fork(tmp_path):
+    run = start(tmp_path / "run", *EXPERIMENTS["linear schedule"], f"runs_dir={tmp_path / 'forks'}", steps=800)
+    with pytest.raises(InputError, match=r"linear schedule of this run depends on it.*--fork"):
+        resume(run.path, "total_steps=1600", quiet=True)
+
+    before = contents(run.path)
+    child = resume(run.path, "total_steps=1600", fork=True, quiet=True)
+    assert contents(run.path) == before
+    assert child.path.parent == tmp_path / "forks"
+    assert (child.path / child.info["parent"]).resolve() == run.path
+    assert child.info["steps"] >= 1600
+    assert child.checkpoints()[0].name == run.checkpoints()[-1].name
+    assert min(row["step"] for row in child.rows()) > run.info["steps"]
+
+
+def test_a_fork_with_other_settings_goes_on_from_the_weights(tmp_path):
+    run = start(tmp_path / "run", *EXPERIMENTS["ppo"], f"runs_dir={tmp_path / 'forks'}", steps=800)
+    child = resume(run.path, "total_steps=1600", "algo.learning_rate=1e-5", fork=True, quiet=True)
+    first, last = child.checkpoints()[0], run.checkpoints()[-1]
+    assert (first / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
+    assert child.config["algo"]["learning_rate"] == 1e-5
+
+
+def test_a_fork_that_does_not_fit_the_checkpoint_is_refused_and_makes_no_run(tmp_path):
+    run = start(tmp_path / "run", *EXPERIMENTS["ppo"], f"runs_dir={tmp_path / 'forks'}", steps=300)
+    with pytest.raises(InputError, match="does not fit"):
+        resume(run.path, "total_steps=600", "policy.hidden=[9]", fork=True, quiet=True)
+    assert not (tmp_path / "forks").exists()
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_run_with_all_its_steps_is_not_resumed(tmp_path, fork):
+    run = start(tmp_path / "run", *EXPERIMENTS["ppo"], steps=300)
+    before = contents(run.path)
+    for more in ((), ("total_steps=100",)):
+        with pytest.raises(InputError, match=r"has all its .* steps; extend it with total_steps="):
+            resume(run.path, *more, fork=fork, quiet=True)
+    assert contents(run.path) == before
+
+
+@pytest.mark.parametrize("word", ["algo.learning_rate=1e-3", "seed=1", "eval.every=100", "checkpoint.every=100"])
+def test_nothing_but_its_length_can_be_changed_in_a_resumed_run(tmp_path, word):
+    run = start(tmp_path / "run", *EXPERIMENTS["ppo"], steps=300)
+    before = contents(run.path)
+    with pytest.raises(InputError, match=f"cannot change {word.partition('=')[0]}.*--fork"):
+        resume(run.path, "total_steps=600", word, quiet=True)
+    assert contents(run.path) == before
+
+
+# ---------------------------------------------------------------- solved before its time
+
+
+SOLVES = ("algo=a2c", "env=probe_constant_reward", *SEGMENTS)
+"""Every episode returns 1, so that the first evaluation solves it."""
+
+
+def test_a_run_that_was_solved_is_over_until_it_is_given_another_aim(tmp_path):
+    run = start(tmp_path / "run", *SOLVES, "stop_at=1")
+    assert run.info["summary"]["solved"]
+    assert run.info["steps"] < 1500
+    before = contents(run.path)
+    for more in ((), ("total_steps=2000",)):
+        with pytest.raises(InputError, match=r"reached stop_at=1.*stop_at="):
+            resume(run.path, *more, quiet=True)
+    assert contents(run.path) == before
+
+    resume(run.path, "stop_at=2", quiet=True)
+    assert_same_end(run.path, start(tmp_path / "longer", *SOLVES).path)
+    assert Run(run.path).info["summary"]["solved"] is None
+
+
+def test_a_run_killed_when_it_was_solved_only_has_to_say_so(tmp_path):
+    straight = start(tmp_path / "straight", *SOLVES, "stop_at=1")
+    killed = killed_copy(straight.path, tmp_path / "killed", after=len(straight.checkpoints()) - 1)
+    resume(killed, quiet=True)
+    assert_same_end(killed, straight.path)
+    assert Run(killed).info["summary"]["solved"] == straight.info["summary"]["solved"]
+
+
+# ---------------------------------------------------------------- where the promise does not hold
+
+
+def test_a_resume_with_other_versions_withdraws_the_promise_by_name(tmp_path):
+    straight = start(tmp_path / "straight", *EXPERIMENTS["a2c"], steps=600)
+    killed = killed_copy(straight.path, tmp_path / "killed", after=1)
+    info = json.loads((killed / "run.json").read_text())
+    info["versions"]["torch"] = "1.0.0"
+    (killed / "run.json").write_text(json.dumps(info))
+    resume(killed, quiet=True)
+    assert "torch 1.0.0 -> " in Run(killed).info["exact_resume"]
+    assert "torch 1.0.0 -> " in (killed / "log.txt").read_text()
+
+
+def rows_of_training(path):
+    return [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in lines_of_metrics(path)]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
