@@ -43,7 +43,8 @@ class Process:
 class Driver:
     def __init__(self, folder):
         self.folder, self.started = folder, 0
-        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE / "toys"), "PGCLI_DEBUG": "0"}
+        path = os.pathsep.join([str(HERE / "toys"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PGCLI_DEBUG": "0"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([sys.executable, HERE / "driver.py"], env=self.environment, **pipes)
 

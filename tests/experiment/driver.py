@@ -6,6 +6,7 @@ So each command is a process of its own, that can be killed, for a tenth of the 
     {"do": "wait", "pid": ...}   ->   its wait status
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from pgcli.cli import main
@@ -53,9 +55,13 @@ def live(request):
         main()
     except SystemExit as end:
         code = end.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
     finally:
-        sys.stdout.flush()
         sys.stderr.flush()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
         os._exit(code)
 
 
@@ -161,6 +167,13 @@ def signal_in(wanted):
     loop.Clock.__call__ = part
 
 
+def break_output(_):
+    """Standard output is a pipe that nobody reads any longer."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+
+
 def limit_file_size(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
@@ -187,7 +200,7 @@ MISCHIEF = {
     f.__name__: f
     for f in (
         note_cpu_seconds, die_after_cpu_seconds, die_before_loop, die_after_loop, watch_save, signal_in,
-        limit_file_size, full_disk_at_checkpoint,
+        break_output, limit_file_size, full_disk_at_checkpoint,
     )
 }  # fmt: skip
 

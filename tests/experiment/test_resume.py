@@ -4,6 +4,7 @@ In one process, on copies of what a killed process leaves behind; test_kill.py k
 """
 
 import json
+import shutil
 
 import pytest
 
@@ -15,9 +16,9 @@ from .conftest import MLP, TINY, TRANSFORMER, assert_same_end, killed_copy, line
 
 pytestmark = pytest.mark.usefixtures("_no_power_cut")
 
-EPISODES = ("algo.num_episodes=4", MLP)
+EPISODES = ("algo.num_episodes=4", "env.max_episode_steps=50", MLP)
 SEGMENTS = ("algo.num_envs=4", "algo.num_steps=32", MLP)
-GROUPS = ("algo.num_groups=2", "algo.group_size=2", MLP)
+GROUPS = ("algo.num_groups=2", "algo.group_size=2", "env.max_episode_steps=50", MLP)
 NORMALISED = ("env.normalise.observations=true", "env.normalise.rewards=true")
 SORT = ("env=sort", *TRANSFORMER)
 
@@ -48,20 +49,20 @@ EXPERIMENTS = {
     "Pendulum of Gymnasium": ("algo=ppo", "env=Pendulum-v1", *SEGMENTS, "env.max_episode_steps=50"),
     "groups in Gymnasium": ("algo=grpo", "env=CartPole-v1", *GROUPS),
     "probe": ("algo=a2c", "env=probe_delayed_reward_continuous", *SEGMENTS),
-    "image": ("algo=ppo", "env=probe_image", "policy=cnn", "policy.dense=8", "algo.num_steps=32"),
+    "image": ("algo=ppo", "env=probe_image", "algo.num_steps=32", "policy=cnn", "policy.channels=[2,2]"),
     "sft on sort": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "rloo on sort": ("algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
-    "ppo on sort": ("algo=ppo", *SORT, "algo.num_episodes=16"),
+    "ppo on sort": ("algo=ppo", *SORT, "algo.num_episodes=16", "algo.epochs=2"),
     "a2c on sort": ("algo=a2c", *SORT, "algo.num_episodes=16"),
     "reinforce on sort": ("algo=reinforce", *SORT, "algo.num_episodes=16"),
     "vanilla_pg on sort": ("algo=vanilla_pg", *SORT, "algo.num_episodes=16"),
 }  # fmt: skip
 
 
-def start(folder, *words, steps=1500, keep=100):
-    return train(*TINY, f"total_steps={steps}", f"checkpoint.keep={keep}", *words, run_dir=folder, quiet=True)
+def start(folder, *words, steps=1000):
+    return train(*TINY, f"total_steps={steps}", "checkpoint.keep=100", *words, run_dir=folder, quiet=True)
 
 
 @pytest.mark.parametrize("words", EXPERIMENTS.values(), ids=EXPERIMENTS)
@@ -69,12 +70,41 @@ def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, words):
     straight = start(tmp_path / "straight", *words)
     count = len(straight.checkpoints())
     assert count >= 4
-    for after in (0, count // 2):
-        killed = killed_copy(straight.path, tmp_path / f"killed-{after}", after=after)
-        assert Run(killed).status == "died"
+    killed = killed_copy(straight.path, tmp_path / "killed", after=count // 2)
+    assert Run(killed).status == "died"
+    resume(killed, quiet=True)
+    assert_same_end(killed, straight.path)
+    assert Run(killed).info["exact_resume"] is True
+
+
+@pytest.mark.parametrize("name", ["CartPole of Gymnasium", "normalised episodes", "ppo on sort"])
+def test_a_run_killed_before_its_first_checkpoint_but_that_of_step_0_begins_again(tmp_path, name):
+    straight = start(tmp_path / "straight", *EXPERIMENTS[name])
+    killed = killed_copy(straight.path, tmp_path / "killed", after=0)
+    resume(killed, quiet=True)
+    assert_same_end(killed, straight.path)
+    assert len((killed / "metrics.discarded.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_killed_before_any_checkpoint_begins_again_and_says_so(tmp_path, capsys):
+    first = start(tmp_path / "first", *EXPERIMENTS["sft on sort"], steps=300)
+    straight = start(tmp_path / "straight", *EXPERIMENTS["grpo on sort"], f"init={first.path}", steps=600)
+    killed = killed_copy(straight.path, tmp_path / "killed", after=0)
+    for path in Run(killed).checkpoints():
+        shutil.rmtree(path)
+    (killed / "metrics.jsonl").write_text("")
+    resume(killed, quiet=True)
+    assert "killed before its first checkpoint" in capsys.readouterr().err
+    assert_same_end(killed, straight.path)
+
+
+def test_a_run_that_has_lost_its_checkpoints_does_not_begin_again(tmp_path):
+    straight = start(tmp_path / "straight", *EXPERIMENTS["ppo"], steps=300)
+    killed = killed_copy(straight.path, tmp_path / "killed", after=1)
+    for path in Run(killed).checkpoints():
+        shutil.rmtree(path)
+    with pytest.raises(InputError, match="no checkpoint to go on from"):
         resume(killed, quiet=True)
-        assert_same_end(killed, straight.path)
-        assert Run(killed).info["exact_resume"] is True
 
 
 def test_a_run_that_dies_again_and_again_still_gets_there(tmp_path):
@@ -95,37 +125,46 @@ def test_a_run_killed_after_its_last_checkpoint_only_has_to_say_so(tmp_path):
     assert Run(killed).info["summary"]["eval/return_mean"] == straight.info["summary"]["eval/return_mean"]
 
 
+def test_a_run_that_began_with_the_weights_of_another_no_longer_needs_it(tmp_path):
+    first = start(tmp_path / "first", *EXPERIMENTS["sft on sort"], steps=300)
+    straight = start(tmp_path / "straight", *EXPERIMENTS["grpo on sort"], f"init={first.path}", steps=600)
+    shutil.rmtree(first.path)
+    killed = killed_copy(straight.path, tmp_path / "killed", after=0)
+    resume(killed, quiet=True)
+    assert_same_end(killed, straight.path)
+
+
 # ---------------------------------------------------------------- longer than it was
 
 
 @pytest.mark.parametrize("name", ["ppo", "robbins_monro schedule", "normalised episodes", "grpo on sort"])
 def test_a_finished_run_can_be_extended_and_ends_as_the_longer_one(tmp_path, name):
-    longer = start(tmp_path / "longer", *EXPERIMENTS[name], steps=1600)
-    run = start(tmp_path / "run", *EXPERIMENTS[name], steps=800)
-    resume(run.path, "total_steps=1600", quiet=True)
+    longer = start(tmp_path / "longer", *EXPERIMENTS[name], steps=1200)
+    run = start(tmp_path / "run", *EXPERIMENTS[name], steps=600)
+    resume(run.path, "total_steps=1200", quiet=True)
     assert_same_end(run.path, longer.path, rows=False)  # the shorter one's last row has an evaluation more
     assert rows_of_training(run.path) == rows_of_training(longer.path)
-    assert Run(run.path).config["total_steps"] == 1600
+    assert Run(run.path).config["total_steps"] == 1200
 
 
 def test_a_run_whose_schedule_depends_on_its_length_is_extended_only_as_a_fork(tmp_path):
-    run = start(tmp_path / "run", *EXPERIMENTS["linear schedule"], f"runs_dir={tmp_path / 'forks'}", steps=800)
+    run = start(tmp_path / "run", *EXPERIMENTS["linear schedule"], f"runs_dir={tmp_path / 'forks'}", steps=600)
     with pytest.raises(InputError, match=r"linear schedule of this run depends on it.*--fork"):
-        resume(run.path, "total_steps=1600", quiet=True)
+        resume(run.path, "total_steps=1200", quiet=True)
 
     before = contents(run.path)
-    child = resume(run.path, "total_steps=1600", fork=True, quiet=True)
+    child = resume(run.path, "total_steps=1200", fork=True, quiet=True)
     assert contents(run.path) == before
     assert child.path.parent == tmp_path / "forks"
     assert (child.path / child.info["parent"]).resolve() == run.path
-    assert child.info["steps"] >= 1600
+    assert child.info["steps"] >= 1200
     assert child.checkpoints()[0].name == run.checkpoints()[-1].name
     assert min(row["step"] for row in child.rows()) > run.info["steps"]
 
 
 def test_a_fork_with_other_settings_goes_on_from_the_weights(tmp_path):
-    run = start(tmp_path / "run", *EXPERIMENTS["ppo"], f"runs_dir={tmp_path / 'forks'}", steps=800)
-    child = resume(run.path, "total_steps=1600", "algo.learning_rate=1e-5", fork=True, quiet=True)
+    run = start(tmp_path / "run", *EXPERIMENTS["ppo"], f"runs_dir={tmp_path / 'forks'}", steps=600)
+    child = resume(run.path, "total_steps=1200", "algo.learning_rate=1e-5", fork=True, quiet=True)
     first, last = child.checkpoints()[0], run.checkpoints()[-1]
     assert (first / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
     assert child.config["algo"]["learning_rate"] == 1e-5

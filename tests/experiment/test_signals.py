@@ -13,18 +13,18 @@ from .conftest import MLP, TINY, assert_same_end, lines_of_metrics
 from .test_kill import wait_until
 
 PPO = (*TINY, "algo=ppo", "algo.num_envs=4", "algo.num_steps=32", MLP, "total_steps=1500")
-MOMENTS = [("SIGINT", "begin"), ("SIGTERM", "collect"), ("SIGINT", "update"), ("SIGTERM", "evaluate"), ("SIGINT", "write")]
+MOMENTS = {"begin": "SIGINT", "collect": "SIGTERM", "update": "SIGINT", "evaluate": "SIGTERM", "write": "SIGINT"}
 
 
 @pytest.fixture(scope="module")
-def straight(pgcli):
-    folder = pgcli.folder / "straight"
+def straight(pgcli, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signals") / "straight"
     assert pgcli.run("train", *PPO, "--run-dir", folder, "-q").code == 0
     return folder
 
 
-@pytest.mark.parametrize(("name", "part"), MOMENTS)
-def test_a_signal_ends_a_run_after_its_update_with_a_checkpoint(pgcli, tmp_path, straight, name, part):
+@pytest.mark.parametrize(("part", "name"), MOMENTS.items())
+def test_a_signal_ends_a_run_after_its_update_with_a_checkpoint(pgcli, tmp_path, straight, part, name):
     folder = tmp_path / "run"
     nth = 1 if part == "evaluate" else 4
     number = getattr(signal, name)
@@ -86,7 +86,8 @@ def test_the_command_itself_answers_a_signal_from_outside(pgcli, tmp_path):
     folder = tmp_path / "run"
     words = [sys.executable, "-m", "pgcli", "train", *PPO, "total_steps=100_000_000", "--run-dir", folder, "--json"]
     process = subprocess.Popen(words, env=pgcli.environment, stdout=subprocess.PIPE, text=True)
-    wait_until(lambda: (folder / "metrics.jsonl").exists() and Run(folder).rows(), process)
+    metrics = folder / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text(), process)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 143

@@ -1,6 +1,8 @@
 """The last lines of `train` and `resume`: what happened, where it is, what to type next."""
 
 import json
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,10 +14,13 @@ if TYPE_CHECKING:
 def end(run: "Run", *, as_json: bool) -> None:
     """Say how a run ended. Exits with 128 + the signal (130, 143) if one stopped it."""
     summary = run.info["summary"]
-    if as_json:
-        typer.echo(json.dumps({"run": str(run.path), "status": run.status, **summary}))
-    else:
-        typer.echo(f"{_outcome(run)}\nrun    {run.path}\nnext   {_next(run)}")
+    try:
+        if as_json:
+            typer.echo(json.dumps({"run": str(run.path), "status": run.status, **summary}))
+        else:
+            typer.echo(f"{_outcome(run)}\nrun    {run.path}\nnext   {_next(run)}")
+    except BrokenPipeError:  # `| head`: nobody is left to be told, but the run did not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if run.status == "interrupted":
         raise typer.Exit(128 + summary["signal"])
 

@@ -34,8 +34,8 @@ def decode(policy: Decoder, prompts: Tensor, *, length: int, end: int, pad: int,
 
         a_t = argmax_v  log pi(v | prompt, a_<t) + g_tv,   g standard Gumbel
 
-    which is an exact sample of pi (Gumbel 1954), at temperature 1 and without truncation, so that the log-probs are those
-    of the distribution that was sampled. Without noise: greedy.
+    which is an exact sample of pi (Gumbel 1954), at temperature 1 and from the whole vocabulary, so that the log-probs
+    are those of the distribution that was sampled. Without noise: greedy.
 
     noise: (N, T, V), or None. The tokens of a row are a function of its prompt and its noise alone.
     """

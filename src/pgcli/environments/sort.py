@@ -23,7 +23,7 @@ HELD_OUT_ONE_IN = 20
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64 of each uint64: a hash that is the same on every machine. Source: Steele, Lea & Flood 2014, figure 13."""
+    """SplitMix64 (Steele, Lea & Flood 2014) of each uint64: a hash that is the same on every machine."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -68,7 +68,7 @@ class Sort:
         return torch.cat([torch.full_like(digits[:, :1], BOS), digits, torch.full_like(digits[:, :1], EQUALS)], dim=1)
 
     def rewards(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """1 for the digits in order and the end token, 0 for anything else that ended, `cut_reward` if cut. (N,) each."""
+        """(N,) each: 1 for the digits in order and the end, 0 for anything else that ended, `cut_reward` if cut."""
         exact = (completions == self.demonstrations(prompts)).all(dim=1)
         finished = ((completions == END) & mask).any(dim=1)
         reward = torch.where(finished, exact.float(), self.config.cut_reward)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
 from pgcli.runs import checkpoint, provenance
+from pgcli.runs.checkpoint import Loaded
 from pgcli.runs.console import open_console
 from pgcli.runs.reader import Run, checkpoint_step, find_run
 from pgcli.runs.writer import RunWriter, write_config
@@ -44,13 +45,11 @@ def train(
 
     Raises InputError before anything is written, RunError after.
     """
-    settings = (
-        load(config, overrides, trust=trust) if config else compose(overrides, config_dirs=config_dirs, trust=trust)
-    )
-    start = (
-        checkpoint.load_newest(find_run(settings.init).path / "checkpoints").state["policy"] if settings.init else None
-    )
-    parts = build(settings, initial_policy=start)
+    if config:
+        settings = load(config, overrides, trust=trust)
+    else:
+        settings = compose(overrides, config_dirs=config_dirs, trust=trust)
+    parts = build(settings, initial_policy=_initial_policy(settings))
     with _closing(parts), stop_requests() as stop:
         writer = _create(settings, parts, list(overrides), run_dir)
         progress = Progress()
@@ -77,12 +76,12 @@ def resume(
     Raises InputError where nothing can be resumed, or where the change would make it another experiment.
     """
     old = find_run(str(run), runs_dir)
-    settings = load(old.path, overrides, trust=trust)
-    before = load(old.path, trust=trust)
+    before, settings = load(old.path, trust=trust), load(old.path, overrides, trust=trust)
     if not fork:
         _check_extension(before, settings)
     _check_unfinished(old, before, settings, fork=fork)
-    parts = build(settings)
+    begun = _has_begun(old)
+    parts = build(settings, initial_policy=None if begun else _initial_policy(settings))
     with _closing(parts), stop_requests() as stop:
         if fork:
             loaded = checkpoint.load_newest(old.path / "checkpoints")
@@ -90,10 +89,10 @@ def resume(
             writer = _create(settings, parts, list(overrides), None, parent=old)
         else:
             writer = RunWriter.reopen(old.path)
-            loaded = writer.load()
+            loaded = writer.load() if begun else Loaded(0, {}, ["killed before its first checkpoint: it begins again"])
         with _failing(writer):
             if not fork:
-                progress = restore(parts, loaded.state)
+                progress = restore(parts, loaded.state) if begun else Progress()
             if settings.stop_at != before.stop_at:
                 progress.solved = None
             writer.rewind(loaded.step)
@@ -101,11 +100,9 @@ def resume(
             withdrawn = _withdrawn(old, parts)
             if withdrawn:
                 writer.update_info(exact_resume="; ".join(withdrawn))
-            for text in [*loaded.warnings, *withdrawn]:
-                writer.event(text)
-                print(f"warning: {text}", file=sys.stderr)
+            _warn(writer, [*loaded.warnings, *withdrawn])
             writer.event(f"resumed at step {loaded.step:,}")
-            if fork:
+            if fork or not begun:
                 save(parts, writer, progress, {})
         return _run(parts, writer, progress, stop, quiet=quiet, note=f"resumed at step {loaded.step:,}")
 
@@ -115,8 +112,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Greedy and stochastic return of a run's last checkpoint over fresh episodes: `pgcli eval RUN`.
 
-    Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval"}, "stochastic": {...}}; the interval is 95 %,
-    of the mean over episodes of this one policy: it says nothing of other seeds.
+    Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval"}, "stochastic": {...}}. The interval is
+    95 %, of the mean over episodes of this one policy: it says nothing of other seeds.
     """
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {episodes}")
@@ -203,6 +200,26 @@ def _create(
     )  # fmt: skip
 
 
+def _initial_policy(settings: ExperimentConfig) -> State | None:
+    """The parameters that `init` names, or None."""
+    if settings.init is None:
+        return None
+    return checkpoint.load_newest(find_run(settings.init).path / "checkpoints").state["policy"]
+
+
+def _has_begun(run: Run) -> bool:
+    """False for a run that was killed before its checkpoint of step 0: its config is all there was of it."""
+    return bool(run.checkpoints()) or run.steps > 0
+
+
+def _warn(writer: RunWriter, texts: Iterable[str]) -> None:
+    """Into log.txt, and to a user who asked for quiet, too."""
+    for text in texts:
+        writer.event(text)
+        with suppress(OSError):  # a closed pipe is no reason to fail
+            print(f"warning: {text}", file=sys.stderr)
+
+
 def _restore_other(parts: Parts, state: State, overrides: Iterable[str]) -> Progress:
     """As `restore`, into parts that were built from other settings."""
     try:
@@ -217,12 +234,12 @@ def _check_extension(before: ExperimentConfig, after: ExperimentConfig) -> None:
     changed = [key for key in was | now if was.get(key) != now.get(key) and key not in EXTENSIBLE]
     if changed:
         raise InputError(
-            f"a resumed run cannot change {', '.join(changed)}, which makes another experiment; add --fork for a new run"
+            f"a resumed run cannot change {', '.join(changed)}: that is another experiment; add --fork for a new run"
         )
     if after.total_steps != before.total_steps and getattr(after.algo, "depends_on_total", False):
         raise InputError(
-            f"total_steps: the {after.algo.schedule} schedule of this run depends on it, so that its updates so far would "
-            "have been others; add --fork for a new run that starts from its checkpoint"
+            f"total_steps: the {after.algo.schedule} schedule of this run depends on it, so that its updates so far "
+            "would have been others; add --fork for a new run that starts from its checkpoint"
         )
 
 
@@ -249,6 +266,8 @@ def _withdrawn(old: Run, parts: Parts) -> list[str]:
     """Why the rest of this run may differ from an uninterrupted one, if it may."""
     now = provenance.versions()
     changed = [f"{k} {v} -> {now.get(k)}" for k, v in old.info["versions"].items() if now.get(k) != v]
+    cpu, here = old.info["machine"]["cpu"], provenance.machine()["cpu"]
+    changed += [f"{cpu} -> {here}"] if cpu != here else []
     reasons = [f"not exact: resumed with {', '.join(changed)}"] if changed else []
     mismatch = getattr(parts.environment, "replay_mismatch", None)
     return [*reasons, f"not exact: {mismatch}"] if mismatch else reasons

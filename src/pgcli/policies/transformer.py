@@ -42,12 +42,14 @@ class Transformer(nn.Module):
             return self
 
     unit = "sequence"
+    rotary: Tensor
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         super().__init__()
         if not isinstance(spec, TextSpec):
             raise InputError("policy=transformer writes text; a stepped environment needs policy=mlp or policy=cnn")
         self.has_critic = critic
+        self.config = config
         self.capacity = spec.prompt_length + spec.completion_length
         width = config.width
         self.embedding = _matrix(spec.vocabulary, width, 1.0, generator)
@@ -75,9 +77,9 @@ class Transformer(nn.Module):
 
     def prefill(self, prompt: Tensor) -> tuple[Tensor, Cache]:
         """(N, P) -> logits of the first action, (N, V), and the cache that `step` goes on with."""
-        heads, width = self.blocks[0].heads, self.norm.shape[0]
-        shape = (len(self.blocks), 2, len(prompt), heads, self.capacity, width // heads)
-        cache = Cache(self.norm.new_empty(shape), 0)
+        c = self.config
+        memory = self.norm.new_empty(c.layers, 2, len(prompt), c.heads, self.capacity, c.width // c.heads)
+        cache = Cache(memory, 0)
         return F.linear(self._hidden(prompt, last=1, cache=cache)[:, 0], self.unembedding), cache
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:

@@ -1,0 +1,180 @@
+import itertools
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.func import functional_call
+
+from pgcli.errors import InputError
+from pgcli.policies.transformer import Transformer, _rotary, _rotate
+from pgcli.types import ControlSpec, Discrete, TextSpec
+
+SORT = TextSpec(vocabulary=14, prompt_length=8, completion_length=7, end=12, pad=13)
+TINY = TextSpec(vocabulary=3, prompt_length=2, completion_length=3, end=1, pad=2)
+
+
+def transformer(spec=TINY, *, critic=True, seed=0, width=64, layers=2, heads=4, hidden=192):
+    config = Transformer.Config(name="transformer", width=width, layers=layers, heads=heads, hidden=hidden)
+    policy = Transformer(spec, config, critic=critic, generator=torch.Generator().manual_seed(seed))
+    if critic:  # a critic starts at zero, where no test could see what it reads
+        torch.nn.init.normal_(policy.critic, generator=torch.Generator().manual_seed(seed))
+    return policy
+
+
+def tokens(spec, n, length, seed=0):
+    return torch.randint(spec.vocabulary, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_default_has_108_608_parameters_and_a_critic_64_more():
+    # Embedding and unembedding 2 * 14 * 64 = 1,792, last norm 64. A block: attention 4 * 64 * 64 = 16,384,
+    # feed-forward 3 * 64 * 192 = 36,864, two norms 128, together 53,376. 1,792 + 64 + 2 * 53,376 = 108,608.
+    sizes = [sum(p.numel() for p in transformer(SORT, critic=critic).parameters()) for critic in (False, True)]
+    assert sizes == [108_608, 108_672]
+
+
+def test_the_weights_come_from_the_generator_and_nowhere_else():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = transformer(seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again, other = transformer(seed=5).state_dict(), transformer(seed=6).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embedding"], other["embedding"])
+
+
+def test_the_probabilities_of_all_completions_sum_to_one():
+    # 3^3 completions of one prompt. A log-prob read one position early or late would not be normalised over its action.
+    policy = transformer()
+    completions = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    prompt = torch.tensor([[0, 2]]).expand(27, -1)
+    log_probs = policy({"prompt": prompt}, completions).log_probs
+    assert log_probs.sum(dim=1).exp().sum().item() == pytest.approx(1, abs=1e-6)
+    # Also action by action: the three that go on from one prefix are the rows that differ in that action alone.
+    torch.testing.assert_close(log_probs[::9, 0].exp().sum(), torch.tensor(1.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(log_probs[:9:3, 1].exp().sum(), torch.tensor(1.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(log_probs[:3, 2].exp().sum(), torch.tensor(1.0), atol=1e-6, rtol=0)
+
+
+def test_the_entropy_is_that_of_the_next_action():
+    policy = transformer()
+    completions = torch.tensor([[1, 0, v] for v in range(3)])
+    seen = policy({"prompt": torch.tensor([[0, 2]]).expand(3, -1)}, completions)
+    last = seen.log_probs[:, 2]
+    torch.testing.assert_close(seen.entropy[:, 2], -(last.exp() * last).sum().expand(3), atol=1e-6, rtol=0)
+
+
+def test_an_action_changes_nothing_before_it_and_everything_after_it():
+    policy = transformer(SORT)
+    prompt, actions = tokens(SORT, 1, 8), tokens(SORT, 1, 7, seed=1)
+    changed = actions.clone()
+    changed[0, 3] = (actions[0, 3] + 1) % SORT.vocabulary
+    before, after = policy({"prompt": prompt}, actions), policy({"prompt": prompt}, changed)
+    assert torch.equal(before.log_probs[0, :3], after.log_probs[0, :3])
+    # V(s_t) and the entropy are read before action t: the change of action 3 is first seen at t = 4.
+    for seen, changed_seen in ((before.values, after.values), (before.entropy, after.entropy)):
+        assert torch.equal(seen[0, :4], changed_seen[0, :4])
+        assert (seen[0, 4:] != changed_seen[0, 4:]).all()
+
+
+def test_what_pads_a_finished_completion_changes_nothing_in_it():
+    policy = transformer(SORT)
+    prompt, actions = tokens(SORT, 4, 8), tokens(SORT, 4, 7, seed=1)
+    actions[:, 2] = SORT.end
+    padded, other = actions.clone(), actions.clone()
+    padded[:, 3:], other[:, 3:] = SORT.pad, 0
+    for a, b in zip(policy({"prompt": prompt}, padded), policy({"prompt": prompt}, other), strict=True):
+        assert torch.equal(a[:, :3], b[:, :3])
+
+
+def test_every_token_of_the_prompt_is_read():
+    policy = transformer(SORT)
+    prompt, actions = tokens(SORT, 1, 8).repeat(9, 1), tokens(SORT, 1, 7, seed=1).expand(9, -1)
+    for position in range(8):
+        prompt[position, position] = (prompt[position, position] + 1) % SORT.vocabulary
+    first = policy({"prompt": prompt}, actions).log_probs[:, 0]
+    assert (first[:8] != first[8]).all()
+
+
+def test_a_block_is_what_its_equations_say():
+    S, H, D = 3, 2, 4
+    policy = transformer(width=8, heads=2, layers=1, hidden=6)
+    block, rotary = policy.blocks[0], policy.rotary[:, :S]
+    x = torch.randn(1, S, 8, generator=torch.Generator().manual_seed(0))
+
+    def norm(y):
+        return y / y.square().mean(-1, keepdim=True).sqrt()  # the gains are one in a new policy
+
+    projected = (norm(x[0]) @ block.qkv.T).view(1, S, 3, H, D)
+    queries, keys = _rotate(projected[:, :, :2], rotary)[0].unbind(1)
+    attended = torch.zeros(S, H, D)
+    for p, head in itertools.product(range(S), range(H)):
+        scores = torch.stack([queries[p, head] @ keys[j, head] / math.sqrt(D) for j in range(p + 1)])
+        attended[p, head] = sum(w * projected[0, j, 2, head] for j, w in enumerate(scores.softmax(0)))
+    middle = x[0] + attended.view(S, 8) @ block.out.T
+    gate, up = (norm(middle) @ block.gate_up.T).split(6, dim=-1)
+    expected = middle + (gate * gate.sigmoid() * up) @ block.down.T
+    torch.testing.assert_close(block(x, rotary, S, None, 0)[0], expected, atol=1e-5, rtol=0)
+
+
+def test_a_rotation_by_hand():
+    # Four dimensions are two pairs, (x0, x2) and (x1, x3), at frequencies 1 and 10,000^(-2/4) = 0.01.
+    # At position 2, (1, 1, 0, 0) turns into (cos 2, cos 0.02, sin 2, sin 0.02); at position 0 it stays.
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 3, 1, 1, 4)
+    turned = _rotate(x, _rotary(3, 4))[0, :, 0, 0]
+    assert turned[0].tolist() == [1, 1, 0, 0]
+    expected = [math.cos(2), math.cos(0.02), math.sin(2), math.sin(0.02)]
+    torch.testing.assert_close(turned[2], torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_attention_scores_depend_on_the_distance_alone():
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(16, generator=generator).expand(1, 12, 1, 1, 16) for _ in range(2))
+    rotary = _rotary(12, 16)
+    queries, keys = _rotate(query, rotary)[0, :, 0, 0], _rotate(key, rotary)[0, :, 0, 0]
+    scores = queries @ keys.T
+    torch.testing.assert_close(scores[:-3, :-3], scores[3:, 3:], atol=1e-5, rtol=0)
+    assert (scores[0, 1:] - scores[0, 0]).abs().min() > 1e-3
+
+
+def test_parameters_can_be_bound_from_outside():
+    policy, other = transformer(SORT), transformer(SORT, seed=1)
+    inputs = ({"prompt": tokens(SORT, 4, 8)}, tokens(SORT, 4, 7, seed=1))
+    bound = functional_call(policy, dict(other.named_parameters()), inputs)
+    for a, b in zip(bound, other(*inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_new_critic_says_zero_and_leaves_the_trunk_alone():
+    config = Transformer.Config(name="transformer", width=16, layers=1, heads=2, hidden=16)
+    policy = Transformer(TINY, config, critic=True, generator=torch.Generator().manual_seed(0))
+    values = policy({"prompt": tokens(TINY, 4, 2)}, tokens(TINY, 4, 3)).values
+    assert values.shape == (4, 3)
+    assert (values == 0).all()
+    (values - 1).square().sum().backward()
+    assert (policy.critic.grad != 0).any()
+    assert all(p.grad is None or (p.grad == 0).all() for name, p in policy.named_parameters() if name != "critic")
+
+
+def test_every_weight_learns():
+    policy = transformer(SORT)
+    seen = policy({"prompt": tokens(SORT, 8, 8)}, tokens(SORT, 8, 7, seed=1))
+    (seen.log_probs.sum() + seen.values.sum()).backward()
+    assert all((p.grad != 0).any() for p in policy.parameters())
+
+
+def test_without_a_critic_there_are_no_values():
+    policy = transformer(critic=False)
+    assert not policy.has_critic
+    assert policy({"prompt": tokens(TINY, 1, 2)}, tokens(TINY, 1, 3)).values is None
+
+
+def test_a_stepped_environment_is_refused():
+    with pytest.raises(InputError, match="policy=mlp"):
+        transformer(ControlSpec((4,), Discrete(2)))
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValidationError, match="multiple of heads"):
+        Transformer.Config(name="transformer", width=64, layers=1, heads=3, hidden=64)
