@@ -1,0 +1,30 @@
+"""What a core can do at best: GFLOP/s of the matrix products that a minibatch of PPO consists of. Prints one JSON line.
+
+    python benchmarks/arithmetic.py ROWS
+
+(ROWS, 64) @ (64, 64) in float32, one thread: the largest product of a 2x64 network, 2 * ROWS * 64 * 64 operations.
+"""
+
+import json
+import sys
+import time
+
+import torch
+
+torch.set_num_threads(1)
+rows = int(sys.argv[1])
+x, weight = torch.randn(rows, 64), torch.randn(64, 64)
+out = torch.empty(rows, 64)
+flop = 2 * rows * 64 * 64
+repeats = 1 + int(2e9 / flop)  # some thirty milliseconds
+
+
+def products() -> float:
+    begun = time.process_time()
+    for _ in range(repeats):
+        torch.mm(x, weight, out=out)
+    return time.process_time() - begun
+
+
+best = min(products() for _ in range(20))
+print(json.dumps({"gflops": repeats * flop / best / 1e9}))

@@ -1,0 +1,39 @@
+"""Stable-Baselines3's PPO on CartPole-v1: steps per second after a warm-up. Prints one JSON line.
+
+    PYTHON_WITH_SB3 benchmarks/peer_sb3_ppo.py NUM_ENVS NUM_STEPS MINIBATCHES TOTAL
+
+Runs in an environment of its own, without pgcli. CleanRL's hyperparameters; what is not said here (Adam's epsilon 1e-5,
+normalised advantages, clip range 0.2) is Stable-Baselines3's default and CleanRL's value.
+"""
+
+import json
+import sys
+import time
+from importlib.metadata import version
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+WARM_UP = 3
+
+torch.set_num_threads(1)
+envs, steps, minibatches, total = map(int, sys.argv[1:5])
+batch = envs * steps
+model = PPO(
+    "MlpPolicy", make_vec_env("CartPole-v1", n_envs=envs, seed=0),
+    n_steps=steps, batch_size=batch // minibatches, n_epochs=4, learning_rate=2.5e-4, gamma=0.99, gae_lambda=0.95,
+    ent_coef=0.01, vf_coef=0.5, max_grad_norm=0.5, seed=0, device="cpu",
+    policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": torch.nn.Tanh},
+)  # fmt: skip
+model.learn(WARM_UP * batch)
+begun, wall, cpu = model.num_timesteps, time.perf_counter(), time.process_time()
+model.learn(total // batch * batch, reset_num_timesteps=False)
+print(
+    json.dumps({
+        "steps": model.num_timesteps - begun,
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        "versions": {name: version(name) for name in ("stable-baselines3", "torch", "gymnasium")},
+    })
+)  # fmt: skip

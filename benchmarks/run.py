@@ -1,0 +1,115 @@
+"""All benchmarks, or some: `python benchmarks/run.py --help`. What the figures mean is in benchmarks/README.md."""
+
+import json
+import shutil
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import compare
+import demo
+import memory
+import ppo
+import sort
+import startup
+import typer
+from measuring import Section, machine, say
+from rich.console import Console
+
+
+class Part(StrEnum):
+    ppo = "ppo"
+    startup = "startup"
+    demo = "demo"
+    memory = "memory"
+    compare = "compare"
+    sort = "sort"
+
+
+TOTAL = {4: 61_440, 64: 409_600}
+"""Steps to time, by environments: some seconds of the slowest tool."""
+
+
+def main(
+    parts: Annotated[list[Part] | None, typer.Argument(help="Which; all of them by default.")] = None,
+    sb3: Annotated[Path | None, typer.Option(envvar="BENCH_SB3", help="The Python that has Stable-Baselines3.")] = None,
+    rejax: Annotated[Path | None, typer.Option(envvar="BENCH_REJAX", help="The Python that has rejax.")] = None,
+    envs: Annotated[list[int] | None, typer.Option(help="Environments of the part ppo; may be repeated.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the tools take turns.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the demo (and half as many of sort): 0, 1, ...")] = 10,
+    core: Annotated[int, typer.Option(help="The core for what is compared on one core; -1: any.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="To see that it runs: little of everything, once.")] = False,
+    save: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Write the results to a .md or .json file; may be repeated."),
+    ] = None,
+) -> None:
+    """Measure the speed of pgcli, beside the peers whose Python is given."""
+    for path in save or []:
+        if path.suffix not in (".md", ".json"):
+            raise typer.BadParameter(f"--save {path}: a .md or a .json file")
+    about = machine()
+    pinned = core if core >= 0 and shutil.which("taskset") else None
+    if quick:
+        rounds, seeds = 1, 1
+    missing = _check_peers(sb3, rejax)
+    peers = ppo.tools(str(sb3.absolute()) if sb3 else None, str(rejax.absolute()) if rejax else None)
+
+    def speed() -> list[Section]:
+        found = []
+        for number in envs or TOTAL:
+            total = TOTAL.get(number, number * 6400) // (8 if quick else 1)
+            found.append(ppo.measure(peers, envs=number, total=total, rounds=rounds, core=pinned))
+            found[-1].notes += missing
+        return found
+
+    measures: dict[Part, Callable[[], list[Section]]] = {
+        Part.ppo: speed,
+        Part.startup: lambda: [startup.measure(rounds=rounds)],
+        Part.demo: lambda: [demo.measure(seeds=range(seeds))],
+        Part.memory: lambda: [memory.measure(total=10_000 if quick else 100_000)],
+        Part.compare: lambda: [compare.measure(runs=20 if quick else 200, rows=1000, rounds=rounds)],
+        Part.sort: lambda: [
+            sort.measure(seeds=range((seeds + 1) // 2), core=pinned, changes=["total_steps=5000"] if quick else [])
+        ],
+    }
+    console = Console(highlight=False)
+    sections = []
+    for part in parts or list(Part):
+        for section in measures[part]():
+            sections.append(section)
+            console.print(section.table())
+            for note in section.notes:
+                console.print(note, markup=False, soft_wrap=True)
+            console.print()
+    for path in save or []:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_markdown(about, sections) if path.suffix == ".md" else _json(about, sections))
+        say(f"written to {path}")
+
+
+def _check_peers(sb3: Path | None, rejax: Path | None) -> list[str]:
+    """What to do about the peers that are missing. Refuses an interpreter that is not there."""
+    notes = []
+    for name, option, python in (("SB3", "--sb3", sb3), ("rejax", "--rejax", rejax)):
+        if python is None:
+            notes.append(f"{name} did not take part: name its Python with {option} (see benchmarks/README.md).")
+            say(notes[-1])
+        elif not shutil.which(python):
+            raise typer.BadParameter(f"{option} {python}: no program there")
+    return notes
+
+
+def _markdown(about: dict[str, str], sections: list[Section]) -> str:
+    facts = "".join(f"- {key}: {value}\n" for key, value in about.items())
+    head = "# Speed\n\nWritten by `benchmarks/run.py`; how to read it is in `benchmarks/README.md`.\n\n"
+    return "\n".join([head + facts, *(section.markdown() for section in sections)])
+
+
+def _json(about: dict[str, str], sections: list[Section]) -> str:
+    return json.dumps(about | {"sections": [section.json() for section in sections]}, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    typer.run(main)
