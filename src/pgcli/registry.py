@@ -6,16 +6,21 @@
 
 import importlib
 import importlib.util
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from pgcli.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 KINDS = {"algo": "algorithms", "env": "environments", "policy": "policies", "device": "devices"}
 """Config group -> package and entry-point group."""
 
 
-def plugins(group: str) -> list[EntryPoint]:
+def plugins(group: str) -> "list[EntryPoint]":
     """The entry points that installed packages declare for a config group (`algo`, `env`, `policy`, `device`)."""
+    from importlib.metadata import entry_points  # not for `--help`, which it would slow down by a tenth
+
     return list(entry_points(group=f"pgcli.{KINDS[group]}"))
 
 

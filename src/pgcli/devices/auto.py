@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from pgcli.devices.cpu import keep_freed_memory
 from pgcli.settings import Settings
 
 
@@ -30,6 +31,7 @@ class Auto:
             self.note = f"{found[0]} (auto)"
             return
         self.torch = torch.device("cpu")
+        keep_freed_memory()
         why = f"auto: a network of {parameters:,} parameters is faster there than on {found[0]}" if found else "auto"
         self.note = f"cpu, {config.threads} thread{'s' if config.threads > 1 else ''} ({why})"
 

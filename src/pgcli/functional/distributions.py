@@ -19,9 +19,10 @@ def categorical(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns: two of (...).
     """
-    log_pi = torch.log_softmax(logits, -1)
-    log_probs = log_pi.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    return log_probs, -(log_pi.exp() * log_pi).sum(-1)
+    # Actions first: along a short last axis every one of these is several times slower.
+    log_pi = torch.log_softmax(logits.movedim(-1, 0).contiguous(), 0)
+    log_probs = log_pi.gather(0, actions.unsqueeze(0)).squeeze(0)
+    return log_probs, -(log_pi.exp() * log_pi).sum(0)
 
 
 def categorical_log_probs(logits: Tensor, actions: Tensor) -> Tensor:

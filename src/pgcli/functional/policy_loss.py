@@ -50,7 +50,9 @@ def clipped_surrogate(
     Returns: the same shape. Source: Schulman et al. 2017, eq. 7; two bounds: Yu et al. 2025.
     """
     ratio, advantages = torch.exp(log_probs - old_log_probs.detach()), advantages.detach()
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    # Of the two bounds only one can ever be the smaller, by the sign of A: a constant, through which nothing flows back.
+    bound = torch.where(advantages > 0, 1 + high, 1 - low) * advantages
+    return torch.minimum(ratio * advantages, bound)
 
 
 def kl_penalised_surrogate(
