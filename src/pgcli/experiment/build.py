@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DemonstrationCollector
-from pgcli.collectors.decoding import Decoding
 from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
 from pgcli.collectors.steps import SegmentCollector
 from pgcli.environments.normalise import statistics, use_statistics, wrap
