@@ -23,7 +23,7 @@ demo: install  ## train PPO on CartPole until it is solved
 	$(BIN)/pgcli train algo=ppo env=cartpole stop_at=475
 
 test: install  ## run the tests (about five minutes)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest
 
 check: install  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -37,8 +37,8 @@ format: install  ## put the code into format
 bench: install  ## measure speed, beside the peers that are installed (see benchmarks/)
 	$(BIN)/python benchmarks/run.py
 
-study: install  ## the learning claims, over ten seeds (half an hour; writes docs/results)
-	$(BIN)/python -m pytest -m slow
+study: install  ## the learning claims: CartPole over ten seeds, sort over five (a quarter of an hour; writes docs/results)
+	$(BIN)/python benchmarks/study.py
 
 clean:  ## remove .venv and caches; runs and sweeps stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

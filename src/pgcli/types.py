@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pgcli.functional.masked import Aggregation, aggregation_weights
@@ -325,7 +324,3 @@ class Collector(Protocol):
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
-
-
-def to_device(tree: Any, device: torch.device) -> Any:
-    return {k: v.to(device) for k, v in tree.items()} if isinstance(tree, dict) else tree.to(device)

@@ -21,5 +21,6 @@ def evaluate(
         typer.echo(json.dumps(found))
         return
     for name in ("greedy", "stochastic"):
-        low, high = found[name]["interval"]
-        typer.echo(f"{name:10}  {found[name]['mean']:.1f} [{low:.1f}, {high:.1f}]   {episodes} episodes")
+        interval = found[name]["interval"]
+        spread = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+        typer.echo(f"{name:10}  {found[name]['mean']:.4g}{spread}   {episodes} fresh episodes")

@@ -10,6 +10,7 @@ import numpy as np
 
 from pgcli.collectors.episodes import Player
 from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.student import student_quantile
 from pgcli.types import Metrics
 
 METRICS = {
@@ -37,8 +38,11 @@ class Evaluation:
         return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
 
     @property
-    def interval(self) -> tuple[float, float]:
-        half = _student_975(len(self.returns) - 1) * self.std / math.sqrt(len(self.returns))
+    def interval(self) -> tuple[float, float] | None:
+        """None for a single episode, which says nothing of the spread."""
+        if len(self.returns) < 2:
+            return None
+        half = student_quantile(0.975, len(self.returns) - 1) * self.std / math.sqrt(len(self.returns))
         return self.mean - half, self.mean + half
 
 
@@ -64,16 +68,3 @@ def evaluate_both(player: Player, policy: Any, *, episodes: int, seed: int, stre
         "eval/greedy_return_std": greedy.std,
         "eval/length_mean": float(sampled.lengths.mean()),
     }
-
-
-def _student_975(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, to 1e-3 from 3 degrees on (Cornish-Fisher; Abramowitz & Stegun 26.7.5)."""
-    exact = {0: math.inf, 1: 12.706, 2: 4.303}
-    if degrees in exact:
-        return exact[degrees]
-    z, n = 1.959964, degrees
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + g1 / n + g2 / n**2 + g3 / n**3 + g4 / n**4

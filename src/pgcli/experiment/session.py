@@ -129,7 +129,7 @@ def evaluate(
                 parts.evaluator, parts.policy,
                 episodes=episodes, seed=settings.seed if seed is None else seed, stream="fresh", greedy=greedy,
             )  # fmt: skip
-            answer[name] = {"mean": result.mean, "std": result.std, "interval": list(result.interval)}
+            answer[name] = {"mean": result.mean, "std": result.std, "interval": result.interval}
     return answer
 
 
