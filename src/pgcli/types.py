@@ -269,14 +269,14 @@ class Batch:
         return Batch(**{f.name: done[id(getattr(self, f.name))] for f in fields(self)})
 
     def minibatches(self, count: int, order: Tensor) -> Iterator[Batch]:
-        """`count` pieces in the given order; each one's weights are scaled to stand for the whole batch."""
+        """`count` pieces in the given order. Their losses have the whole batch's as their mean, exactly, even where a
+        piece is smaller than the others: each one's weights are the batch's, times `count`."""
         shuffled = self[order]
-        start = 0
+        whole = {id(weights): weights * count for weights in (shuffled.weights, shuffled.per_action)}
+        weights, per_action = whole[id(shuffled.weights)], whole[id(shuffled.per_action)]
+        shuffled = replace(shuffled, weights=weights, per_action=per_action)
         for part in range(count):
-            stop = len(self) * (part + 1) // count
-            piece, scale = shuffled[start:stop], len(self) / (stop - start)
-            yield replace(piece, weights=piece.weights * scale, per_action=piece.per_action * scale)
-            start = stop
+            yield shuffled[len(self) * part // count : len(self) * (part + 1) // count]
 
 
 # ---------------------------------------------------------------- what an algorithm is

@@ -103,7 +103,7 @@ class SegmentCollector:
         return self.env.reset(rows, seeds)
 
     def _finish(self, rows: np.ndarray) -> list[Episode]:
-        return [Episode(float(self.returns[i]), int(self.lengths[i]), int(self.seeds[i])) for i in rows]
+        return list(map(Episode, self.returns[rows].tolist(), self.lengths[rows].tolist(), self.seeds[rows].tolist()))
 
     def state_dict(self) -> State:
         return {
