@@ -270,7 +270,8 @@ class Batch:
 
     def minibatches(self, count: int, order: Tensor) -> Iterator[Batch]:
         """`count` pieces in the given order. Their losses have the whole batch's as their mean, exactly, even where a
-        piece is smaller than the others: each one's weights are the batch's, times `count`."""
+        piece is smaller than the others: each one's weights are the batch's, times `count`.
+        """
         shuffled = self[order]
         whole = {id(weights): weights * count for weights in (shuffled.weights, shuffled.per_action)}
         weights, per_action = whole[id(shuffled.weights)], whole[id(shuffled.per_action)]

@@ -47,7 +47,8 @@ def _next(run: "Run") -> str:
         return f"pgcli resume {run.path}"
     algo = run.choices["algo"]
     env = run.config["env"].get("id") if run.choices["env"] == "gymnasium" else run.choices["env"]
-    other = "a2c" if algo != "a2c" else "ppo"
+    alternatives = ("rloo", "grpo") if run.info["unit"] == "tokens" else ("a2c", "ppo")
+    other = next(name for name in alternatives if name != algo)
     lines = [f"pgcli eval {run.path}"]
     if algo == "sft":
         lines.append(f"pgcli train algo=grpo env={env} init={run.path}")
