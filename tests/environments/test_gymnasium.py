@@ -59,9 +59,14 @@ class Ends(Toy):
         return observation, reward, self.steps >= self.length, False, info
 
 
-gymnasium.register("PgcliToy-v0", Toy)
+gymnasium.register("PgcliToy-v0", Toy, max_episode_steps=1000)
+gymnasium.register("PgcliEndless-v0", Toy)
 gymnasium.register("PgcliEnds-v0", Ends, max_episode_steps=5)
-gymnasium.register("PgcliWarns-v0", lambda: Toy(spaces.Box(np.full(3, -0.1), np.full(3, 0.1), dtype=np.float32)))
+gymnasium.register(
+    "PgcliWarns-v0",
+    lambda: Toy(spaces.Box(np.full(3, -0.1), np.full(3, 0.1), dtype=np.float32)),
+    max_episode_steps=1000,
+)
 
 
 def make(name, num_envs=1, max_episode_steps=None, **kwargs):
@@ -219,7 +224,8 @@ def test_a_missing_extra_is_refused_with_the_command_that_installs_it(monkeypatc
 
 
 def test_a_module_in_the_working_directory_can_register_its_environment(tmp_path, monkeypatch):
-    source = "import gymnasium\ngymnasium.register('PgcliOwn-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    place = "'gymnasium.envs.classic_control:CartPoleEnv'"
+    source = f"import gymnasium\ngymnasium.register('PgcliOwn-v0', {place}, max_episode_steps=500)\n"
     (tmp_path / "pgcli_own_package.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -346,3 +352,9 @@ def test_an_episode_that_ends_before_its_time_when_replayed_begins_again():
     restored.load_state_dict(env.state_dict())
     assert restored.replay_mismatch
     assert restored.step(np.array([0])).observations[0, 1] == 1
+
+
+def test_an_environment_whose_episodes_may_never_end_is_given_a_limit_or_refused():
+    with pytest.raises(InputError, match=r"PgcliEndless-v0 has no time limit.*env\.max_episode_steps="):
+        make("PgcliEndless-v0")
+    make("PgcliEndless-v0", max_episode_steps=10)

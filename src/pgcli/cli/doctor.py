@@ -58,7 +58,7 @@ def _torch() -> Iterator[Finding]:
 
     yield Finding(
         "processor",
-        f"{os.cpu_count()} cores; torch would use {torch.get_num_threads()} threads, a run uses device.threads",
+        f"{os.cpu_count()} cores; torch's default is {torch.get_num_threads()} threads, a run's is device.threads",
     )
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("cuda", ", ".join(f"cuda:{i} {name}" for i, name in enumerate(names)) or "none")

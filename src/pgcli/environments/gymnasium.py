@@ -54,6 +54,7 @@ class Gymnasium:
         self.replay_mismatch: str | None = None
         self._id = config.id
         self._environments = [make(config)]
+        refuse_endless(self._environments[0], config)
         self._observation_space = self._environments[0].observation_space
         self._action_space = self._environments[0].action_space
         self._encoder = Encoder(config.id, self._observation_space)
@@ -252,6 +253,16 @@ def action_spec(name: str, space: spaces.Space) -> Discrete | Continuous:
 
 
 # ---------------------------------------------------------------- construction
+
+
+def refuse_endless(environment: gymnasium.Env, config: Gymnasium.Config) -> None:
+    """Whole episodes are waited for, in every evaluation: one that a bad policy never ends would never come back."""
+    spec = environment.spec
+    # Atari's limit is one of frames, in the environment itself.
+    if spec and spec.max_episode_steps is None and "max_num_frames_per_episode" not in spec.kwargs:
+        raise InputError(
+            f"{config.id} has no time limit, so an episode may never end: give it one with env.max_episode_steps=500"
+        )
 
 
 def make(config: Gymnasium.Config) -> gymnasium.Env:

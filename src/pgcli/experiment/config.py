@@ -61,7 +61,9 @@ class ExperimentConfig(Settings):
     """A whole experiment. Dumped as `config.yaml` of a run directory, from which `load` reads the same thing back."""
 
     seed: int = Field(ge=0, description="all random numbers of a run come from it")
-    total_steps: int = Field(ge=1, description="actions to train for (environment steps, or tokens)")
+    total_steps: int = Field(
+        ge=1, description="actions to train for (environment steps, or tokens); the batch that reaches it is the last"
+    )
     stop_at: float | None = Field(description="stop once an evaluation's greedy return reaches it; null: never")
     init: str | None = Field(description="run whose last checkpoint gives the initial weights; null: fresh ones")
     runs_dir: str = Field(min_length=1, description="folder of the run directories")

@@ -95,6 +95,8 @@ def resume(
                 progress = restore(parts, loaded.state) if begun else Progress()
             if settings.stop_at != before.stop_at:
                 progress.solved = None
+            if fork:
+                writer.inherit(old.path)
             writer.rewind(loaded.step)
             write_config(writer.path, dump(settings))
             withdrawn = _withdrawn(old, parts)

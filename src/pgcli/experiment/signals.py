@@ -32,7 +32,8 @@ def stop_requests() -> Iterator[StopRequest]:
     def ask(number: int, frame: FrameType | None) -> None:
         del frame
         request.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        for s in previous:  # whichever comes second
+            signal.signal(s, signal.SIG_DFL)
 
     for s in previous:
         signal.signal(s, ask)

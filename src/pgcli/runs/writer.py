@@ -123,6 +123,12 @@ class RunWriter:
         self._intact.add(self.path / "checkpoints" / f"step-{loaded.step:09d}")
         return loaded
 
+    def inherit(self, parent: Path) -> None:
+        """Take over the rows of the run that this one forks from, so that its curve is whole. Then `rewind`."""
+        with _writing(self.path):
+            for name in ("metrics.jsonl", "episodes.csv"):
+                files.replace(self.path / name, (parent / name).read_bytes())
+
     def rewind(self, step: int) -> None:
         """Set aside what was written after `step`, so that the run goes on from there and has every step once."""
         with _writing(self.path):

@@ -55,4 +55,4 @@ class Clock(Toy):
 
 
 for one in (Toy, NaN, Raises, Clock):
-    gymnasium.register(f"{one.__name__}-v0", one)
+    gymnasium.register(f"{one.__name__}-v0", one, max_episode_steps=1000)
