@@ -22,7 +22,7 @@ install: $(VENV)/installed  ## make .venv and install pgcli with its pinned depe
 demo: install  ## train PPO on CartPole until it is solved
 	$(BIN)/pgcli train algo=ppo env=cartpole stop_at=475
 
-test: install  ## run the tests (about five minutes)
+test: install  ## run the tests (some minutes)
 	$(BIN)/python -m pytest
 
 check: install  ## check format, lint and types
