@@ -1,12 +1,14 @@
 """SIGTERM and Ctrl-C: the update is finished, a checkpoint written, the run marked, and nothing is lost by it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from pgcli.experiment.signals import stop_requests
 from pgcli.runs import Run
 
 from .conftest import MLP, TINY, assert_same_end, lines_of_metrics
@@ -94,3 +96,26 @@ def test_the_command_itself_answers_a_signal_from_outside(pgcli, tmp_path):
     answer = json.loads(out)
     assert (answer["status"], answer["signal"]) == ("interrupted", signal.SIGTERM)
     assert answer["steps"] == Run(folder).rows()[-1]["step"]
+
+
+@pytest.fixture
+def hang_up():
+    """What SIGHUP does before; as it was afterwards."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_closes_asks_a_run_to_stop(hang_up):
+    hang_up(signal.SIG_DFL)
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_a_run_that_was_started_to_outlive_its_terminal_does(hang_up):
+    hang_up(signal.SIG_IGN)
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested

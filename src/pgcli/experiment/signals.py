@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to stop; the loop finishes its update, writes a checkpoint, and then does."""
+"""Ctrl-C, SIGTERM or a closing terminal ask a run to stop: the loop ends its update, writes a checkpoint, then does."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen for SIGINT and SIGTERM; a second one ends the process at once. Elsewhere than in the main thread: deaf."""
+    """Listen for SIGINT, SIGTERM and SIGHUP; a second one ends the process at once. Only the main thread can listen."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if previous[signal.SIGHUP] == signal.SIG_IGN:  # started with nohup, to outlive its terminal
+        del previous[signal.SIGHUP]
 
     def ask(number: int, frame: FrameType | None) -> None:
         del frame
