@@ -11,7 +11,7 @@ FLOORS = [
     {"environments", "policies", "devices", "runs"},
     {"collectors"},
     {"algorithms"},
-    {"experiment", "sweeps", "analysis"},
+    {"experiment", "sweeps", "analysis", "verification"},
     {"cli", "__init__", "__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

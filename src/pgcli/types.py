@@ -49,6 +49,8 @@ class ControlSpec:
 
     observation_shape: tuple[int, ...]
     actions: Discrete | Continuous
+    states: int | None = None
+    """Where the states can be counted: how many; an observation is then the one-hot vector of one."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,50 @@ class TextTask(Protocol):
     def decode(self, tokens: Sequence[int]) -> str: ...
 
 
-# ---------------------------------------------------------------- what a policy answers
+# ---------------------------------------------------------------- what a policy is asked for, and answers
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """A distribution over actions whose log-probs have a gradient, and with `critic` V(s)."""
+
+    critic: bool = False
+    meaning: ClassVar[str] = "a distribution over actions"
+
+
+@dataclass(frozen=True)
+class ActionValues:
+    """Q(s, a) of all discrete actions at once."""
+
+    meaning: ClassVar[str] = "values of all actions"
+
+
+@dataclass(frozen=True)
+class ActorWithQ:
+    """An actor of bounded real actions, deterministic or reparameterised, and `critics` of Q(s, a) beside it."""
+
+    critics: int
+    stochastic: bool
+    meaning: ClassVar[str] = "an actor with critics of Q(s, a)"
+
+
+@dataclass(frozen=True)
+class Acting:
+    """Whatever acts and has parameters: no gradient is asked for."""
+
+    meaning: ClassVar[str] = "parameters to search over"
+
+
+Needs: TypeAlias = Stochastic | ActionValues | ActorWithQ | Acting
+"""What an algorithm asks of its policy. A policy class says in `offers` which of them it can be."""
+
+
+class Distribution(Protocol):
+    """What a policy draws its actions from: a NamedTuple of tensors that share the actions' leading shape."""
+
+    def kl(self, other: Any) -> Tensor:
+        """KL(self || other), exact, one for each state; `other` is of the same kind."""
+        ...
 
 
 class Evaluation(NamedTuple):
@@ -142,6 +187,7 @@ class Evaluation(NamedTuple):
     entropy: Tensor
     values: Tensor
     """ABSENT without a critic."""
+    distribution: Distribution = ABSENT
 
 
 PolicyFunction: TypeAlias = Callable[[Observations, Tensor], Evaluation]
@@ -203,6 +249,11 @@ class Rollout:
     def done(self) -> Tensor:
         """(N, T) bool: the episode ended with this action, in either way."""
         return self.terminated | self.truncated
+
+    @property
+    def steps(self) -> int:
+        """Actions that the policy chose."""
+        return int(self.mask.sum())
 
     def batch(
         self,
@@ -280,6 +331,43 @@ class Batch:
             yield shuffled[len(self) * part // count : len(self) * (part + 1) // count]
 
 
+@dataclass
+class Transitions:
+    """Single transitions in no particular order: what an off-policy loss reads. (B,) each."""
+
+    observations: Tensor
+    """(B, *shape)"""
+    actions: Tensor
+    """(B,) int64 or (B, A) float, as the environment was given them."""
+    rewards: Tensor
+    next_observations: Tensor
+    """(B, *shape), the true successors: of a truncated episode its final observation."""
+    terminated: Tensor
+    """bool. There is nothing to bootstrap behind these; a truncated episode is bootstrapped like any other."""
+    next_actions: Tensor = ABSENT
+    """The actions that will be taken in `next_observations`, where the collector has chosen them (SARSA)."""
+    weights: Tensor = ABSENT
+    """They sum to one. ABSENT: all alike."""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+class Replay(Protocol):
+    """What a replay collector hands on: what just happened, and a memory to draw from."""
+
+    steps: int
+    """Actions taken since the last time."""
+    episodes: list[Episode]
+    """Those that finished meanwhile."""
+    size: int
+    """Transitions in the memory."""
+
+    def draw(self, batch_size: int) -> Transitions:
+        """Uniformly, with replacement."""
+        ...
+
+
 # ---------------------------------------------------------------- what an algorithm is
 
 
@@ -305,12 +393,19 @@ class Algorithm(Protocol):
     METRICS: ClassVar[dict[str, str]]
     """Every key that `update` returns, with its meaning."""
     collects: ClassVar[tuple[str, ...]]
-    """What it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`."""
+    """What it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`, `transitions`,
+    `replay`, `population`, `gradients`."""
 
     @staticmethod
-    def needs_critic(config: Any) -> bool: ...
+    def needs(config: Any) -> Needs:
+        """What it asks of its policy."""
+        ...
 
-    def update(self, rollout: Rollout) -> Metrics: ...
+    def update(self, rollout: Any) -> Metrics:
+        """Learn from what the collector handed on. An algorithm may also have `behaviour()`: who acts while training,
+        where that is not the policy itself (it explores, or is a population).
+        """
+        ...
 
     def state_dict(self) -> State: ...
 
@@ -318,9 +413,9 @@ class Algorithm(Protocol):
 
 
 class Collector(Protocol):
-    """Plays a policy and hands on rollouts."""
+    """Plays a policy and hands on what an algorithm learns from, a Rollout or a Replay."""
 
-    def collect(self, policy: Any) -> Rollout: ...
+    def collect(self, policy: Any) -> Any: ...
 
     def state_dict(self) -> State: ...
 

@@ -46,7 +46,7 @@ def tree(policy, *, groups=None):
     )
     rewards = torch.stack([first[actions[:, 0]], second], dim=1)
     with torch.no_grad():
-        log_probs, _, values = policy(observations, actions)
+        log_probs, _, values, *_ = policy(observations, actions)
     ends = torch.zeros_like(rewards, dtype=torch.bool)
     ends[:, -1] = True
     return Rollout(

@@ -46,7 +46,7 @@ def test_every_pair_is_built_and_learns_twice_or_is_refused(algo, env):
         return
     before = [p.clone() for p in parts.policy.parameters()]
     for _ in range(2):
-        metrics = parts.algorithm.update(parts.collector.collect(parts.policy))
+        metrics = parts.algorithm.update(parts.collector.collect(parts.behaviour()))
     declared = find("algo", parts.config.algo.name).METRICS
     assert set(metrics) <= set(declared), "every metric is declared with its meaning"
     assert all(torch.isfinite(p).all() for p in parts.policy.parameters())

@@ -24,7 +24,7 @@ from pgcli.functional.advantages import group_centre, group_standardise
 from pgcli.functional.masked import masked_sum, weighted_sum
 from pgcli.functional.policy_loss import clipped_surrogate, ratio_statistics
 from pgcli.settings import Settings
-from pgcli.types import Batch, Metrics, PolicyFunction, Rollout, State
+from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
 EPSILON = 1e-6
 """Far below the deviation of any group that has something to teach."""
@@ -59,8 +59,8 @@ class GRPO:
     actions = ("discrete", "continuous")
 
     @staticmethod
-    def needs_critic(config: Config) -> bool:
-        return False
+    def needs(config: Config) -> Needs:
+        return Stochastic()
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config

@@ -22,7 +22,7 @@ from pgcli.functional.advantages import gae
 from pgcli.functional.masked import weighted_sum, whiten
 from pgcli.functional.policy_loss import clipped_surrogate, ratio_statistics
 from pgcli.functional.value_loss import explained_variance, value_clipped, value_mse
-from pgcli.types import Batch, Metrics, PolicyFunction, Rollout, State
+from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
 
 class PPO:
@@ -58,8 +58,8 @@ class PPO:
     actions = ("discrete", "continuous")
 
     @staticmethod
-    def needs_critic(config: Config) -> bool:
-        return True
+    def needs(config: Config) -> Needs:
+        return Stochastic(critic=True)
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config

@@ -28,7 +28,7 @@ from pgcli.functional.masked import masked_mean, weighted_sum, whiten
 from pgcli.functional.policy_loss import policy_gradient
 from pgcli.functional.returns import discounted_returns
 from pgcli.functional.value_loss import explained_variance, value_mse
-from pgcli.types import Batch, Metrics, PolicyFunction, Rollout, State
+from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
 
 class Reinforce:
@@ -53,8 +53,8 @@ class Reinforce:
     actions = ("discrete", "continuous")
 
     @staticmethod
-    def needs_critic(config: Config) -> bool:
-        return config.baseline == "value"
+    def needs(config: Config) -> Needs:
+        return Stochastic(critic=config.baseline == "value")
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config

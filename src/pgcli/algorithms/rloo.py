@@ -22,7 +22,7 @@ from pgcli.collectors.settings import Groups
 from pgcli.functional.advantages import leave_one_out
 from pgcli.functional.masked import masked_sum, weighted_sum
 from pgcli.functional.policy_loss import policy_gradient
-from pgcli.types import Batch, Metrics, PolicyFunction, Rollout, State
+from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
 
 class RLOO:
@@ -41,8 +41,8 @@ class RLOO:
     actions = ("discrete", "continuous")
 
     @staticmethod
-    def needs_critic(config: Config) -> bool:
-        return False
+    def needs(config: Config) -> Needs:
+        return Stochastic()
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config

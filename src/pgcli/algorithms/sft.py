@@ -17,7 +17,7 @@ from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
 from pgcli.collectors.settings import Demonstrations
 from pgcli.functional.masked import weighted_sum
 from pgcli.functional.policy_loss import policy_gradient
-from pgcli.types import Batch, Metrics, PolicyFunction, Rollout, State
+from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
 
 class SFT:
@@ -32,8 +32,8 @@ class SFT:
     actions = ("discrete",)
 
     @staticmethod
-    def needs_critic(config: Config) -> bool:
-        return False
+    def needs(config: Config) -> Needs:
+        return Stochastic()
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config

@@ -21,7 +21,7 @@ from pgcli.collectors.settings import Episodes
 from pgcli.functional.masked import weighted_sum
 from pgcli.functional.policy_loss import policy_gradient
 from pgcli.functional.returns import trajectory_returns
-from pgcli.types import Batch, Metrics, PolicyFunction, Rollout, State
+from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
 
 class VanillaPG:
@@ -41,8 +41,8 @@ class VanillaPG:
     actions = ("discrete", "continuous")
 
     @staticmethod
-    def needs_critic(config: Config) -> bool:
-        return False
+    def needs(config: Config) -> Needs:
+        return Stochastic()
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config

@@ -58,7 +58,9 @@ class Gymnasium:
         self._observation_space = self._environments[0].observation_space
         self._action_space = self._environments[0].action_space
         self._encoder = Encoder(config.id, self._observation_space)
-        self.spec = ControlSpec(self._encoder.shape, action_spec(config.id, self._action_space))
+        space = self._observation_space
+        states = int(space.n) if isinstance(space, spaces.Discrete) else None
+        self.spec = ControlSpec(self._encoder.shape, action_spec(config.id, self._action_space), states)
         self._environments += [make(config) for _ in range(num_envs - 1)]
         self._episodes: list[OpenEpisode | None] = [None] * num_envs
         self._observations = np.zeros((num_envs, *self.spec.observation_shape), dtype=np.float32)

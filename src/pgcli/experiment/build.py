@@ -17,9 +17,10 @@ from pgcli.collectors.steps import SegmentCollector
 from pgcli.environments.normalise import statistics, use_statistics, wrap
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
+from pgcli.options import built_in_folder, options
 from pgcli.registry import find
 from pgcli.seeding import derive
-from pgcli.types import Algorithm, Collector, Continuous, Rollout, Spec, State
+from pgcli.types import Algorithm, Collector, Continuous, Needs, Rollout, Spec, State
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Parts:
     device: Any
     spec: Spec
     policy: Any
+    behaviour: Callable[[], Any]
+    """Who acts while training: the policy, unless the algorithm makes something else of it."""
     algorithm: Algorithm
     collector: Collector
     environment: Any
@@ -70,10 +73,8 @@ def build(config: ExperimentConfig, *, initial_policy: State | None = None) -> P
     _check_actions(config, algorithm_class, environment.spec)
 
     generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
-    critic = algorithm_class.needs_critic(config.algo)
-    policy: Any = find("policy", config.policy.name)(
-        environment.spec, config.policy, critic=critic, generator=generator
-    )
+    needs = algorithm_class.needs(config.algo)
+    policy: Any = _policy_class(config, needs).make(environment.spec, config.policy, needs, generator)
     if initial_policy is not None:
         _initialise(policy, initial_policy, config)
     size = sum(p.numel() for p in policy.parameters())
@@ -86,9 +87,11 @@ def build(config: ExperimentConfig, *, initial_policy: State | None = None) -> P
     collector = world.collectors[way](environment, config, device.torch)
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
     close = partial(world.close, environment, evaluator)
+    behaviour = getattr(algorithm, "behaviour", lambda: policy)
     return Parts(
-        config, device, environment.spec, policy, algorithm, collector, environment, world.unit, close, evaluator
-    )
+        config, device, environment.spec, policy, behaviour, algorithm, collector, environment, world.unit, close,
+        evaluator,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the two worlds
@@ -214,6 +217,19 @@ def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
     raise InputError(
         f"algo={config.algo.name} learns from {' or '.join(ways)}, "
         f"env={config.env.name} offers {', '.join(world.collectors)}"
+    )
+
+
+def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
+    """The policy that was chosen, if it can be what the algorithm asks for."""
+    chosen: Any = find("policy", config.policy.name)
+    if type(needs) in chosen.offers:
+        return chosen
+    known: list[Any] = [find("policy", name) for name in options("policy", [built_in_folder()])]
+    others = [other.__module__.rpartition(".")[2] for other in known if type(needs) in other.offers]
+    raise InputError(
+        f"algo={config.choices['algo']} needs {needs.meaning}, which policy={config.policy.name} does not offer; "
+        f"try policy={' or policy='.join(others)}"
     )
 
 

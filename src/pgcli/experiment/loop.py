@@ -59,10 +59,10 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
     ended = progress.steps >= config.total_steps or progress.solved is not None
     while not ended:
         with clock("collect"):
-            rollout = parts.collector.collect(parts.policy)
+            rollout = parts.collector.collect(parts.behaviour())
         with clock("update"):
             metrics = parts.algorithm.update(rollout)
-        progress.steps += int(rollout.mask.sum())
+        progress.steps += rollout.steps
         progress.updates += 1
         pending.add(metrics, rollout.episodes)
 

@@ -1,6 +1,7 @@
 """Action distributions as functions of a network's outputs. In few operations: every update passes here many times."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,3 +102,24 @@ def gaussian_kl(p_mean: Tensor, p_log_std: Tensor, q_mean: Tensor, q_log_std: Te
     log_ratio = q_log_std - p_log_std
     distance = (p_mean - q_mean) * torch.exp(-q_log_std)
     return (log_ratio + 0.5 * (torch.exp(-2 * log_ratio) + distance.square() - 1)).sum(-1)
+
+
+class Categorical(NamedTuple):
+    """One of A actions. `logits`: (..., A), finite."""
+
+    logits: Tensor
+
+    def kl(self, other: "Categorical") -> Tensor:
+        """KL(self || other), (...)."""
+        return categorical_kl(self.logits, other.logits)
+
+
+class Gaussian(NamedTuple):
+    """Independent normals. `mean`: (..., A); `log_std`: (..., A), or (A,) where no state changes it."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def kl(self, other: "Gaussian") -> Tensor:
+        """KL(self || other), (...)."""
+        return gaussian_kl(self.mean, self.log_std, other.mean, other.log_std)

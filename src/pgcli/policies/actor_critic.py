@@ -37,10 +37,10 @@ class ActorCritic(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor) -> Evaluation:
         """observations (B, *shape), actions (B,) or (B, A) -> an Evaluation of (B,)."""
-        log_probs, entropy = self.head.evaluate(self.actor(observations), actions)
-        return Evaluation(
-            log_probs, entropy, self.critic(observations).squeeze(-1) if self.critic is not None else ABSENT
-        )
+        outputs = self.actor(observations)
+        log_probs, entropy = self.head.evaluate(outputs, actions)
+        values = self.critic(observations).squeeze(-1) if self.critic is not None else ABSENT
+        return Evaluation(log_probs, entropy, values, self.head.distribution(outputs))
 
     def once_differentiable(self) -> PolicyFunction:
         """The same evaluation for a gradient step, where a faster one exists. A test holds the two together."""

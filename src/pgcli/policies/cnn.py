@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -12,11 +12,13 @@ from torch import nn
 from pgcli.policies.actor_critic import ACTIVATIONS, ActorCritic, control_spec, initialise
 from pgcli.policies.heads import make_head
 from pgcli.settings import Settings
-from pgcli.types import Spec
+from pgcli.types import Spec, Stochastic
 
 
 class CNN(ActorCritic):
     """Convolutions of 3x3 with stride 2, then one dense layer; actor and critic separate."""
+
+    offers: ClassVar = (Stochastic,)
 
     class Config(Settings):
         name: Literal["cnn"]
@@ -25,6 +27,10 @@ class CNN(ActorCritic):
         activation: Literal["tanh", "relu"] = Field(description="of the hidden layers")
         orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
         initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
+
+    @classmethod
+    def make(cls, spec: Spec, config: Config, needs: Stochastic, generator: torch.Generator) -> CNN:
+        return cls(spec, config, critic=needs.critic, generator=generator)
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         spec = control_spec(spec, config.name, dimensions=3)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pgcli.errors import InputError
-from pgcli.functional.distributions import categorical, gaussian_entropy, gaussian_log_probs
+from pgcli.functional.distributions import Categorical, Gaussian, categorical, gaussian_entropy, gaussian_log_probs
 from pgcli.types import Continuous, Discrete
 
 
@@ -25,6 +25,9 @@ class CategoricalHead(nn.Module):
     def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """log-probs and entropy, (...)."""
         return categorical(outputs, actions)
+
+    def distribution(self, outputs: Tensor) -> Categorical:
+        return Categorical(outputs)
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Standard Gumbel noise, (*shape, n): the argmax of logits plus it is an exact categorical sample."""
@@ -47,6 +50,9 @@ class GaussianHead(nn.Module):
         """log-probs and entropy, (...)."""
         log_probs = gaussian_log_probs(outputs, self.log_std, actions)
         return log_probs, gaussian_entropy(self.log_std).expand_as(log_probs)
+
+    def distribution(self, outputs: Tensor) -> Gaussian:
+        return Gaussian(outputs, self.log_std)
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Standard normal noise, (*shape, A)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork, control_spec, initialise
 from pgcli.policies.heads import make_head
 from pgcli.settings import Settings
-from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec
+from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec, Stochastic
 
 
 class MLP(ActorCritic):
@@ -25,12 +25,18 @@ class MLP(ActorCritic):
     (Andrychowicz et al. 2021: separate networks and a small last policy layer are what matters most.)
     """
 
+    offers: ClassVar = (Stochastic,)
+
     class Config(Settings):
         name: Literal["mlp"]
         hidden: tuple[PositiveInt, ...] = Field(description="units of each hidden layer")
         activation: Literal["tanh", "relu"] = Field(description="of the hidden layers")
         orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
         initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
+
+    @classmethod
+    def make(cls, spec: Spec, config: Config, needs: Stochastic, generator: torch.Generator) -> MLP:
+        return cls(spec, config, critic=needs.critic, generator=generator)
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         spec = control_spec(spec, config.name, dimensions=1)
@@ -52,7 +58,8 @@ class MLP(ActorCritic):
         def evaluate(observations: Tensor, actions: Tensor) -> Evaluation:
             outputs, *values = Perceptrons.apply(observations, len(networks), networks[0].activation, *weights)
             log_probs, entropy = self.head.evaluate(outputs, actions)
-            return Evaluation(log_probs, entropy, values[0].squeeze(-1) if values else ABSENT)
+            found = values[0].squeeze(-1) if values else ABSENT
+            return Evaluation(log_probs, entropy, found, self.head.distribution(outputs))
 
         return evaluate
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgcli.errors import InputError
-from pgcli.functional.distributions import categorical
+from pgcli.functional.distributions import Categorical, categorical
 from pgcli.settings import Settings
-from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec, TextSpec
+from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec, Stochastic, TextSpec
 
 ROTARY_BASE = 10_000.0
 
 
 class Transformer(nn.Module):
     """A policy over tokens: token t of a completion is an action, the prompt and the tokens before it are its state."""
+
+    offers: ClassVar = (Stochastic,)
 
     class Config(Settings):
         name: Literal["transformer"]
@@ -43,6 +45,10 @@ class Transformer(nn.Module):
 
     unit = "sequence"
     rotary: Tensor
+
+    @classmethod
+    def make(cls, spec: Spec, config: Config, needs: Stochastic, generator: torch.Generator) -> Transformer:
+        return cls(spec, config, critic=needs.critic, generator=generator)
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         super().__init__()
@@ -68,9 +74,10 @@ class Transformer(nn.Module):
         """
         prompt = observations["prompt"]
         hidden = self._hidden(torch.cat([prompt, actions[:, :-1]], dim=1), last=actions.shape[1])
-        log_probs, entropy = categorical(F.linear(hidden, self.unembedding), actions)
+        logits = F.linear(hidden, self.unembedding)
+        log_probs, entropy = categorical(logits, actions)
         values = F.linear(hidden, self.critic).squeeze(-1) if self.critic is not None else ABSENT
-        return Evaluation(log_probs, entropy, values)
+        return Evaluation(log_probs, entropy, values, Categorical(logits))
 
     def once_differentiable(self) -> PolicyFunction:
         return self

@@ -1,0 +1,47 @@
+"""One row of what `pgcli verify` prints: a quantity, its exact value, ours, and how far apart they may be."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Check(NamedTuple):
+    """`exact`, `ours`: a number, or the Euclidean norm of a vector. `error`: the largest absolute difference."""
+
+    algo: str
+    """The option of `algo` that is checked; empty for the mathematics that all of them share."""
+    quantity: str
+    exact: float
+    ours: float
+    error: float
+    tolerance: float
+    note: str = ""
+    """What holds only under a condition, or a number worth knowing (an angle, a predicted bias)."""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance  # false for NaN
+
+
+def equal(
+    algo: str, quantity: str, exact: Tensor | float, ours: Tensor | float, *, tolerance: float = 1e-8, note: str = ""
+) -> Check:
+    """Two numbers or two vectors of one shape that must be the same, element by element."""
+    a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (exact, ours))
+    if a.shape != b.shape:
+        raise ValueError(f"{quantity}: shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    return Check(algo, quantity, _size(a), _size(b), float((a - b).abs().max()), tolerance, note)
+
+
+def at_most(algo: str, quantity: str, bound: float, ours: float, *, tolerance: float = 0.0, note: str = "") -> Check:
+    """A number that must not exceed a bound: the error is by how much it does."""
+    excess = max(0.0, ours - bound) if math.isfinite(ours) else ours
+    return Check(algo, f"{quantity} <= bound", bound, ours, excess, tolerance, note)
+
+
+def _size(x: Tensor) -> float:
+    return float(x) if x.dim() == 0 else float(torch.linalg.vector_norm(x))
