@@ -135,11 +135,14 @@ def test_the_fast_evaluation_has_the_module_s_values_and_gradients(spec, activat
             p.add_(0.3 * torch.randn(p.shape, generator=generator))
     x = torch.randn(33, 4, generator=generator)
     actions = torch.arange(33) % 3 if spec is DISCRETE else torch.randn(33, 2, generator=generator)
-    weights = torch.randn(3, 33, generator=generator)
+    weights = torch.randn(4, 33, generator=generator)
 
     def result(evaluate):
-        parts = [part for part in evaluate(x, actions) if part is not None]
-        total = sum((part * w).sum() for part, w in zip(parts, weights, strict=False))
+        *parts, distribution = [part for part in evaluate(x, actions) if part is not None]
+        parts.append(distribution[0])
+        total = sum(
+            (part.sum(-1) * w if part.dim() > 1 else part * w).sum() for part, w in zip(parts, weights, strict=False)
+        )
         return parts, torch.autograd.grad(total, list(policy.parameters()))
 
     (parts, gradients), (fast_parts, fast_gradients) = result(policy), result(policy.once_differentiable())
