@@ -14,7 +14,7 @@ import pytest
 from pgcli.runs import Run
 
 HERE = Path(__file__).parent
-TINY = ("tuned=none", "eval.episodes=2", "eval.every=700", "checkpoint.every=300")
+TINY = ("tuned=none", "log_every=1", "eval.episodes=2", "eval.every=700", "checkpoint.every=300")
 MLP = "policy.hidden=[8]"
 TRANSFORMER = ("policy.width=8", "policy.heads=2", "policy.layers=1", "policy.hidden=8")
 

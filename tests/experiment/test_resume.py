@@ -33,7 +33,7 @@ EXPERIMENTS = {
     "ppo on episodes": ("algo=ppo", "algo.collect=episodes", *EPISODES),
     "ppo with all its options": (
         "algo=ppo", *SEGMENTS, "algo.clip_range_value=0.2", "algo.target_kl=1e-4", "algo.normalise_advantages=batch",
-        "algo.max_grad_norm=null", "log_every=3",
+        "algo.max_grad_norm=null", "log_every=200",
     ),
     "linear schedule": ("algo=ppo", *SEGMENTS, "algo.schedule=linear"),
     "robbins_monro schedule": ("algo=ppo", *SEGMENTS, "algo.schedule=robbins_monro", "algo.schedule_offset=3"),

@@ -67,7 +67,9 @@ class ExperimentConfig(Settings):
     stop_at: float | None = Field(description="stop once an evaluation's greedy return reaches it; null: never")
     init: str | None = Field(description="run whose last checkpoint gives the initial weights; null: fresh ones")
     runs_dir: str = Field(min_length=1, description="folder of the run directories")
-    log_every: int = Field(ge=1, description="updates between two rows of metrics")
+    log_every: int = Field(
+        ge=1, description="actions between two rows of metrics; 1: a row for each update, however small"
+    )
     eval: Evaluation = Field(description="evaluation while training")
     checkpoint: Checkpoint = Field(description="what a resumed run starts from")
     algo: Any = Field(description="the algorithm's own `Config`")

@@ -38,6 +38,8 @@ class Progress:
     updates: int = 0
     evaluated: int = 0
     """The multiple of eval.every last evaluated at."""
+    logged: int = 0
+    """The multiple of log_every last logged at."""
     saved: int = 0
     """The multiple of checkpoint.every last saved at."""
     best: float = -math.inf
@@ -77,7 +79,8 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
         with clock("write"):
             writer.episodes(progress.steps, rollout.episodes)
             checkpoint = _due(progress.steps, config.checkpoint.every, progress.saved) or ended
-            if checkpoint or evaluated or progress.updates % config.log_every == 0:
+            if checkpoint or evaluated or _due(progress.steps, config.log_every, progress.logged):
+                progress.logged = progress.steps // config.log_every
                 row = pending.take() | evaluated | clock.take(progress)
                 writer.log(progress.steps, progress.updates, row)
                 console.log({"step": progress.steps, "update": progress.updates, **row})

@@ -157,6 +157,8 @@ class RunWriter:
 
     def episodes(self, step: int, episodes: list[Episode]) -> None:
         """Append episodes that finished in the rollout that ended at `step`."""
+        if not episodes:
+            return  # most updates of a method that learns from every few steps
         wall = round(self.wall, 6)
         rows = [f"{float(episode.total)!r},{episode.length},{wall},{step},{episode.seed}\n" for episode in episodes]
         self._append("episodes.csv", "".join(rows))
