@@ -368,6 +368,27 @@ class Replay(Protocol):
         ...
 
 
+@dataclass
+class Gradients:
+    """What an asynchronous worker hands on: the gradient of its loss on one segment, all parameters in one vector."""
+
+    flat: Tensor
+    """(P,)"""
+    terms: Metrics
+    """What the loss reports of itself."""
+    statistics: Metrics
+    """What else is worth knowing of the segment; may be NaN."""
+    steps: int
+    episodes: list[Episode]
+    staleness: int = 0
+    """Updates made by others between reading the parameters and applying this."""
+
+    @classmethod
+    def load(cls, saved: State) -> Gradients:
+        """From `vars` of one that went through a checkpoint."""
+        return cls(**saved | {"episodes": [Episode(*episode) for episode in saved["episodes"]]})
+
+
 # ---------------------------------------------------------------- what an algorithm is
 
 

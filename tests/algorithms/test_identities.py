@@ -146,7 +146,7 @@ def test_sft_is_the_cross_entropy_of_the_demonstrations():
     torch.testing.assert_close(total, nn.functional.cross_entropy(logits, rollout.actions.flatten()))
 
 
-EVERY = ["vanilla_pg", "reinforce", "a2c", "ppo", "rloo", "grpo", "sft"]
+EVERY = ["vanilla_pg", "reinforce", "a2c", "a3c", "ppo", "rloo", "grpo", "sft"]
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -13,6 +13,7 @@ CRITICS = {
     "ppo": ["algo.learning_rate=3e-3", "algo.num_envs=16", "algo.num_steps=32"],
     "ppo episodes": ["algo=ppo", "algo.collect=episodes", "algo.learning_rate=3e-3", "algo.num_episodes=512"],
     "a2c": ["algo.learning_rate=5e-3", "algo.num_envs=64", "algo.num_steps=2"],
+    "a3c": ["algo.num_workers=1", "algo.learning_rate=5e-3", "algo.num_envs=64", "algo.num_steps=2"],
     "reinforce": ["algo.baseline=value"],
 }
 CRITIC_FREE = {
@@ -41,9 +42,10 @@ def learn(name, env, *more, steps=12_000):
     parts = build(compose(words))
     done = 0
     while done < steps:
-        rollout = parts.collector.collect(parts.policy)
-        parts.algorithm.update(rollout)
-        done += int(rollout.mask.sum())
+        collected = parts.collector.collect(parts.behaviour())
+        parts.algorithm.update(collected)
+        done += collected.steps
+    parts.close()
     return parts
 
 

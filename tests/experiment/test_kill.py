@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "vanilla_pg": ("algo=vanilla_pg", *EPISODES),
     "reinforce": ("algo=reinforce", *EPISODES),
     "a2c": ("algo=a2c", "env=pendulum", *SEGMENTS),
+    "a3c with one worker": ("algo=a3c", "algo.num_workers=1", "algo.num_envs=4", MLP),
     "ppo": ("algo=ppo", *SEGMENTS, "env.normalise.observations=true", "env.normalise.rewards=true"),
     "ppo in Gymnasium": ("algo=ppo", "env=Acrobot-v1", "algo.epochs=1", *SEGMENTS),
     "ppo on sort": ("algo=ppo", *SORT, "algo.num_episodes=16", "algo.epochs=2"),

@@ -28,6 +28,7 @@ EXPERIMENTS = {
     "reinforce, mean": ("algo=reinforce", "algo.baseline=mean", *EPISODES),
     "reinforce, value": ("algo=reinforce", "algo.baseline=value", *EPISODES),
     "a2c": ("algo=a2c", *SEGMENTS),
+    "a3c with one worker": ("algo=a3c", "algo.num_workers=1", "algo.num_envs=4", MLP),
     "a2c on episodes": ("algo=a2c", "algo.collect=episodes", *EPISODES),
     "ppo": ("algo=ppo", *SEGMENTS),
     "ppo on episodes": ("algo=ppo", "algo.collect=episodes", *EPISODES),
@@ -75,6 +76,16 @@ def test_a_killed_run_ends_as_if_it_had_never_been(tmp_path, words):
     resume(killed, quiet=True)
     assert_same_end(killed, straight.path)
     assert Run(killed).info["exact_resume"] is True
+
+
+def test_with_two_workers_a_run_is_resumed_and_says_that_it_may_end_elsewhere(tmp_path, capsys):
+    words = ("algo=a3c", "algo.num_workers=2", "algo.num_envs=4", MLP)
+    straight = start(tmp_path / "straight", *words)
+    assert straight.info["exact_resume"].startswith("not promised with 2 workers")
+    killed = killed_copy(straight.path, tmp_path / "killed", after=2)
+    resume(killed, quiet=True)
+    assert Run(killed).status == "completed"
+    assert "not exact: not promised with 2 workers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["CartPole of Gymnasium", "normalised episodes", "ppo on sort"])

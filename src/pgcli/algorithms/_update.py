@@ -110,6 +110,34 @@ class Updater:
         metrics = dict(zip(names, (totals / count).tolist(), strict=True))
         return metrics | {"optimiser/learning_rate": learning_rate, "optimiser/gradient_steps": float(count)}
 
+    def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The gradient on the whole batch, (P,), and what the loss reports of itself. The parameters stay."""
+        if self.policy.unit == "action":
+            batch = batch.single_actions()
+        total, terms = loss(self.policy.once_differentiable(), batch, None)
+        self.gradient.zero_()
+        total.backward()
+        names = ["loss/total", *terms]
+        values = torch.stack([total.detach(), *(term.detach() for term in terms.values())])
+        return self.gradient.clone(), dict(zip(names, values.tolist(), strict=True))
+
+    def apply(self, gradient: Tensor, terms: Metrics, *, steps: int) -> Metrics:
+        """One step along a gradient that was computed elsewhere, of a loss on `steps` actions.
+
+        Raises RunError, before the parameters change, where it or a term is not finite.
+        """
+        learning_rate = self._learning_rate()
+        self.steps += steps
+        self.updates += 1
+        self.gradient.copy_(gradient)
+        norm = torch.linalg.vector_norm(self.gradient)
+        metrics = {"optimiser/grad_norm": float(norm), **terms}
+        values = torch.tensor(list(metrics.values()))
+        if not bool(torch.isfinite(values).all()):
+            self._refuse(list(metrics), values)
+        self._adam(learning_rate, norm)
+        return metrics | {"optimiser/learning_rate": learning_rate, "optimiser/gradient_steps": 1.0}
+
     def _pieces(self, batch: Batch, epochs: int, minibatches: int) -> Any:
         for _ in range(epochs):
             if minibatches == 1:

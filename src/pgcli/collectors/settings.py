@@ -33,6 +33,14 @@ class Demonstrations(Settings):
     num_demonstrations: int = Field(ge=1, description="demonstrations per update")
 
 
+class Workers(Settings):
+    """For `gradients`: processes that play segments of their own and differentiate the loss on them."""
+
+    num_workers: int = Field(ge=1, description="worker processes; with one, a run resumes bit for bit")
+    num_envs: int = Field(ge=1, description="environments of each worker, stepped side by side")
+    num_steps: int = Field(ge=1, description="steps of each environment per gradient")
+
+
 class Either(Segments, Episodes):
     """For an algorithm that learns from segments or from episodes."""
 

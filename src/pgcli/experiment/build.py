@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils import vector_to_parameters
 
+from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DemonstrationCollector
 from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
@@ -20,7 +22,7 @@ from pgcli.experiment.config import ExperimentConfig
 from pgcli.options import built_in_folder, options
 from pgcli.registry import find
 from pgcli.seeding import derive
-from pgcli.types import Algorithm, Collector, Continuous, Needs, Rollout, Spec, State
+from pgcli.types import Algorithm, Collector, Continuous, Gradients, Needs, Rollout, Spec, State
 
 
 @dataclass
@@ -72,9 +74,7 @@ def build(config: ExperimentConfig, *, initial_policy: State | None = None) -> P
     environment = world.make(environment_class, config, world.rows(config, way))
     _check_actions(config, algorithm_class, environment.spec)
 
-    generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
-    needs = algorithm_class.needs(config.algo)
-    policy: Any = _policy_class(config, needs).make(environment.spec, config.policy, needs, generator)
+    policy = _policy(config, algorithm_class, environment.spec)
     if initial_policy is not None:
         _initialise(policy, initial_policy, config)
     size = sum(p.numel() for p in policy.parameters())
@@ -86,12 +86,18 @@ def build(config: ExperimentConfig, *, initial_policy: State | None = None) -> P
     )
     collector = world.collectors[way](environment, config, device.torch)
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
-    close = partial(world.close, environment, evaluator)
+    close = partial(_close, collector, world.close, environment, evaluator)
     behaviour = getattr(algorithm, "behaviour", lambda: policy)
     return Parts(
         config, device, environment.spec, policy, behaviour, algorithm, collector, environment, world.unit, close,
         evaluator,
     )  # fmt: skip
+
+
+def _close(collector: Any, close_world: Callable[[Any, Any], None], environment: Any, evaluator: Any) -> None:
+    if hasattr(collector, "close"):  # it has processes of its own
+        collector.close()
+    close_world(environment, evaluator)
 
 
 # ---------------------------------------------------------------- the two worlds
@@ -115,6 +121,8 @@ def _rows(config: ExperimentConfig, way: str) -> int:
     match way:
         case "segments":
             return algo.num_envs
+        case "gradients":
+            return 1  # it only tells what there is to observe and to do: the workers have their own
         case "episodes":
             return algo.num_episodes
     return algo.num_groups * algo.group_size
@@ -167,6 +175,50 @@ def _whole(player: Callable[[Any, torch.device], Player], *, grouped: bool) -> A
     return collector
 
 
+def _gradients(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+    del environment, device  # a worker has its own, on the processor
+    algo: Any = config.algo
+    if config.env.normalise.observations:
+        raise InputError(
+            f"env.normalise.observations: each worker of algo={config.algo.name} would have statistics of its own; "
+            "algo=a2c normalises for all its environments"
+        )
+    return GradientCollector(partial(Worker, config), num_workers=algo.num_workers)
+
+
+class Worker:
+    """In a process of its own: environments, a copy of the policy, and the algorithm whose loss it differentiates."""
+
+    def __init__(self, config: ExperimentConfig, number: int) -> None:
+        torch.set_num_threads(config.device.threads)
+        algo: Any = config.algo
+        algorithm_class: Any = find("algo", algo.name)
+        self.environment = _make_control(find("env", config.env.name), config, algo.num_envs)
+        self.policy = _policy(config, algorithm_class, self.environment.spec)
+        self.algorithm = algorithm_class(self.policy, algo, total_steps=config.total_steps, seed=config.seed)
+        self.collector = SegmentCollector(
+            self.environment, num_steps=algo.num_steps, seed=derive(config.seed, "worker", number),
+            device=torch.device("cpu"),
+        )  # fmt: skip
+
+    @property
+    def replay_mismatch(self) -> str | None:
+        return self.environment.replay_mismatch
+
+    def gradients(self, parameters: np.ndarray) -> Gradients:
+        vector_to_parameters(torch.from_numpy(parameters), self.policy.parameters())
+        return self.algorithm.gradients(self.collector.collect(self.policy))
+
+    def state_dict(self) -> State:
+        return self.collector.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.collector.load_state_dict(state)
+
+    def close(self) -> None:
+        self.environment.close()
+
+
 def _decoding(task: Any, device: torch.device) -> Player:
     return Decoding(task, device=device)
 
@@ -187,6 +239,7 @@ WORLDS = {
             "segments": _segments,
             "episodes": _whole(_player, grouped=False),
             "groups": _whole(_player, grouped=True),
+            "gradients": _gradients,
         },
     ),
     "text": World(
@@ -218,6 +271,13 @@ def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
         f"algo={config.algo.name} learns from {' or '.join(ways)}, "
         f"env={config.env.name} offers {', '.join(world.collectors)}"
     )
+
+
+def _policy(config: ExperimentConfig, algorithm_class: Any, spec: Spec) -> Any:
+    """Freshly initialised, as the seed says."""
+    needs = algorithm_class.needs(config.algo)
+    generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
+    return _policy_class(config, needs).make(spec, config.policy, needs, generator)
 
 
 def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:

@@ -186,20 +186,29 @@ def _create(
     run_dir: Path | str | None,
     parent: Run | None = None,
 ) -> RunWriter:
-    exact: bool | str = True if parts.device.torch.type == "cpu" else f"not promised on {parts.device.torch}"
     info = {
         "argv": sys.argv,
         "choices": settings.choices,
         "device": parts.device.note,
         "threads": settings.device.threads,
         "unit": parts.unit,
-        "exact_resume": exact,
+        "exact_resume": _promise(parts),
         "parent": parent.id if parent else None,
     }
     return RunWriter.create(
         settings.runs_dir, algo=settings.choices["algo"], slug=_slug(settings), seed=settings.seed, info=info,
         config=dump(settings), overrides=overrides, path=run_dir, parent=parent.path if parent else None,
     )  # fmt: skip
+
+
+def _promise(parts: Parts) -> bool | str:
+    """Whether a resumed run ends with the very bytes of an uninterrupted one; if not, why."""
+    if parts.device.torch.type != "cpu":
+        return f"not promised on {parts.device.torch}"
+    workers = getattr(parts.config.algo, "num_workers", 1)
+    if workers > 1:
+        return f"not promised with {workers} workers: their gradients are applied in the order in which they come"
+    return True
 
 
 def _initial_policy(settings: ExperimentConfig) -> State | None:
@@ -271,8 +280,11 @@ def _withdrawn(old: Run, parts: Parts) -> list[str]:
     cpu, here = old.info["machine"]["cpu"], provenance.machine()["cpu"]
     changed += [f"{cpu} -> {here}"] if cpu != here else []
     reasons = [f"not exact: resumed with {', '.join(changed)}"] if changed else []
-    mismatch = getattr(parts.environment, "replay_mismatch", None)
-    return [*reasons, f"not exact: {mismatch}"] if mismatch else reasons
+    reasons += [f"not exact: {_promise(parts)}"] if _promise(parts) is not True else []
+    for part in (parts.environment, parts.collector):
+        mismatch = getattr(part, "replay_mismatch", None)
+        reasons += [f"not exact: {mismatch}"] if mismatch else []
+    return reasons
 
 
 def _slug(settings: ExperimentConfig) -> str:

@@ -1,0 +1,218 @@
+"""Gradients from worker processes, each with its own environments, that read shared parameters whenever they like.
+
+    main process                                 worker process
+    collect: publish the parameters, "go"   -->  read them, play a segment, differentiate the loss
+             take whichever gradient is next <--  send the gradient, wait to be told to go on
+    update:  one optimiser step along it
+
+A worker waits for its own gradient to be applied, as a thread of A3C does, but for nobody else's: while it works, the
+parameters move on, and its gradient is of older ones by as many updates as its staleness says.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from pgcli.errors import RunError
+from pgcli.types import Gradients, State
+
+
+class Worker(Protocol):
+    """What a worker process turns: an environment, a copy of the policy and the loss."""
+
+    @property
+    def replay_mismatch(self) -> str | None: ...
+
+    def gradients(self, parameters: np.ndarray) -> Gradients:
+        """Of the loss on the next segment, played by the policy with these parameters, (P,) float32."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+    def close(self) -> None: ...
+
+
+MakeWorker = Callable[[int], Worker]
+"""Of a worker's number; called in its process, so it must be picklable."""
+
+
+class Failure(NamedTuple):
+    """An exception of a worker, in a sentence."""
+
+    text: str
+
+
+class Arrival(NamedTuple):
+    """A gradient, and how many updates had been made when its worker read the parameters."""
+
+    read_at: int
+    gradients: Gradients
+
+
+class Shared(NamedTuple):
+    """Memory that all processes see: how many updates were made, and the parameters after them."""
+
+    updates: Any
+    parameters: Any
+
+
+class Remote(NamedTuple):
+    """A worker as the main process sees it."""
+
+    number: int
+    process: Any
+    connection: Connection
+
+
+class GradientCollector:
+    """Starts `num_workers` processes and hands on their gradients, one at a time, in the order in which they come."""
+
+    def __init__(self, make: MakeWorker, *, num_workers: int) -> None:
+        self.make, self.num_workers = make, num_workers
+        self.updates = 0  # gradients handed on so far
+        self.workers: list[Remote] = []
+        self.waiting: set[int] = set(range(num_workers))  # to be told to go
+        self.arrived: deque[tuple[int, Arrival]] = deque()  # received for a checkpoint, not handed on yet
+        self.served = -1  # the worker whose gradient came last
+        self.replay_mismatch: str | None = None
+        self.shared = Shared(None, [])
+
+    def collect(self, policy: Any) -> Gradients:
+        """The next gradient. Raises RunError if a worker has died."""
+        flat = torch.cat([p.detach().flatten() for p in policy.parameters()]).cpu().numpy()
+        if not self.workers:
+            self._start(flat.size)
+        np.frombuffer(self.shared.parameters, dtype=np.float32)[:] = flat
+        self.shared.updates.value = self.updates
+        for number in sorted(self.waiting):
+            self._send(self.workers[number], "go", None)
+        self.waiting.clear()
+        number, (read_at, gradients) = self.arrived.popleft() if self.arrived else self._next()
+        self.waiting.add(number)
+        self.updates += 1
+        return replace(gradients, staleness=self.updates - 1 - read_at)
+
+    def _next(self) -> tuple[int, Arrival]:
+        """Of whichever worker is ready; after the one served last, so that no fast one shuts out the others."""
+        ready = wait([worker.connection for worker in self.workers])
+        turns = [*self.workers[self.served + 1 :], *self.workers[: self.served + 1]]
+        worker = next(worker for worker in turns if worker.connection in ready)
+        self.served = worker.number
+        return worker.number, self._receive(worker)
+
+    def _start(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit locks that other threads hold
+        self.shared = Shared(context.RawValue("q"), context.RawArray("f", size))
+        for number in range(self.num_workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=serve, args=(self.make, number, self.shared, theirs), name=f"pgcli worker {number}", daemon=True
+            )
+            process.start()
+            theirs.close()
+            self.workers.append(Remote(number, process, ours))
+
+    def _send(self, worker: Remote, command: str, argument: Any) -> None:
+        try:
+            worker.connection.send((command, argument))
+        except OSError as error:
+            raise self._dead(worker) from error
+
+    def _receive(self, worker: Remote) -> Any:
+        try:
+            answer = worker.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._dead(worker) from error
+        if isinstance(answer, Failure):
+            raise RunError(f"worker {worker.number} of {self.num_workers}: {answer.text}")
+        return answer
+
+    def _dead(self, worker: Remote) -> RunError:
+        worker.process.join(timeout=5)
+        code = worker.process.exitcode
+        how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+        return RunError(
+            f"worker {worker.number} of {self.num_workers} (process {worker.process.pid}) has died: {how}; "
+            "the last checkpoint can be resumed"
+        )
+
+    def state_dict(self) -> State:
+        """A consistent snapshot: waits for the gradients under way, then asks each worker for its open episodes."""
+        busy = [w for w in self.workers if w.number not in self.waiting | {number for number, _ in self.arrived}]
+        self.arrived.extend((worker.number, self._receive(worker)) for worker in busy)
+        states = []
+        for worker in self.workers:
+            self._send(worker, "state", None)
+            states.append(self._receive(worker))
+        return {
+            "updates": self.updates,
+            "size": len(self.shared.parameters),
+            "workers": states,
+            "arrived": [{"worker": n, "read_at": at, "gradients": vars(one)} for n, (at, one) in self.arrived],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        if not state["workers"]:  # the checkpoint of step 0
+            return
+        self._start(state["size"])
+        self.updates = state["updates"]
+        for worker, saved in zip(self.workers, state["workers"], strict=True):
+            self._send(worker, "load", saved)
+        for worker in self.workers:
+            self.replay_mismatch = self.replay_mismatch or self._receive(worker)
+        for saved in state["arrived"]:
+            self.arrived.append((saved["worker"], Arrival(saved["read_at"], Gradients.load(saved["gradients"]))))
+        self.waiting -= {number for number, _ in self.arrived}
+
+    def close(self) -> None:
+        """Let the workers end; one that does not within two seconds is terminated."""
+        for worker in self.workers:
+            with suppress(OSError):  # it is gone already
+                worker.connection.send(("stop", None))
+        for worker in self.workers:
+            worker.process.join(timeout=2)
+            if worker.process.is_alive():
+                worker.process.terminate()
+                worker.process.join()
+
+
+def serve(make: MakeWorker, number: int, shared: Shared, connection: Connection) -> None:
+    """The life of a worker process. It ends when its commands do, also where the main process was killed."""
+    for stop in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(stop, signal.SIG_IGN)  # of the terminal, which means the main process
+    worker: Worker | None = None
+    parameters = np.frombuffer(shared.parameters, dtype=np.float32)
+    try:
+        worker = make(number)
+        while (message := connection.recv())[0] != "stop":
+            command, argument = message
+            match command:
+                case "go":
+                    # Not locked, as in the paper: read while they change, they are partly one update newer.
+                    read_at, own = shared.updates.value, parameters.copy()
+                    connection.send(Arrival(read_at, worker.gradients(own)))
+                case "state":
+                    connection.send(worker.state_dict())
+                case "load":
+                    worker.load_state_dict(argument)
+                    connection.send(worker.replay_mismatch)
+    except (EOFError, OSError):
+        pass  # there is nobody left to work for
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        connection.send(Failure(reason if isinstance(error, RunError) else f"{type(error).__name__}: {reason}"))
+    finally:
+        if worker is not None:
+            worker.close()

@@ -1,0 +1,73 @@
+"""Worker processes as a user meets them: they go when the main process goes, however it went."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pgcli.errors import InputError
+from pgcli.experiment.build import build
+from pgcli.experiment.config import compose
+from pgcli.runs import Run
+
+
+def children(pid):
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_worker(pid):
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A run with two workers, under way."""
+    words = ["train", "algo=a3c", "algo.num_workers=2", "policy.hidden=[8]", "checkpoint.every=500", "--run-dir", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgcli", *words, "-q"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: len(list(tmp_path.glob("run/checkpoints/step-*"))) > 1)
+    yield process, Run(tmp_path / "run"), [pid for pid in children(process.pid) if is_worker(pid)]
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_go_with_the_main_process(training, how):
+    process, run, workers = training
+    assert len(workers) == 2
+    process.send_signal(how)
+    process.wait(timeout=60)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert Run(run.path).status == ("died" if how == signal.SIGKILL else "interrupted")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+def test_a_worker_that_is_killed_fails_the_run_in_one_line_that_names_it(training):
+    process, run, workers = training
+    os.kill(workers[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"(process {workers[1]}) has died: killed by SIGKILL" in err
+    assert "Traceback" not in err
+    assert Run(run.path).status == "failed"
+    assert run.checkpoints()
+
+
+def test_statistics_that_workers_cannot_share_are_refused():
+    with pytest.raises(InputError, match=r"env\.normalise\.observations.*algo=a2c"):
+        build(compose(["algo=a3c", "env.normalise.observations=true"]))
