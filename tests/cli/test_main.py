@@ -93,7 +93,7 @@ def test_the_version_is_the_distributions(run):
         (["train", "-x"], "error: No such option: -x   (pgcli train --help)"),
         (["trian"], "error: No such command 'trian'. Did you mean 'train'?   (pgcli --help)"),
         (["list"], "error: Missing argument 'what'."),
-        (["list", "dogs"], "error: Invalid value for 'what':"),
+        (["list", "dogs"], "error: Invalid value for 'what': 'dogs' is not one of"),
         (["sweep", "seed=interval(0,1)"], "error: `seed=interval(0,1)` is not a list of values"),
         (["show", "config", "env=gymnasium"], "error: `env.id` has no default: give it a value, env.id=..."),
     ],

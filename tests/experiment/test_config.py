@@ -293,6 +293,12 @@ def test_a_slip_in_an_environments_name_is_not_a_gymnasium_id():
     assert refusal("algo=toy", "env=lnad").startswith("no env is called `lnad`; did you mean `env=land`?")
 
 
+def test_an_environment_that_gymnasium_knows_by_another_spelling_is_suggested():
+    assert refusal("algo=toy", "env=half_cheetah").startswith(
+        "no env is called `half_cheetah`; did you mean `env=HalfCheetah-v5`?"
+    )
+
+
 def test_several_mistakes_are_told_at_once():
     said = refusal(*TOY, "algo.gamma=7", "sed=1", "policy.hidden=x").split("\n")
     assert [line.split()[0] for line in said] == ["`sed`", "`algo.gamma`", "`policy.hidden`"]

@@ -95,7 +95,8 @@ def _report(error: Exception) -> int:
             return _say(f"error: {error}", error.exit_code)
         case typer.TyperException():  # a wrong option, a missing argument
             command = getattr(getattr(error, "ctx", None), "command_path", "pgcli")
-            return _say(f"error: {' '.join(error.format_message().split())}   ({command} --help)", 2)
+            text = " ".join(error.format_message().split()).replace(": Value error, ", ": ")  # pydantic's own words
+            return _say(f"error: {text}   ({command} --help)", 2)
         case typer.Abort():
             return _say("aborted", 1)
         case BrokenPipeError():  # `pgcli list envs | head -1`: nobody is left to be told

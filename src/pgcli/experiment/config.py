@@ -182,7 +182,7 @@ def _choose(assignments: Iterable[Assignment], folders: list[Path]) -> _Choice:
 
 def _unknown_option(group: str, value: str, known: Iterable[str]) -> str:
     known = list(known)
-    close = nearest(value, known)
+    close = nearest(value, known) or (_gymnasium_id(value) if group == "env" else None)
     also = " or a Gymnasium id such as LunarLander-v3" if group == "env" else ""
     return (
         f"no {group} is called `{value}`"
@@ -193,6 +193,17 @@ def _unknown_option(group: str, value: str, known: Iterable[str]) -> str:
             else f"   (pgcli list {PLURALS.get(group, group)}{also})"
         )
     )
+
+
+def _gymnasium_id(name: str) -> str | None:
+    """The newest version of what Gymnasium calls `name`, whatever its capitals and dashes."""
+    import gymnasium
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    found = [key for key, spec in gymnasium.registry.items() if plain(spec.name) == plain(name)]
+    return max(found, key=lambda key: gymnasium.registry[key].version or 0, default=None)
 
 
 def _refuse_hidden(group: str, option: str, folders: list[Path]) -> None:
