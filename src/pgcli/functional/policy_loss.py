@@ -50,8 +50,8 @@ def clipped_surrogate(
     Returns: the same shape. Source: Schulman et al. 2017, eq. 7; two bounds: Yu et al. 2025.
     """
     ratio, advantages = torch.exp(log_probs - old_log_probs.detach()), advantages.detach()
-    # Of the two bounds only one can ever be the smaller, by the sign of A: a constant, no gradient flows through it.
-    bound = torch.where(advantages > 0, 1 + high, 1 - low) * advantages
+    # Where A > 0 only the upper bound can be the smaller, else only the lower one: a constant without a gradient.
+    bound = torch.maximum((1 + high) * advantages, (1 - low) * advantages)
     return torch.minimum(ratio * advantages, bound)
 
 

@@ -18,6 +18,11 @@ from pgcli.policies.heads import make_head
 from pgcli.settings import Settings
 from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec, Stochastic
 
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+LARGE = 2**21
+"""Multiplications from which oneDNN's product is faster than torch's own: 79 us instead of 164 for 2048 x 64 x 64 on a
+recent AMD EPYC. It prepares itself for each new number of rows, which takes 0.4 ms."""
+
 
 class MLP(ActorCritic):
     """Separate actor and critic; orthogonal initialisation of gain sqrt(2), 0.01 at the policy's end, 1 at the value's.
@@ -114,7 +119,7 @@ def _activations(x: Tensor, weights: Sequence[Tensor], activation: str) -> list[
     """Of every layer, the last one linear. No graph is built."""
     found = []
     for i in range(0, len(weights), 2):
-        x = torch.addmm(weights[i + 1], x, weights[i].t())
+        x = _product(x, weights[i], weights[i + 1])
         found.append(x)
         if i + 2 < len(weights):
             if activation == "relu":
@@ -155,9 +160,16 @@ class Perceptrons(torch.autograd.Function):
             for i in reversed(range(layers)):
                 own = [_outer(gradient, inputs[i]), gradient.sum(0), *own]
                 if i:
-                    gradient = through(gradient @ weights[2 * (n * layers + i)], inputs[i])
+                    gradient = through(_product(gradient, weights[2 * (n * layers + i)].t()), inputs[i])
             found += own
         return None, None, None, *found
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias, of (B, n), (m, n) and (m,) -> (B, m). No graph is built."""
+    if ONEDNN and x.is_cpu and x.dtype == torch.float32 and len(x) * weight.numel() >= LARGE:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
