@@ -172,6 +172,22 @@ Needs: TypeAlias = Stochastic | ActionValues | ActorWithQ | Acting
 """What an algorithm asks of its policy. A policy class says in `offers` which of them it can be."""
 
 
+class Memoryless:
+    """The memory of a sampler that has none: it goes by what it sees. Who steps environments keeps a sampler informed."""
+
+    memory: dict[str, np.ndarray] | None = None
+    """What is remembered of each row: (N, ...) each. None: nothing ever is."""
+
+    def start(self, rows: int, memory: dict[str, np.ndarray] | None = None) -> None:
+        """`rows` episodes begin, or go on with this `memory` of them."""
+
+    def forget(self, rows: np.ndarray) -> None:
+        """The episodes of `rows` (k,) are over; others begin there."""
+
+    def keep(self, rows: np.ndarray) -> None:
+        """From now on there are only `rows`: (N,) bool, or their numbers."""
+
+
 class Distribution(Protocol):
     """What a policy draws its actions from: a NamedTuple of tensors that share the actions' leading shape."""
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from pgcli.collectors.steps import SegmentCollector
-from pgcli.types import ControlSpec, Discrete, Step
+from pgcli.types import ControlSpec, Discrete, Memoryless, Step
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ class Counting:
         self.state[:] = state["state"]
 
 
-class Spy:
+class Spy(Memoryless):
     """V(s) = 10 * (steps so far); always action 1; log-prob = the first output, which is the observation's clock."""
 
     has_critic = True

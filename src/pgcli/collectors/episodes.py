@@ -80,6 +80,7 @@ class Stepping:
         env, N = self.env, len(seeds)
         sampler = policy.sampler()
         rows = np.arange(N)
+        sampler.start(N)
         current = env.reset(rows, seeds)
         columns: list[tuple[np.ndarray, ...]] = []  # of the rows still open at t
         finals = np.zeros_like(current)
@@ -96,6 +97,7 @@ class Stepping:
             if done.any():
                 finals[rows[done]] = current[done]
                 rows, current = rows[~done], current[~done]
+                sampler.keep(~done)
         return self._rollout(policy, sampler, columns, finals, totals, lengths, seeds)
 
     def _rollout(
@@ -119,7 +121,14 @@ class Stepping:
             episodes=[Episode(float(r), int(n), s) for r, n, s in zip(totals, lengths, seeds, strict=True)],
         )  # fmt: skip
         rollout.log_probs = sampler.log_probs(grid(3, np.float32), rollout.actions)
-        if policy.has_critic:
+        if sampler.memory is not None:
+            starts = torch.zeros_like(mask)
+            starts[:, 0] = True
+            rollout.observations = {"observation": rollout.observations, "starts": starts}
+            if policy.has_critic:
+                ends = (torch.from_numpy(x).to(self.device) for x in (np.arange(N), lengths - 1, finals))
+                rollout.values, rollout.next_values, _ = policy.foresee(rollout.observations, *ends)
+        elif policy.has_critic:
             with torch.no_grad():
                 flat = torch.cat([rollout.observations.flatten(0, 1), torch.from_numpy(finals).to(self.device)])
                 values = policy.values(flat)
@@ -139,17 +148,6 @@ def _stack(parts: list[Rollout]) -> Rollout:
     """Rollouts of different lengths as one, padded on the right."""
     longest = max(part.mask.shape[1] for part in parts)
 
-    def join(name: str) -> Any:
-        pieces = [getattr(part, name) for part in parts]
-        if pieces[0] is ABSENT:
-            return ABSENT
-        padded = []
-        for x in pieces:
-            out = x.new_zeros((x.shape[0], longest, *x.shape[2:]))
-            out[:, : x.shape[1]] = x
-            padded.append(out)
-        return torch.cat(padded)
-
     names = (
         "observations",
         "actions",
@@ -161,4 +159,19 @@ def _stack(parts: list[Rollout]) -> Rollout:
         "values",
         "next_values",
     )
-    return Rollout(**{name: join(name) for name in names}, episodes=[e for part in parts for e in part.episodes])
+    joined = {name: _join([getattr(part, name) for part in parts], longest) for name in names}
+    return Rollout(**joined, episodes=[e for part in parts for e in part.episodes])
+
+
+def _join(pieces: list[Any], longest: int) -> Any:
+    """Tensors of (N_i, T_i, ...), or dicts of them, padded to (sum of N, longest, ...)."""
+    if pieces[0] is ABSENT:
+        return ABSENT
+    if isinstance(pieces[0], dict):
+        return {key: _join([piece[key] for piece in pieces], longest) for key in pieces[0]}
+    padded = []
+    for x in pieces:
+        out = x.new_zeros((x.shape[0], longest, *x.shape[2:]))
+        out[:, : x.shape[1]] = x
+        padded.append(out)
+    return torch.cat(padded)

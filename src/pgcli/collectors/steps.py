@@ -26,6 +26,7 @@ class SegmentCollector:
         self.lengths = np.zeros(env.num_envs, dtype=np.int64)
         self.seeds = np.zeros(env.num_envs, dtype=np.int64)
         self.observations: np.ndarray | None = None
+        self.memory: dict[str, np.ndarray] | None = None  # what a policy that has one remembers of the open episodes
 
     def collect(self, policy: Any) -> Rollout:
         """`num_steps` of every environment: a Rollout of (num_envs, num_steps)."""
@@ -33,6 +34,8 @@ class SegmentCollector:
         if self.observations is None:
             self.observations = self._reset(np.arange(N))
         sampler = policy.sampler()
+        sampler.start(N, self.memory)
+        first = self.lengths == 0
         noise = sampler.noise(self.generator, (T, N))
 
         # Time-major while collecting, so that each step writes one contiguous block.
@@ -59,6 +62,7 @@ class SegmentCollector:
                 rows = np.flatnonzero(done)
                 cut.append((t, rows, current[rows]))
                 episodes += self._finish(rows)
+                sampler.forget(rows)
                 current = current.copy()
                 current[rows] = self._reset(rows)
         observations[T] = current
@@ -71,9 +75,35 @@ class SegmentCollector:
             episodes=episodes,
         )  # fmt: skip
         rollout.log_probs = sampler.log_probs(self._rows_first(outputs), rollout.actions)
-        if policy.has_critic:
+        if sampler.memory is not None:
+            self._remember(policy, sampler, rollout, first, observations[-1], cut)
+        elif policy.has_critic:
             rollout.values, rollout.next_values = self._values(policy, observations, cut)
         return rollout
+
+    def _remember(
+        self, policy: Any, sampler: Any, rollout: Rollout, first: np.ndarray, last: np.ndarray,
+        cut: list[tuple[int, np.ndarray, np.ndarray]],
+    ) -> None:  # fmt: skip
+        """Hand on what the policy remembered when the segment began, value every state with what led to it, and keep
+        what it remembers now. `first`: (N,) bool, an episode begins with the segment. `last`: (N, *shape), after it.
+        """
+        starts = rollout.done.roll(1, dims=1)
+        starts[:, 0] = torch.from_numpy(first)
+        before = {role: torch.from_numpy(state).to(self.device) for role, state in (self.memory or {}).items()}
+        rollout.observations = {"observation": rollout.observations, "starts": starts, **before}
+        self.memory = sampler.memory
+        if policy.has_critic:
+            done = rollout.done[:, -1].cpu().numpy()
+            ends = [*cut, (self.num_steps - 1, np.flatnonzero(~done), last[~done])]
+            rows = np.concatenate([rows for _, rows, _ in ends])
+            times = np.concatenate([np.full(len(rows), t) for t, rows, _ in ends])
+            finals = np.concatenate([states for _, _, states in ends])
+            rollout.values, rollout.next_values, after = policy.foresee(
+                rollout.observations, *(torch.from_numpy(array).to(self.device) for array in (rows, times, finals))
+            )
+            sampler.memory.update(after)
+            sampler.forget(np.flatnonzero(done))
 
     @torch.no_grad()
     def _values(
@@ -112,6 +142,7 @@ class SegmentCollector:
             "lengths": self.lengths,
             "seeds": self.seeds,
             "observations": self.observations,
+            "memory": self.memory,
             "env": self.env.state_dict(),
         }
 
@@ -119,5 +150,5 @@ class SegmentCollector:
         self.begun = state["begun"]
         self.generator.bit_generator.state = state["generator"]
         self.returns[:], self.lengths[:], self.seeds[:] = state["returns"], state["lengths"], state["seeds"]
-        self.observations = state["observations"]
+        self.observations, self.memory = state["observations"], state["memory"]
         self.env.load_state_dict(state["env"])

@@ -26,24 +26,31 @@ MAX_POSITION, MAX_ANGLE = 2.4, 12 * 2 * np.pi / 360
 
 
 class CartPole:
-    """Push a cart left (0) or right (1) so that its pole stays up. Observation: x, speed, angle, its speed."""
+    """Push a cart left (0) or right (1) so that its pole stays up. Observation: x, speed, angle, its speed.
+
+    CartPole-positions-v1 shows x and angle alone: one observation does not tell which way the pole is falling, two do.
+    (CartPoleNoVel-v1 in RL Zoo, PositionOnlyCartPole in POPGym.)
+    """
 
     world: ClassVar[str] = "control"
     replay_mismatch: str | None = None
 
     class Config(Settings):
         name: str = Field(description="name of this environment")
-        id: Literal["CartPole-v1"] = Field(description="the Gymnasium environment that this one equals")
+        id: Literal["CartPole-v1", "CartPole-positions-v1"] = Field(
+            description="the Gymnasium environment that this one equals, or the same with its velocities hidden"
+        )
         max_episode_steps: int = Field(gt=0, description="steps after which an episode is truncated")
         solved_at: float | None = Field(description="greedy return that counts as solved; null: never")
         normalise: Normalisation = Field(description="running normalisation of observations and rewards")
 
     def __init__(self, config: Config, num_envs: int) -> None:
         self.num_envs = num_envs
-        self.spec = ControlSpec(observation_shape=(4,), actions=Discrete(2))
         self._limit = config.max_episode_steps
-        self._carts = _Carts(num_envs, self._limit)
-        self._some = _Carts(0, self._limit)
+        self._seen = slice(0, 4, 2) if config.id == "CartPole-positions-v1" else slice(4)
+        self._carts = _Carts(num_envs, self._limit, self._seen)
+        self._some = _Carts(0, self._limit, self._seen)
+        self.spec = ControlSpec(observation_shape=(self._carts.observed,), actions=Discrete(2))
 
     def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
         draws = [np.random.Generator(np.random.PCG64(seed)).uniform(-0.05, 0.05, 4) for seed in seeds]
@@ -51,13 +58,13 @@ class CartPole:
         self._carts.state[:, rows] = 0.0
         self._carts.state[_Carts.OBSERVED, rows] = starts.T
         self._carts.state[_Carts.CLOCK_SPEED, rows] = 1 / SECONDS
-        return starts.astype(np.float32)
+        return starts[:, self._seen].astype(np.float32)
 
     def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> Step:
         if rows is None:
             return self._carts.step(actions)
         if len(rows) != self._some.count:
-            self._some = _Carts(len(rows), self._limit)
+            self._some = _Carts(len(rows), self._limit, self._seen)
         self._some.state[:] = self._carts.state[:, rows]
         step = self._some.step(actions)
         self._carts.state[:, rows] = self._some.state
@@ -87,7 +94,7 @@ class _Carts:
     OBSERVED = np.array([[0], [3], [1], [4]])
     CLOCK_SPEED = 5
 
-    def __init__(self, count: int, limit: int) -> None:
+    def __init__(self, count: int, limit: int, seen: slice) -> None:
         def full(*rows: float) -> np.ndarray:
             return np.repeat(np.array(rows)[:, None], count, axis=1)
 
@@ -95,8 +102,9 @@ class _Carts:
         self.state = np.zeros((6, count))
         self._positions, self._velocities = self.state[:3], self.state[3:]
         self._angle, self._angular_velocity = self.state[1], self.state[4]
+        self.observed = len(range(4)[seen])
         # (N, 2, 2): of x and of the angle, the position and the velocity, in the order of an observation
-        self._observed = self.state.reshape(2, 3, count)[:, :2].transpose(2, 1, 0)
+        self._observed = self.state.reshape(2, 3, count)[: self.observed // 2, :2].transpose(2, 1, 0)
 
         self._forces = np.array([-FORCE, FORCE])
         self._trig = np.empty((2, count))
@@ -149,5 +157,5 @@ class _Carts:
         np.abs(self._positions, self._moves)
         x, angle, truncated = self._moves > self._limits
         rewards = self._reward.copy()
-        observations = self._observed.astype(np.float32, "C").reshape(-1, 4)
+        observations = self._observed.astype(np.float32, "C").reshape(-1, self.observed)
         return Step(observations, rewards, x | angle, truncated, rewards)

@@ -6,8 +6,10 @@
     delayed_reward              o = 0, r = 0, then o = 1, r = 1                     V(0) = gamma, V(1) = 1
     action_reward               one step, o = 0, r by the action, s = 1             1 if discrete, 0 if continuous
     observation_action_reward   one step, o = +1 or -1, r by the action, s = o      1 if discrete, 0 if continuous
+    memory                      o = +1 or -1, then o = 0 for 3 steps; r only for    gamma^(3 - t) if discrete,
+                                the last action, by it, s = the first o             0 if continuous
 
-In the first three the action changes nothing, so V holds for every policy. In the last two, the sign s says what is
+In the first three the action changes nothing, so V holds for every policy. In the others, the sign s says what is
 right:
 
     discrete     r = s for action 1, -s for action 0.     Best: 1 where s > 0, else 0.  V = 2 pi(best) - 1.
@@ -17,8 +19,9 @@ The box of the continuous actions is [-1, 1], but an action outside is not clipp
 With `image`, o is drawn as 1 x 8 x 8 pixels: the left half is bright for -1, the right half for +1, none for 0.
 
 A method that learns constant_reward and not observation_value does not propagate the observation; one that fails at
-delayed_reward discounts or bootstraps wrongly; at action_reward, the policy gradient is wrong; at the last, the
-pairing of observations, actions and advantages is. Source: Jones 2021, "Debugging RL, Without the Agonizing Pain".
+delayed_reward discounts or bootstraps wrongly; at action_reward, the policy gradient is wrong; at the one after it, the
+pairing of observations, actions and advantages is. At memory every policy without one fails: when it counts, its odds
+are even and its mean return is 0 at most. Source, but for memory: Jones 2021, "Debugging RL, Without the Agonizing Pain".
 """
 
 from collections.abc import Sequence
@@ -32,8 +35,10 @@ from pgcli.settings import Settings
 from pgcli.types import Continuous, ControlSpec, Discrete, State, Step
 
 SIDE = 8
+DELAY = 3
+"""Steps from what is to be remembered to the action that it decides."""
 Kind = Literal[
-    "constant_reward", "observation_value", "delayed_reward", "action_reward", "observation_action_reward"
+    "constant_reward", "observation_value", "delayed_reward", "action_reward", "observation_action_reward", "memory"
 ]  # fmt: skip
 
 
@@ -58,12 +63,14 @@ class Probe:
         )
         self._config = config
         self._observed = np.zeros(num_envs, dtype=np.int64)
+        self._first = np.zeros(num_envs, dtype=np.int64)
         self._clock = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        random = self._config.kind in ("observation_value", "observation_action_reward")
+        random = self._config.kind in ("observation_value", "observation_action_reward", "memory")
         # An episode's seed is a hash already: its lowest bit is the coin.
         self._observed[rows] = 1 - 2 * (np.asarray(seeds, dtype=np.int64) & 1) if random else 0
+        self._first[rows] = self._observed[rows]
         self._clock[rows] = 0
         return self._observe(self._observed[rows])
 
@@ -84,6 +91,10 @@ class Probe:
                 rewards = self._judge(actions, np.ones(len(rows)))
             case "observation_action_reward":
                 rewards = self._judge(actions, observed)
+            case "memory":
+                terminated = clock == DELAY
+                rewards = self._judge(actions, self._first[rows]) * terminated
+                self._observed[rows] = 0
         self._clock[rows] += 1
         truncated = np.zeros(len(rows), dtype=bool)
         return Step(self._observe(self._observed[rows]), rewards, terminated, truncated, rewards)
@@ -101,10 +112,11 @@ class Probe:
         return np.broadcast_to(halves[:, None, None, :], (len(observed), 1, SIDE, SIDE)).astype(np.float32)
 
     def state_dict(self) -> State:
-        return {"observed": self._observed.copy(), "clock": self._clock.copy()}
+        return {"observed": self._observed.copy(), "first": self._first.copy(), "clock": self._clock.copy()}
 
     def load_state_dict(self, state: State) -> None:
         self._observed[:] = state["observed"]
+        self._first[:] = state["first"]
         self._clock[:] = state["clock"]
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgcli.errors import InputError
 from pgcli.policies.heads import Head
-from pgcli.types import ABSENT, ControlSpec, Evaluation, PolicyFunction, Spec
+from pgcli.types import ABSENT, ControlSpec, Evaluation, Memoryless, PolicyFunction, Spec
 
 
 class ActorCritic(nn.Module):
@@ -67,7 +67,7 @@ class ActorCritic(nn.Module):
 ArrayNetwork = Callable[[np.ndarray], np.ndarray]
 
 
-class Sampler:
+class Sampler(Memoryless):
     """Draws actions in NumPy. Its outputs equal the module's to float32 rounding; a test holds them together."""
 
     def __init__(self, network: ArrayNetwork, head: Head) -> None:
