@@ -14,8 +14,8 @@ OBSERVED = {CartPole: [0, 3, 1, 4], Pendulum: [3, 2]}
 """Rows of the saved state, in the order of Gymnasium's."""
 
 
-def cartpole(num_envs, limit=500):
-    config = CartPole.Config(name="cartpole", id="CartPole-v1", max_episode_steps=limit, solved_at=475.0, normalise=OFF)
+def cartpole(num_envs, limit=500, id="CartPole-v1"):
+    config = CartPole.Config(name="cartpole", id=id, max_episode_steps=limit, solved_at=475.0, normalise=OFF)
     return CartPole(config, num_envs)
 
 
@@ -99,6 +99,20 @@ def test_a_cart_that_leaves_the_track_terminates_at_the_position_that_gymnasium_
 
     terminations, _ = follow_gymnasium(cartpole(2), "CartPole-v1", lean, 500)
     assert terminations > 0
+
+
+def test_cartpole_without_velocities_is_cartpole_with_two_of_its_columns():
+    full, hidden = cartpole(4), cartpole(4, id="CartPole-positions-v1")
+    assert hidden.spec.observation_shape == (2,)
+    rows = np.arange(4)
+    assert np.array_equal(hidden.reset(rows, [1, 2, 3, 4]), full.reset(rows, [1, 2, 3, 4])[:, [0, 2]])
+    actions = np.random.Generator(np.random.PCG64(0)).integers(0, 2, (30, 4))
+    for t, some in enumerate([None, None, np.array([2, 0])] * 10):
+        acted = actions[t] if some is None else actions[t, some]
+        one, other = hidden.step(acted, some), full.step(acted, some)
+        assert np.array_equal(one.observations, other.observations[:, [0, 2]])
+        for a, b in zip(one[1:], other[1:], strict=True):
+            assert np.array_equal(a, b)
 
 
 ENVIRONMENTS = pytest.mark.parametrize("make", [cartpole, pendulum, probe])

@@ -77,6 +77,27 @@ def test_observation_action_reward_is_for_the_action_that_the_observation_names(
     assert env.step(np.array([[0.5], [0.5]])).rewards.tolist() == [0, -1]
 
 
+def test_memory_rewards_the_last_action_for_the_first_observation():
+    env = probe("memory")
+    assert start(env).tolist() == [[1], [-1]]
+    for _ in range(3):
+        step = env.step(np.array([0, 1]))  # what is done meanwhile changes nothing
+        assert step.observations.tolist() == [[0], [0]]
+        assert step.rewards.tolist() == [0, 0]
+        assert not step.terminated.any()
+    last = env.step(np.array([1, 1]))
+    assert last.rewards.tolist() == [1, -1]
+    assert last.terminated.all()
+
+    start(env)
+    env.step(np.array([0, 0]))
+    restored = probe("memory")
+    restored.load_state_dict(env.state_dict())
+    for _ in range(2):
+        restored.step(np.array([0, 0]))
+    assert restored.step(np.array([0, 0])).rewards.tolist() == [-1, 1]
+
+
 def test_the_image_is_bright_on_the_side_of_the_right_action():
     images = start(probe("observation_action_reward", image=True))
     assert images.shape == (2, 1, 8, 8)

@@ -20,6 +20,7 @@ EPISODES = ("algo.num_episodes=4", "env.max_episode_steps=50", MLP)
 SEGMENTS = ("algo.num_envs=4", "algo.num_steps=32", MLP)
 GROUPS = ("algo.num_groups=2", "algo.group_size=2", "env.max_episode_steps=50", MLP)
 NORMALISED = ("env.normalise.observations=true", "env.normalise.rewards=true")
+MEMORY = ("env=cartpole_positions", "policy.hidden=8", "env.max_episode_steps=50")
 SORT = ("env=sort", *TRANSFORMER)
 
 EXPERIMENTS = {
@@ -51,6 +52,9 @@ EXPERIMENTS = {
     "groups in Gymnasium": ("algo=grpo", "env=CartPole-v1", *GROUPS),
     "probe": ("algo=a2c", "env=probe_delayed_reward_continuous", *SEGMENTS),
     "image": ("algo=ppo", "env=probe_image", "algo.num_steps=32", "policy=cnn", "policy.channels=[2,2]"),
+    "a memory in segments": ("algo=ppo", *MEMORY, "algo.num_envs=4", "algo.num_steps=32", *NORMALISED),
+    "a memory in episodes": ("algo=ppo", "algo.collect=episodes", *MEMORY, "algo.num_episodes=4"),
+    "a memory in groups": ("algo=grpo", *MEMORY, "algo.num_groups=2", "algo.group_size=2"),
     "sft on sort": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
