@@ -173,7 +173,7 @@ Needs: TypeAlias = Stochastic | ActionValues | ActorWithQ | Acting
 
 
 class Memoryless:
-    """The memory of a sampler that has none: it goes by what it sees. Who steps environments keeps a sampler informed."""
+    """The memory of a sampler that has none. Who steps environments tells a sampler which episodes begin and end."""
 
     memory: dict[str, np.ndarray] | None = None
     """What is remembered of each row: (N, ...) each. None: nothing ever is."""

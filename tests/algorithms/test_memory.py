@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 from pgcli.experiment.evaluation import play
-from pgcli.policies.gru import GRU
 
 
 def learn(*words, updates):
@@ -18,22 +18,19 @@ def learn(*words, updates):
 
 def last_action(parts):
     """pi(action 1) at the fourth step, after +1 and after -1 at the first."""
-    import torch
-
     shown = torch.zeros(2, 4, 1)
     shown[0, 0], shown[1, 0] = 1, -1
-    starts = torch.zeros(2, 4, dtype=torch.bool)
-    starts[:, 0] = True
-    observations = {"observation": shown, "starts": starts} if isinstance(parts.policy, GRU) else shown.flatten(0, 1)
+    starts = torch.tensor([[True, False, False, False]] * 2)
     actions = torch.ones(2, 4, dtype=torch.int64)
     with torch.no_grad():
-        log_probs = parts.policy(observations, actions if isinstance(parts.policy, GRU) else actions.flatten()).log_probs
-    return log_probs.view(2, 4)[:, 3].exp().tolist()
+        if parts.policy.unit == "action":
+            return parts.policy(shown[:, 3], actions[:, 3]).log_probs.exp().tolist()
+        return parts.policy({"observation": shown, "starts": starts}, actions).log_probs[:, 3].exp().tolist()
 
 
 PPO = ("algo=ppo", "algo.learning_rate=5e-3", "algo.num_envs=32", "algo.num_steps=16", "algo.minibatches=2")
 WAYS = {
-    "ppo": (*PPO, "algo.num_steps=16"),
+    "ppo": PPO,
     "ppo, segments that cut every episode": (*PPO, "algo.num_steps=14"),
     "reinforce": ("algo=reinforce", "algo.learning_rate=1e-2", "algo.num_episodes=128"),
     "rloo": ("algo=rloo", "algo.learning_rate=1e-2", "algo.num_groups=8", "algo.group_size=16"),

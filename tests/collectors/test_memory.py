@@ -23,7 +23,7 @@ SPEC = ControlSpec((1,), Discrete(2))
 
 
 class Lengths:
-    """An episode lasts 2 + seed % 4 steps and is truncated, or terminated if the seed is odd. o = seed % 7 + clock / 10."""
+    """An episode lasts 2 + seed % 4 steps and is truncated, or terminated if odd. o = seed % 7 + clock / 10."""
 
     def __init__(self, num_envs):
         self.spec, self.num_envs = SPEC, num_envs
@@ -34,7 +34,9 @@ class Lengths:
         return self.observe(rows)
 
     def observe(self, rows):
-        return np.array([[shown(s, c)] for s, c in zip(self.seeds[rows], self.clock[rows], strict=True)], dtype=np.float32)
+        return np.array(
+            [[shown(s, c)] for s, c in zip(self.seeds[rows], self.clock[rows], strict=True)], dtype=np.float32
+        )
 
     def step(self, actions, rows=None):
         rows = np.arange(self.num_envs) if rows is None else rows

@@ -76,7 +76,9 @@ def test_an_episode_that_starts_inside_is_evaluated_as_if_it_stood_alone():
     policy, (tree, actions) = gru(), sequences()
     for evaluate in (policy, policy.once_differentiable()):
         whole = evaluate(tree, actions)
-        alone = evaluate({"observation": tree["observation"][1:2, 5:], "starts": tree["starts"][1:2, 5:]}, actions[1:2, 5:])
+        alone = evaluate(
+            {"observation": tree["observation"][1:2, 5:], "starts": tree["starts"][1:2, 5:]}, actions[1:2, 5:]
+        )
         torch.testing.assert_close(whole.log_probs[1:2, 5:], alone.log_probs, atol=1e-12, rtol=0)
         torch.testing.assert_close(whole.values[1:2, 5:], alone.values, atol=1e-12, rtol=0)
 
@@ -186,8 +188,8 @@ def test_a_sampler_begins_with_nothing_and_leaves_what_it_was_given_as_it_was():
 
 
 def test_what_it_cannot_read_is_refused_with_the_policy_that_can():
-    with pytest.raises(InputError, match="policy=gru reads observations of 1 dimension.*try policy=cnn"):
+    with pytest.raises(InputError, match=r"policy=gru reads observations of 1 dimension.*try policy=cnn"):
         gru(ControlSpec((1, 8, 8), Discrete(2)))
-    with pytest.raises(InputError, match="policy=gru acts in stepped environments.*policy=transformer"):
+    with pytest.raises(InputError, match=r"policy=gru acts in stepped environments.*policy=transformer"):
         gru(TextSpec(14, 8, 7, end=12, pad=13))
     assert Acting not in GRU.offers

@@ -39,7 +39,9 @@ class GRPO:
     class Config(OptimiserSettings, Groups):
         name: Literal["grpo"]
         epochs: int = Field(ge=1, description="passes over each batch")
-        minibatches: int = Field(ge=1, description="pieces of the batch, one gradient step each, per epoch")
+        minibatches: int = Field(
+            ge=1, description="pieces of the batch, one gradient step each, per epoch; a memory's are whole rows"
+        )
         clip: Clip = Field(description="range of the ratio, each side by itself")
         advantage: Literal["standardised", "centred"] = Field(description="divide by the group's deviation, or don't")
         aggregation: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] = Field(

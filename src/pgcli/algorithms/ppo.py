@@ -29,7 +29,9 @@ class PPO:
     class Config(OptimiserSettings, Either):
         name: Literal["ppo"]
         epochs: int = Field(ge=1, description="passes over each batch")
-        minibatches: int = Field(ge=1, description="pieces of the batch, one gradient step each, per epoch")
+        minibatches: int = Field(
+            ge=1, description="pieces of the batch, one gradient step each, per epoch; a memory's are whole rows"
+        )
         gamma: float = Field(ge=0, le=1, description="discount per step")
         gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: return minus V")
         clip_range: float = Field(gt=0, description="eps: how far the ratio may move and still gain")

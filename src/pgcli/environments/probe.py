@@ -20,8 +20,8 @@ With `image`, o is drawn as 1 x 8 x 8 pixels: the left half is bright for -1, th
 
 A method that learns constant_reward and not observation_value does not propagate the observation; one that fails at
 delayed_reward discounts or bootstraps wrongly; at action_reward, the policy gradient is wrong; at the one after it, the
-pairing of observations, actions and advantages is. At memory every policy without one fails: when it counts, its odds
-are even and its mean return is 0 at most. Source, but for memory: Jones 2021, "Debugging RL, Without the Agonizing Pain".
+pairing of observations, actions and advantages is. At memory every policy without one fails, with a mean return of 0
+if actions are discrete. Source of all but memory: Jones 2021, "Debugging RL, Without the Agonizing Pain".
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from pgcli.types import ABSENT, ControlSpec, Evaluation, Memoryless, PolicyFunct
 
 
 class ActorCritic(nn.Module):
-    """A policy without memory: two separate networks under one roof.
+    """Two separate networks under one roof; a policy without memory, as long as they have none.
 
     Args:
         actor: observations (B, *shape) -> the head's outputs (B, n).

@@ -6,13 +6,13 @@
     h' = (1 - z) * n + z * h                         h = 0 where an episode starts
 
 (Cho et al. 2014, eq. 5-8, with the reset gate after the product, as cuDNN and torch.nn.GRU have it.) Actor and critic
-have one each: separate ones learn better and more stably (Ni et al. 2022, section 4.1).
+have one each: with separate ones recurrent actor-critics learn more reliably (Ni et al. 2022).
 
-What a memory policy observes is a tree: {"observation": (N, T, I), "starts": (N, T) bool, "actor": (N, H), "critic":
+What such a policy observes is a tree: {"observation": (N, T, I), "starts": (N, T) bool, "actor": (N, H), "critic":
 (N, H)}. `starts`: an episode starts with this observation. The last two are what was remembered before the first
-column, as it was when the actions were taken: from PPO's second gradient step on it is a little out of date, as in every
-implementation that stores it. They may be absent where every row starts an episode. No gradient goes past the first
-column (truncated backpropagation through time, Williams & Peng 1990).
+column, absent where every row starts an episode. They are stored as they were when the actions were taken: from PPO's
+second gradient step on they are a little out of date, as in CleanRL and Stable-Baselines3, which store them too. No
+gradient goes past the first column (truncated backpropagation through time, Williams & Peng 1990).
 
 Shapes: N rows, T steps, I inputs, H units, K networks (the actor, and the critic where there is one).
 """
@@ -101,7 +101,7 @@ class GRU(ActorCritic):
 
 
 class Recurrent(nn.Module):
-    """A GRU and a linear layer on top of it: a tree of (N, T) -> (N, T, outputs). `role`: the tree's key of its memory."""
+    """A GRU and a linear layer on top of it: tree -> (N, T, outputs). `role`: the tree's key of its memory."""
 
     def __init__(
         self, role: str, inputs: int, config: GRU.Config, outputs: int, last_gain: float, generator: torch.Generator
@@ -126,7 +126,7 @@ class Recurrent(nn.Module):
         return self.readout(self.hidden(observations))
 
     def hidden(self, observations: Tree) -> Tensor:
-        """h after each observation, (N, T, H): step by step as the equations say, differentiable as often as you like."""
+        """h after each observation, (N, T, H): step by step as the equations say, and differentiable twice."""
         projected = self.input(observations["observation"])
         h = observations.get(self.role, projected.new_zeros(len(projected), self.width))
         found = []
@@ -216,7 +216,8 @@ class Cells:
     def step(self, projected: np.ndarray, before: np.ndarray, into: Trace | None = None) -> Trace:
         """h (K, N, H) and `project` of an observation (K, N, 3 H) -> h' and how it came about."""
         H = self.width
-        gates, past, candidate, hidden = into or (into := Trace.empty(before.shape[:2], H, before.dtype))
+        trace = into or Trace.empty(before.shape[:2], H, before.dtype)
+        gates, past, candidate, hidden = trace
         both = before @ self._recurrent
         np.add(projected[..., : 2 * H], both[..., : 2 * H], out=gates)
         np.tanh(gates, out=gates)
@@ -229,7 +230,7 @@ class Cells:
         np.subtract(before, candidate, out=hidden)
         hidden *= gates[..., H:]
         hidden += candidate
-        return into
+        return trace
 
 
 def unroll(networks: Sequence[Recurrent], observations: Tree) -> list[Tensor]:
@@ -242,10 +243,12 @@ def unroll(networks: Sequence[Recurrent], observations: Tree) -> list[Tensor]:
 class Unrolled(torch.autograd.Function):
     """K recurrences over T steps in one node. Not differentiable with respect to its inputs and its first memory.
 
-    With g_t the gradient of h_t, and h the memory before it, all factors of g_t are known before the way back:
+    Let g be the gradient of h', p = U_n h + c_n, and a_r, a_z, a_n what the sigmoids and the tanh are taken of:
 
-        g of the preactivations of z: g (h - n) z (1 - z),  of n: g (1 - z)(1 - n^2),  of r: g (1 - z)(1 - n^2) p r (1 - r)
-        g_{t-1} = dL/dh_{t-1} + (g_t z + U^T [g of r; of z; r * g of n]) * (no episode starts at t)        p = U_n h + c_n
+        d a_n = g (1 - z) (1 - n^2)        d a_z = g (h - n) z (1 - z)        d a_r = d a_n p r (1 - r)
+        g of the step before  =  dL/dh + (g z + U^T [d a_r, d a_z, r d a_n])  where no episode starts, else  dL/dh
+
+    All factors of g are known before the way back, so that one product a step is left to do.
     """
 
     @staticmethod
@@ -281,7 +284,9 @@ class Unrolled(torch.autograd.Function):
         factors[..., 1, :] = (before - n) * z * (1 - z)
 
         g = np.stack([gradient.numpy() for gradient in gradients])
-        through = np.empty((K, T, N, 3 * H), dtype=before.dtype)  # gradients of W x + b + U h + c, but for r's part in n
+        through = np.empty(
+            (K, T, N, 3 * H), dtype=before.dtype
+        )  # gradients of W x + b + U h + c, but for r's part in n
         carried = np.zeros((K, N, H), dtype=before.dtype)
         for t in reversed(range(T)):
             g[:, t] += carried
