@@ -103,7 +103,6 @@ class SegmentCollector:
                 rollout.observations, *(torch.from_numpy(array).to(self.device) for array in (rows, times, finals))
             )
             sampler.memory.update(after)
-            sampler.forget(np.flatnonzero(done))
 
     @torch.no_grad()
     def _values(
