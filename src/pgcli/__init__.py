@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgcli.experiment import train as train
     from pgcli.runs import Run as Run
     from pgcli.sweeps import sweep as sweep
+    from pgcli.verification import verify as verify
 
     __version__: str
 
@@ -29,6 +30,7 @@ _HOMES = {
     "evaluate": "pgcli.experiment",
     "sweep": "pgcli.sweeps",
     "compare": "pgcli.analysis",
+    "verify": "pgcli.verification",
     "Run": "pgcli.runs",
 }
 __all__ = [*_HOMES]  # noqa: PLE0604 (names, though ruff cannot see it)

@@ -43,5 +43,12 @@ def at_most(algo: str, quantity: str, bound: float, ours: float, *, tolerance: f
     return Check(algo, f"{quantity} <= bound", bound, ours, excess, tolerance, note)
 
 
+def broken(algo: str, quantity: str, error: Exception) -> Check:
+    """A check that could not be made: it counts as failed, and the note says why."""
+    first = str(error).partition("\n")[0]
+    nan = float("nan")
+    return Check(algo, quantity, nan, nan, nan, 0.0, f"could not be checked: {type(error).__name__}: {first}")
+
+
 def _size(x: Tensor) -> float:
     return float(x) if x.dim() == 0 else float(torch.linalg.vector_norm(x))

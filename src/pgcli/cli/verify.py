@@ -1,0 +1,101 @@
+"""`pgcli verify`: each method's own loss against exact numbers, in a table."""
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgcli.cli._completion import complete_override
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from pgcli.verification import Verification
+    from pgcli.verification.check import Check
+
+COLUMNS = (("exact", 10), ("ours", 10), ("error", 8), ("tolerance", 11))
+"""Heading and width, right-aligned."""
+BESIDE = 110
+"""In a terminal as wide as this, notes have a column of their own; in a narrower one they stand below their row."""
+
+
+def verify(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[algo=NAME]...",
+            help="Which methods; default: all of them, and the mathematics that they share.",
+            autocompletion=complete_override,
+        ),
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object, with the key `verdict`.")] = False,
+) -> None:
+    """Check methods against an oracle: a world so small that every trajectory is enumerated, and everything exact.
+
+    Exits with 1 if a quantity is off by more than its tolerance.
+    """  # fmt: skip
+    from rich.console import Console
+
+    from pgcli import verification
+
+    found = verification.verify(*(overrides or ()))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        console = Console(highlight=False, markup=False)
+        for line in lines(found, console.width):
+            console.print(line, soft_wrap=True)
+        typer.echo(found.verdict)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def lines(found: "Verification", width: int) -> "Iterator[Text]":
+    """The table for a terminal so many characters wide: a block for each algorithm."""
+    from itertools import groupby
+
+    from rich.text import Text
+
+    if not found.checks:
+        return
+    yield Text("exact: computed. ours: by the method's own code, every trajectory weighted by its probability.", "dim")
+    yield Text("A vector is shown by its length; its error is the largest of its elements'.\n", "dim")
+    name = max(max(len(check.quantity) for check in found.checks) + 2, 36)
+    for algo, checks in groupby(found.checks, key=lambda check: check.algo):
+        title = algo or "what all of them share"
+        yield Text.assemble((f"{title:{name}}", "bold"), ("".join(f"{word:>{wide}}" for word, wide in COLUMNS), "dim"))
+        for check in checks:
+            yield from _row(check, name, width)
+        yield Text()
+    if found.unchecked:
+        yield Text(f"nothing is said of {', '.join(found.unchecked)}", "dim")
+
+
+def _row(check: "Check", name: int, width: int) -> "Iterator[Text]":
+    from rich.text import Text
+
+    cells = (_number(check.exact), _number(check.ours), _power(check.error), _power(check.tolerance))
+    row = Text(f"  {check.quantity:{name - 2}}" + "".join(f"{x:>{c[1]}}" for x, c in zip(cells, COLUMNS, strict=True)))
+    if not check.passed:
+        row.append("  fails")
+        row.stylize("bold red")
+    beside = width >= BESIDE
+    indent = name + sum(wide for _, wide in COLUMNS) + 2 if beside else 6
+    notes = textwrap.wrap(check.note, width - indent)
+    if beside and notes and check.passed:
+        row.append(" " * (indent - len(row))).append(notes.pop(0), "dim")
+    yield row
+    for line in notes:
+        yield Text(" " * indent + line, "dim")
+
+
+def _number(x: float) -> str:
+    """Five digits; what is zero but for rounding, in one."""
+    return _power(x) if abs(x) < 1e-9 else f"{x:.5g}"
+
+
+def _power(x: float) -> str:
+    return f"{x:.0e}" if x else "0"
