@@ -211,3 +211,9 @@ def test_an_installed_plug_in_extends_the_groups_and_trains(installed, tmp_path)
     run = json.loads((tmp_path / answer["run"] / "run.json").read_text())
     assert (run["status"], run["choices"]["algo"], run["slug"]) == ("completed", "bold", "corridor")
     assert answer["eval/greedy_return_mean"] == 1.0  # it walks to the right end
+
+
+def test_an_installed_plug_in_is_verified(installed, tmp_path):
+    answer = json.loads(call("-m", "pgcli", "verify", "algo=bold", "--json", cwd=tmp_path, path=installed))
+    assert answer["passed"]
+    assert {row["algo"] for row in answer["checks"]} == {"bold"}

@@ -20,6 +20,11 @@ COLUMNS = (("exact", 10), ("ours", 10), ("error", 8), ("tolerance", 11))
 BESIDE = 110
 """In a terminal as wide as this, notes have a column of their own; in a narrower one they stand below their row."""
 
+LEGEND = (
+    "exact: computed. ours: by the method's own code, on every trajectory with its probability. "
+    "Of a vector, the length is shown; its error is the largest one of its elements."
+)
+
 
 def verify(
     overrides: Annotated[
@@ -61,8 +66,8 @@ def lines(found: "Verification", width: int) -> "Iterator[Text]":
 
     if not found.checks:
         return
-    yield Text("exact: computed. ours: by the method's own code, every trajectory weighted by its probability.", "dim")
-    yield Text("A vector is shown by its length; its error is the largest of its elements'.\n", "dim")
+    yield from (Text(line, "dim") for line in textwrap.wrap(LEGEND, width))
+    yield Text()
     name = max(max(len(check.quantity) for check in found.checks) + 2, 36)
     for algo, checks in groupby(found.checks, key=lambda check: check.algo):
         title = algo or "what all of them share"
@@ -78,14 +83,16 @@ def _row(check: "Check", name: int, width: int) -> "Iterator[Text]":
     from rich.text import Text
 
     cells = (_number(check.exact), _number(check.ours), _power(check.error), _power(check.tolerance))
-    row = Text(f"  {check.quantity:{name - 2}}" + "".join(f"{x:>{c[1]}}" for x, c in zip(cells, COLUMNS, strict=True)))
+    mark = " " if check.passed else "x"
+    row = Text(
+        f"{mark} {check.quantity:{name - 2}}" + "".join(f"{x:>{c[1]}}" for x, c in zip(cells, COLUMNS, strict=True))
+    )
     if not check.passed:
-        row.append("  fails")
         row.stylize("bold red")
     beside = width >= BESIDE
     indent = name + sum(wide for _, wide in COLUMNS) + 2 if beside else 6
     notes = textwrap.wrap(check.note, width - indent)
-    if beside and notes and check.passed:
+    if beside and notes:
         row.append(" " * (indent - len(row))).append(notes.pop(0), "dim")
     yield row
     for line in notes:

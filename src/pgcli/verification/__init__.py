@@ -51,7 +51,7 @@ class Verification:
             return f"nothing to verify: no topic speaks of {', '.join(self.unchecked)}"
         if self.passed:
             worst = max(check.error for check in self.checks)
-            return f"verified: {total} are exact within tolerance; the largest error is {worst:.0e}"
+            return f"verified: {total} are exact; the largest error is {worst:.0e}"
         wrong = sorted({check.algo or "the shared mathematics" for check in self.failures})
         return f"not verified: {len(self.failures)} of {total} fail, in {', '.join(wrong)}"
 

@@ -23,7 +23,7 @@ from pgcli.functional.dynamic_programming import MDP
 from pgcli.types import Evaluation, PolicyFunction, Rollout
 
 JUNK = 7.0
-"""What values and log-probs hold where nothing may look."""
+"""What values and log-probs hold where nothing may look: plus or minus this, so that it does not cancel."""
 
 
 class Table(nn.Module):
@@ -138,7 +138,7 @@ class Oracle:
             mask=mask,
             log_probs=torch.where(mask, acting.log()[s, a], -JUNK),
             values=torch.where(mask, values[t, s], JUNK),
-            next_values=torch.where(mask & ~terminated, values[t + 1, following], JUNK),
+            next_values=torch.where(mask & ~terminated, values[t + 1, following], -JUNK),
             weights=weights,
         )
 

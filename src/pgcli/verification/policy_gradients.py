@@ -159,25 +159,28 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
 # ---------------------------------------------------------------- one method at a time
 
 
-def _case(method: Method) -> tuple[Oracle, Rollout, Tensor, str]:
-    """What the method learns from, enumerated; the gradient that it must have; and a word on that."""
+def _case(method: Method) -> tuple[Oracle, Rollout, Tensor]:
+    """What the method learns from, enumerated, and the gradient that it must have."""
     if not method.grouped:
         oracle = oracles.ending()
-        return oracle, oracle.rollout(oracle.solve().values), oracle.gradient(), ""
+        return oracle, oracle.rollout(oracle.solve().values), oracle.gradient()
     oracle = oracles.small()
-    if method.can("advantage", "centred"):
-        # The mean contains the episode's own return: a share 1/K of the gradient cancels itself.
-        note = f"baseline: the mean of a group of {GROUP}; predicted (K-1)/K grad J"
-        return oracle, oracle.groups(GROUP), oracle.gradient() * (GROUP - 1) / GROUP, note
-    return oracle, oracle.groups(GROUP), oracle.gradient(), f"over all groups of {GROUP} with one initial state"
+    # A group's mean contains the episode's own return: a share 1/K of the gradient cancels itself.
+    share = (GROUP - 1) / GROUP if method.can("advantage", "centred") else 1.0
+    return oracle, oracle.groups(GROUP), oracle.gradient() * share
 
 
 def gradient_of_the_return(method: Method) -> Iterator[Check]:
     """The first condition of all: at the behaviour parameters, E[-grad L] = grad J."""
-    oracle, rollout, exact, note = _case(method)
-    if not note and (method.has("clip") or method.has("clip_range")):
-        note = "of the surrogate at ratio 1"
-    yield equal(method.option, "grad J", exact, method.ascent(oracle.table(), rollout), note=note)
+    oracle, rollout, exact = _case(method)
+    quantity = note = ""
+    if method.grouped:
+        note = f"over all groups of K = {GROUP} with one initial state"
+    if method.can("advantage", "centred"):
+        quantity, note = "(K-1)/K ", f"{note}: the mean contains its own return"
+    elif method.has("clip_range"):
+        note = "of the surrogate, at ratio 1"
+    yield equal(method.option, f"{quantity}grad J", exact, method.ascent(oracle.table(), rollout), note=note)
 
 
 def discounting(method: Method) -> Iterator[Check]:
@@ -289,9 +292,9 @@ def baselines(method: Method) -> Iterator[Check]:
     rollout = rare.rollout(values)
     without = _gradient_variance(rare, rollout, torch.zeros_like(values))
     exact = _gradient_variance(rare, rollout, values)
-    note = f"{float(exact / without):.1f} times that without: a baseline does not always lower it"
+    note = f"of a rare action, {float(exact / without):.1f} times that without: a baseline does not always lower it"
     ours = _variance_through(method, rare, rollout, baseline="value")
-    yield equal(method.option, "variance, baseline value, rare action", exact, ours, note=note)
+    yield equal(method.option, "variance, baseline value, bandit", exact, ours, note=note)
 
 
 def _batch_mean(method: Method) -> Iterator[Check]:
@@ -335,7 +338,7 @@ def off_the_behaviour_policy(method: Method) -> Iterator[Check]:
         opened["clip_range"] = 1e9
     if method.has("clip"):
         opened["clip"] = {"low": 1.0, "high": 1e9}
-    oracle, rollout, _, _ = _case(method)
+    oracle, rollout, _ = _case(method)
     table, moved = oracle.table(), oracle.table(moved=0.5)
     likelier = replace(rollout, log_probs=rollout.log_probs - 1.0)
     ours = method.ascent(table, rollout, at=moved, **opened)
@@ -358,20 +361,22 @@ def off_the_behaviour_policy(method: Method) -> Iterator[Check]:
 
 def four_corners(method: Method) -> Iterator[Check]:
     """Outside the clip range the gradient is zero in two corners, and not in the two where the policy went wrong."""
+    settings: dict[str, Any]
+    low, high = 0.2, 0.3
     if method.has("clip"):
-        low, high = method.config.clip.low, method.config.clip.high
+        settings = {"clip": {"low": low, "high": high}}
     elif method.config.clip_range is not None:
-        low = high = method.config.clip_range
+        settings, high = {"clip_range": low}, low
     else:
         return
-    above, below = 1 + 2 * high, 1 - 0.5 * (1 + low)
+    above, below = 1 + 1.1 * high, 1 - 1.1 * low
     corners = (
         ("A > 0, ratio above: clipped", 1.0, above, False),
         ("A < 0, ratio above: pulled back", -1.0, above, True),
         ("A > 0, ratio below: pulled back", 1.0, below, True),
         ("A < 0, ratio below: clipped", -1.0, below, False),
-        ("A > 0, inside", 1.0, 1 + high / 2, True),
-        ("A < 0, inside", -1.0, 1 - low / 2, True),
+        ("A > 0, inside", 1.0, 1 + 0.9 * high, True),
+        ("A < 0, inside", -1.0, 1 - 0.9 * low, True),
     )
     # One episode of one step for each, in a state of its own; two by two they are groups whose mean is 0.
     count = len(corners)
@@ -386,7 +391,7 @@ def four_corners(method: Method) -> Iterator[Check]:
         values=torch.zeros_like(rewards), next_values=torch.zeros_like(rewards), groups=torch.arange(count) // 2,
         weights=torch.full((count,), 1 / count, dtype=torch.float64),
     )  # fmt: skip
-    ours = method.ascent(oracle.table(), rollout) * count
+    ours = method.ascent(oracle.table(), rollout, **settings) * count
     score = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64) - policy[0]
     for i, (name, advantage, ratio, flows) in enumerate(corners):
         exact = advantage * ratio * score if flows else torch.zeros(3, dtype=torch.float64)
@@ -397,7 +402,15 @@ def four_corners(method: Method) -> Iterator[Check]:
 def value_clipping(method: Method) -> Iterator[Check]:
     """A clipped V stops where it has come nearer to its target by enough, and nowhere else."""
     held = 0.2
-    cases = ((1.0, 3.0, 0.0), (1.0, 0.0, 2.0), (0.1, 1.0, -1.8))  # V, its target, 2 (V - target) or 0; V_old is 0
+    # V, its target, and 2 (V - target) or 0; V_old is 0.
+    cases = (
+        (1.0, 3.0, 0.0),
+        (1.0, 0.0, 2.0),
+        (-1.0, -3.0, 0.0),
+        (-1.0, 0.0, -2.0),
+        (0.1, 1.0, -1.8),
+        (-0.1, -1.0, 1.8),
+    )
     v, target, exact = torch.tensor(cases, dtype=torch.float64).T
     count = len(cases)
     oracle = oracles.bandit(target[:, None], torch.ones((count, 1), dtype=torch.float64))
@@ -412,7 +425,7 @@ def value_clipping(method: Method) -> Iterator[Check]:
 
 def adding_up(method: Method) -> Iterator[Check]:
     """How actions are weighted, and that cutting a batch into minibatches changes none of it."""
-    oracle, rollout, exact, _ = _case(method)
+    oracle, rollout, exact = _case(method)
     table = oracle.table()
     length = 7.0
     predicted = {"token_mean": exact / oracle.mean_length, "constant": exact / length}
@@ -435,7 +448,7 @@ def adding_up(method: Method) -> Iterator[Check]:
         order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))
         total = sum(one.loss(table, piece, None)[0] for piece in pieces.minibatches(5, order)) / 5
         (ours,) = torch.autograd.grad(total, [table.logits])
-        yield equal(method.option, "grad J, mean of 5 minibatches", exact, -ours, note="of single actions, shuffled")
+        yield equal(method.option, "the same, mean of 5 minibatches", exact, -ours, note="of single actions, shuffled")
 
 
 def _credit(method: Method, rollout: Rollout) -> Tensor:
@@ -451,7 +464,7 @@ def _credit(method: Method, rollout: Rollout) -> Tensor:
 
 def entropy_bonus(method: Method) -> Iterator[Check]:
     """The bonus pays for entropy, per action, at the states that were visited."""
-    oracle, rollout, _, _ = _case(method)
+    oracle, rollout, _ = _case(method)
     coefficient = 0.7
     table = oracle.table()
     ours = method.ascent(table, rollout, entropy_coefficient=coefficient) - method.ascent(table, rollout)

@@ -1,0 +1,154 @@
+"""The oracle bites: flip a sign, drop a mask, shift an index, and `pgcli verify` must notice, wherever it is.
+
+Each mutation is a piece of source text that is replaced, the function compiled again, and its code put in the place of
+the old one: so every module that has imported the function has the broken one. Noticed means that a row fails, or that
+a row is no longer there (a surrogate that has forgotten the ratio has no row on it).
+"""
+
+import __future__
+
+import importlib
+import inspect
+import textwrap
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+
+from pgcli.verification import policy_gradients
+
+MUTATIONS = [
+    # module, function, text, what it becomes, the algorithm whose rows must notice ("": what all share)
+    ("functional.returns", "reverse_recurrence", "(~done).to(x.dtype)", "torch.ones_like(x)", "a2c"),
+    ("functional.returns", "reverse_recurrence", "carry_t, running)", "carry_t, -running)", "reinforce"),
+    ("functional.returns", "reverse_recurrence", "columns[::-1]", "columns", "reinforce"),
+    ("functional.returns", "reverse_recurrence", "reversed(x.unbind(1))", "reversed(x.roll(1, 1).unbind(1))", "ppo"),
+    ("functional.returns", "trajectory_returns", "gamma ** torch", "gamma ** -torch", "vanilla_pg"),
+    ("functional.returns", "trajectory_returns", "sum(dim=1, keepdim=True)", "cumsum(dim=1)", "vanilla_pg"),
+    ("functional.advantages", "gae", ".masked_fill(terminated, 0)", "", "a2c"),
+    ("functional.advantages", "gae", "gamma * next_values", "next_values", "ppo"),
+    ("functional.advantages", "gae", "- values", "+ values", "a2c"),
+    ("functional.advantages", "gae", "gamma * lam", "gamma", "a2c"),
+    ("functional.advantages", "leave_one_out", "(k / (k - 1))", "((k - 1) / k)", "rloo"),
+    ("functional.advantages", "_group", "above - means", "above + means", "rloo"),
+    ("functional.advantages", "group_centre", ".deviations", ".deviations.abs()", "dr_grpo"),
+    ("functional.advantages", "group_standardise", "variances.sqrt()", "variances", "grpo"),
+    ("functional.advantages", "group_standardise", ") / sizes", ") / (sizes - 1)", "grpo"),
+    ("functional.policy_loss", "policy_gradient", "-advantages", "advantages", "rloo"),
+    ("functional.policy_loss", "clipped_surrogate", "torch.minimum", "torch.maximum", "ppo"),
+    ("functional.policy_loss", "clipped_surrogate", "exp(log_probs - old", "exp(-log_probs + old", "grpo"),
+    ("functional.policy_loss", "clipped_surrogate", "log_probs - old_log_probs", "log_probs - log_probs", "ppo"),
+    ("functional.policy_loss", "clipped_surrogate", "1 + high, 1 - low", "1 + low, 1 - high", "grpo"),
+    ("functional.policy_loss", "clipped_surrogate", "advantages > 0", "advantages < 0", "ppo"),
+    ("functional.value_loss", "value_mse", "values - returns", "values + returns", "a2c"),
+    ("functional.value_loss", "value_clipped", "torch.maximum", "torch.minimum", "ppo"),
+    ("functional.value_loss", "value_clipped", "clamp(-clip_range", "clamp(0", "ppo"),
+    ("functional.masked", "aggregation_weights", "weights = rows / lengths", "weights = rows", "reinforce"),
+    ("functional.masked", "aggregation_weights", "(rows * lengths).sum()", "lengths.sum()", "ppo"),
+    ("functional.masked", "aggregation_weights", "where(mask, weights", "where(lengths > 0, weights", "a2c"),
+    ("functional.masked", "aggregation_weights", "row_weights[:, None] if", "row_weights.flip(0)[:, None] if", "rloo"),
+    ("functional.masked", "masked_mean", "masked_sum(x, mask, dim) /", "masked_sum(x, mask, dim) *", "reinforce"),
+    ("functional.masked", "weighted_sum", "torch.dot(x, weights)", "torch.dot(x, weights.flip(0))", "vanilla_pg"),
+    ("functional.distributions", "categorical", "-(log_pi.exp()", "(log_pi.exp()", "a2c"),
+    ("functional.distributions", "categorical", "actions.unsqueeze(0)", "1 - actions.unsqueeze(0).clamp(max=1)", "sft"),
+    ("functional.kl", "k1", "log_probs - reference_log_probs", "reference_log_probs - log_probs", ""),
+    ("functional.kl", "k2", "0.5 * ", "", ""),
+    ("functional.kl", "k3", "- opposite", "+ opposite", ""),
+    ("functional.kl", "k3", "(reference_log_probs - log_probs)", "(log_probs - reference_log_probs)", ""),
+    ("functional.kl", "k3_corrected", "ratio * k3", "ratio.detach() * k3", ""),
+    ("functional.dynamic_programming", "MDP.continuing", ".masked_fill(ended, 0)", "", ""),
+    ("functional.dynamic_programming", "lookahead", "+ gamma", "- gamma", ""),
+    ("functional.dynamic_programming", "backward_induction", "values[-1], gamma", "values[0], gamma", ""),
+    ("functional.dynamic_programming", "visits", "found[-1] @ chain", "found[0] @ chain", ""),
+    ("functional.dynamic_programming", "softmax_gradient", "- (policy", "+ (policy", ""),
+    ("types", "Batch.minibatches", "weights * count for", "weights for", "reinforce"),
+    ("types", "Batch.single_actions", ".flatten(0, 1)[keep]", ".flatten(0, 1)[keep.roll(1)]", "a2c"),
+    ("algorithms.vanilla_pg", "VanillaPG.prepare", "gamma=self.config.gamma", "gamma=1.0", "vanilla_pg"),
+    ("algorithms.vanilla_pg", "VanillaPG.loss", "- self.config.entropy", "+ self.config.entropy", "vanilla_pg"),
+    ("algorithms.reinforce", "Reinforce.prepare", "returns - rollout.values", "returns + rollout.values", "reinforce"),
+    ("algorithms.reinforce", "Reinforce.prepare", "rollout.done", "rollout.done.roll(-1, 1)", "reinforce"),
+    ("algorithms.reinforce", "Reinforce.loss", "batch.weights)", "batch.per_action)", "reinforce"),
+    ("algorithms.a2c", "A2C.prepare", "rollout.terminated, ", "rollout.done, ", "a2c"),
+    ("algorithms.a2c", "A2C.prepare", "advantages + rollout.values", "advantages", "a2c"),
+    ("algorithms.a2c", "A2C.loss", "- self.config.entropy", "+ self.config.entropy", "a2c"),
+    ("algorithms.ppo", "PPO.prepare", "rollout.next_values", "rollout.values.roll(1, 1)", "ppo"),
+    ("algorithms.ppo", "PPO.loss", "-weighted_sum(surrogate", "weighted_sum(surrogate", "ppo"),
+    ("algorithms.ppo", "PPO.loss", "+ c.value_coefficient", "- c.value_coefficient", "ppo"),
+    ("algorithms.ppo", "PPO.loss", "value_error, batch.per_action", "value_error, batch.weights", "ppo"),
+    ("algorithms.rloo", "RLOO.prepare", "dim=1)", "dim=1).roll(1)", "rloo"),
+    ("algorithms.rloo", "RLOO.loss", "batch.weights)", "batch.per_action)", "rloo"),
+    ("algorithms.grpo", "GRPO.prepare", '== "standardised"', '!= "standardised"', "grpo"),
+    ("algorithms.grpo", "GRPO.loss", "-weighted_sum(surrogate", "weighted_sum(surrogate", "grpo"),
+    ("algorithms.grpo", "GRPO.loss", "advantages, low=low, high=high", "advantages, low=high, high=low", "grpo"),
+    ("algorithms.sft", "SFT.prepare", "torch.ones_like", "-torch.ones_like", "sft"),
+]  # fmt: skip
+
+
+def rows(option):
+    if option:
+        return policy_gradients.checks([option])
+    return (row for topic in policy_gradients.SHARED for row in policy_gradients._safely("", topic))
+
+
+@cache
+def quantities(option):
+    """The rows of the code as it is, which all pass."""
+    found = list(rows(option))
+    assert all(row.passed for row in found)
+    return [row.quantity for row in found]
+
+
+def locate(module, path):
+    found = importlib.import_module(f"pgcli.{module}")
+    for name in path.split("."):
+        found = inspect.getattr_static(found, name)
+    return found.fget if isinstance(found, property) else found
+
+
+@contextmanager
+def mutated(module, path, text, other):
+    function = locate(module, path)
+    source = textwrap.dedent(inspect.getsource(function)).removeprefix("@property\n")
+    body = source.rpartition('"""\n')[2]  # the formula in the docstring may hold the same text
+    assert body.count(text) == 1, f"{module}.{path} has {body.count(text)} times: {text}"
+    source = source[: -len(body)] + body.replace(text, other)
+    names = {}
+    code = compile(source, path, "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+    exec(code, dict(function.__globals__), names)
+    original = function.__code__
+    function.__code__ = names[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = original
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "text", "other", "option"), [pytest.param(*m, id=f"{m[1]}: {m[2]} -> {m[3]}") for m in MUTATIONS]
+)
+def test_a_mistake_is_noticed(module, path, text, other, option):
+    expected = quantities(option)
+    seen = []
+    with mutated(module, path, text, other):
+        for row in rows(option):
+            if not row.passed:
+                return
+            seen.append(row.quantity)
+    assert seen != expected, "no row noticed"
+
+
+def test_there_are_many_places_and_each_is_its_own():
+    assert len({mutation[:4] for mutation in MUTATIONS}) == len(MUTATIONS) > 50
+    assert {module.partition(".")[0] for module, *_ in MUTATIONS} == {"functional", "algorithms", "types"}
+
+
+def test_what_is_put_back_passes():
+    before = locate("functional.advantages", "gae").__code__
+    with mutated("functional.advantages", "gae", "- values", "+ values"):
+        assert locate("functional.advantages", "gae").__code__ is not before
+    assert all(row.passed for row in rows("a2c"))
+
+
+def test_a_mutation_whose_text_is_gone_says_so():
+    with pytest.raises(AssertionError, match=r"functional\.advantages\.gae has 0 times: - the values"):
+        mutated("functional.advantages", "gae", "- the values", "").__enter__()
