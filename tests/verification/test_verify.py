@@ -52,6 +52,7 @@ def test_each_method_has_the_rows_that_its_settings_call_for(everything):
     }  # fmt: skip
     standardised = {"standardised, groups of 2", "standardised, groups of 3"}
     assert found["vanilla_pg"] == common | bonus | {"grad J, gamma 0.8"}
+    assert found["a3c"] == found["a2c"] - {"grad, token_mean", "grad, sequence_mean"}
     assert found["a2c"] == common | bonus | critic
     assert found["ppo"] >= common | bonus | critic | corners | {"grad of the surrogate"}
     assert found["rloo"] == common | bonus

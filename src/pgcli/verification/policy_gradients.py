@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise, product
 from typing import Any, get_args
 
@@ -97,10 +98,24 @@ class Method:
         return one.loss(policy or table, one.prepare(rollout), None)[0]
 
     def ascent(self, table: Table, rollout: Rollout, *, at: Table | None = None, **settings: Any) -> Tensor:
-        """(S, A): the direction in which it moves the logits, the gradient of what it minimises turned round."""
-        loss = self.loss(table, rollout, policy=at, **settings)
+        """(S, A): where it moves the logits, minus the gradient of what it minimises, as a sum over an episode."""
+        loss = self.loss(table, rollout, policy=at, **settings) * self.scale(rollout)
         (gradient,) = torch.autograd.grad(loss, [(at or table).logits], allow_unused=True)
         return torch.zeros_like(table.logits) if gradient is None else -gradient
+
+    def scale(self, rollout: Rollout) -> Tensor | float:
+        """What makes a mean over actions a sum over an episode; 1 if it is one."""
+        return _mean_length(rollout) if self.per_action else 1.0
+
+    @cached_property
+    def per_action(self) -> bool:
+        """Whether it takes the mean over actions, and has no setting to change that: the nearer of the two."""
+        if self.has("aggregation"):
+            return False
+        oracle, rollout, exact = _case(self)
+        table = oracle.table()
+        (loss,) = torch.autograd.grad(self.loss(table, rollout), [table.logits])
+        return bool((loss * oracle.mean_length + exact).norm() < (loss + exact).norm())
 
 
 def checks(only: Collection[str] = ()) -> Iterator[Check]:
@@ -138,7 +153,7 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
         return
     yield gradient_of_the_return
     yield from (group_statistics,) if method.grouped else (discounting, a_wrong_critic)
-    if method.collects("segments"):
+    if method.collects("segments", "gradients"):
         yield truncation
     if method.has("gae_lambda"):
         yield trading_bias_for_variance
@@ -180,6 +195,8 @@ def gradient_of_the_return(method: Method) -> Iterator[Check]:
         quantity, note = "(K-1)/K ", f"{note}: the mean contains its own return"
     elif method.has("clip_range"):
         note = "of the surrogate, at ratio 1"
+    if method.per_action:
+        note = f"a mean over actions: times the mean length{'; ' * bool(note)}{note}"
     yield equal(method.option, f"{quantity}grad J", exact, method.ascent(oracle.table(), rollout), note=note)
 
 
@@ -447,6 +464,7 @@ def adding_up(method: Method) -> Iterator[Check]:
         pieces = batch.single_actions()
         order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))
         total = sum(one.loss(table, piece, None)[0] for piece in pieces.minibatches(5, order)) / 5
+        total = total * method.scale(rollout)
         (ours,) = torch.autograd.grad(total, [table.logits])
         yield equal(method.option, "the same, mean of 5 minibatches", exact, -ours, note="of single actions, shuffled")
 
@@ -468,6 +486,7 @@ def entropy_bonus(method: Method) -> Iterator[Check]:
     coefficient = 0.7
     table = oracle.table()
     ours = method.ascent(table, rollout, entropy_coefficient=coefficient) - method.ascent(table, rollout)
+    ours = ours / method.scale(rollout)  # the bonus is a mean over actions, whatever the rest is
     log_pi = oracle.policy.log()
     entropy = -(oracle.policy * log_pi).sum(-1, keepdim=True)
     share = oracle.visits.sum(0)[:, None] / oracle.mean_length
@@ -574,7 +593,8 @@ def _variance_through(method: Method, oracle: Oracle, rollout: Rollout, **settin
     assert rollout.weights is not None
     table = Table(oracle.logits, oracle.guess)
     policy, leaf = each_row_its_own(table, len(rollout.weights))
-    (gradients,) = torch.autograd.grad(method.loss(table, rollout, policy=policy, **settings), [leaf])
+    loss = method.loss(table, rollout, policy=policy, **settings) * method.scale(rollout)
+    (gradients,) = torch.autograd.grad(loss, [leaf])
     return _spread(-gradients / rollout.weights[:, None, None], rollout.weights)
 
 
@@ -695,6 +715,11 @@ def kl_of_sequences() -> Iterator[Check]:
 
 
 SHARED = (the_oracle_itself, the_trade_of_lambda, kl_estimators, kl_of_sequences)
+
+
+def _mean_length(rollout: Rollout) -> Tensor:
+    lengths = rollout.mask.sum(1).double()
+    return lengths.mean() if rollout.weights is None else rollout.weights @ lengths
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
