@@ -38,7 +38,7 @@ MUTATIONS = [
     ("functional.policy_loss", "clipped_surrogate", "torch.minimum", "torch.maximum", "ppo"),
     ("functional.policy_loss", "clipped_surrogate", "exp(log_probs - old", "exp(-log_probs + old", "grpo"),
     ("functional.policy_loss", "clipped_surrogate", "log_probs - old_log_probs", "log_probs - log_probs", "ppo"),
-    ("functional.policy_loss", "clipped_surrogate", "(1 + high) * advantages, (1 - low)", "(1 + low) * advantages, (1 - high)", "grpo"),
+    ("functional.policy_loss", "clipped_surrogate", "maximum((1 + high)", "maximum((1 + low)", "grpo"),
     ("functional.policy_loss", "clipped_surrogate", "torch.maximum((1", "torch.minimum((1", "ppo"),
     ("functional.value_loss", "value_mse", "values - returns", "values + returns", "a2c"),
     ("functional.value_loss", "value_clipped", "torch.maximum", "torch.minimum", "ppo"),

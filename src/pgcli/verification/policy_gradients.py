@@ -40,6 +40,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "aggregation_length": (None,),
     "entropy_coefficient": (0.0,),
     "clip_range_value": (None,),
+    "kl_penalty": ({"coefficient": 0.0, "target": None},),
 }
 """Setting -> the first of these values that it can have."""
 LAMBDAS = (0.0, 0.5, 0.95, 1.0)
@@ -64,8 +65,8 @@ class Method:
     def can(self, setting: str, value: Any) -> bool:
         """Whether there is such a setting, and it can have this value."""
         try:
-            return getattr(self.having(self.config, {setting: value}), setting) == value
-        except (ValidationError, AttributeError):
+            return self.having(self.config, {setting: value}).model_dump()[setting] == value
+        except (ValidationError, KeyError):
             return False
 
     def has(self, setting: str) -> bool:
