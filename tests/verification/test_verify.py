@@ -55,11 +55,9 @@ def test_each_method_has_the_rows_that_its_settings_call_for(everything):
     assert found["a3c"] == found["a2c"] - {"grad, token_mean", "grad, sequence_mean"}
     assert found["a2c"] == common | bonus | critic
     assert found["ppo"] >= common | bonus | critic | corners | {"grad of the surrogate"}
-    assert found["rloo"] == common | bonus
-    assert found["grpo"] == {"(K-1)/K grad J"} | adding | bonus | corners | standardised | {
-        "grad of the surrogate",
-        "grad, constant",
-    }
+    assert found["rloo"] == common | bonus | {"each gradient, r and r + 5"}
+    surrogate = {"each gradient, r and r + 5", "(K-1)/K grad J", "grad of the surrogate", "grad, constant"}
+    assert found["grpo"] == surrogate | adding | bonus | corners | standardised
     assert found["dr_grpo"] == found["grpo"]
     assert found["sft"] == {"grad of the log-likelihood"}
     assert found["reinforce"] >= common | bonus | {
@@ -215,7 +213,7 @@ def test_a_plug_in_is_checked_like_a_built_in(plugin):
     plugin(RIGHT)
     found = verify("algo=mine")
     assert found.passed, found.failures
-    assert [c.quantity for c in found.checks] == [c.quantity for c in verify("algo=reinforce").checks]
+    assert [c.quantity for c in found.checks] == [c.quantity for c in policy_gradients.checks(["reinforce"])]
 
 
 def test_a_plug_in_with_a_wrong_sign_fails(plugin, capsys):

@@ -45,6 +45,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Setting -> the first of these values that it can have."""
 LAMBDAS = (0.0, 0.5, 0.95, 1.0)
 GROUP = 2
+ODDS = (
+    torch.tensor([[1.0, -0.5, 2.0], [0.3, 1.5, -1.0]], dtype=torch.float64),
+    torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], dtype=torch.float64),
+)
+"""Rewards and probabilities of a bandit with two states and three actions."""
 EPSILON = 1e-6
 """What a group's deviation is increased by before it divides (`algorithms.grpo`)."""
 
@@ -153,7 +158,7 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
     if not method.collects("segments", "episodes", "groups", "gradients"):
         return
     yield gradient_of_the_return
-    yield from (group_statistics,) if method.grouped else (discounting, a_wrong_critic)
+    yield from (group_statistics, a_shift_of_the_reward) if method.grouped else (discounting, a_wrong_critic)
     if method.collects("segments", "gradients"):
         yield truncation
     if method.has("gae_lambda"):
@@ -317,10 +322,7 @@ def baselines(method: Method) -> Iterator[Check]:
 
 def _batch_mean(method: Method) -> Iterator[Check]:
     """A batch's mean contains each episode's own return. In one-step episodes: (N-1)/N of the gradient is left."""
-    oracle = oracles.bandit(
-        torch.tensor([[1.0, -0.5, 2.0], [0.3, 1.5, -1.0]], dtype=torch.float64),
-        torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], dtype=torch.float64),
-    )
+    oracle = oracles.bandit(*ODDS)
     every, table = oracle.rollout(), oracle.table()
     assert every.weights is not None
     rows = len(every.weights)
@@ -347,6 +349,22 @@ def group_statistics(method: Method) -> Iterator[Check]:
         ours = method.ascent(oracle.table(), rollout, advantage="standardised")
         note = f"{_angle(exact, oracle.gradient()):.1f} degrees from grad J: dividing by the deviation turns it"
         yield equal(method.option, f"standardised, groups of {size}", exact, ours, note=note)
+
+
+def a_shift_of_the_reward(method: Method) -> Iterator[Check]:
+    """A baseline's gift: a constant that is added to every return changes no episode's gradient, in any sample."""
+    oracle = oracles.bandit(*ODDS)
+    rollout, shift = oracle.groups(GROUP), 5.0
+    table = oracle.table()
+    policy, leaf = each_row_its_own(table, len(rollout.rewards))
+
+    def each(rewards: Tensor) -> Tensor:
+        loss = method.loss(table, replace(rollout, rewards=rewards), policy=policy)
+        return torch.autograd.grad(loss, [leaf])[0]
+
+    level, shifted = each(rollout.rewards), each(rollout.rewards + shift)
+    if (level - shifted).norm() < level.norm():  # there is a baseline
+        yield equal(method.option, f"each gradient, r and r + {shift:g}", level, shifted, note="shift-invariant")
 
 
 def off_the_behaviour_policy(method: Method) -> Iterator[Check]:
