@@ -139,8 +139,8 @@ def test_the_limit_truncates_but_a_terminal_state_at_the_limit_terminates():
     for t in range(7):
         step = env.step(np.array([1, 0]))  # one walks right, one against the wall
         assert step.rewards.tolist() == [float(t == 6), 0.0]
+        assert step.truncated.tolist() == [False, t == 6]
     assert step.terminated.tolist() == [True, False]
-    assert step.truncated.tolist() == [False, True]
 
 
 def test_a_fall_off_the_cliff_costs_and_leads_back():
@@ -167,6 +167,19 @@ def test_a_slip_moves_at_random():
     # Two moves, slip 0.2: the chosen one with 0.8 + 0.1, the other with 0.1.
     mdp = make("chain", 1, "env.grid.slip=0.2", "env.grid.map=[.S.G]").mdp
     torch.testing.assert_close(mdp.transitions[1, 1, :3], torch.tensor([0.1, 0, 0.9], dtype=torch.float64))
+
+
+def test_a_fall_leads_to_any_start_and_costs_the_same():
+    # States 0 and 1 are starts, 2 is the goal; down from state 0 is the cliff.
+    words = ["env.grid.map=[SSG,C..]", "env.grid.moves=[down,right]", "env.grid.slip=0"]
+    mdp = make("cliff_walk", 1, *words).mdp
+    assert mdp.start.tolist() == [0.5, 0.5, 0, 0, 0]
+    assert mdp.transitions[0, 0].tolist() == [0.5, 0.5, 0, 0, 0]
+    assert mdp.rewards[0, 0, :2].tolist() == [-100, -100]
+    # Slipping half the time: the step from state 0 to state 1 is a fall (3/4 * 1/2) or a walk (1/4).
+    mdp = make("cliff_walk", 1, *words[:2], "env.grid.slip=0.5").mdp
+    torch.testing.assert_close(mdp.transitions[0, 0, :2], torch.tensor([0.375, 0.625], dtype=torch.float64))
+    assert float(mdp.rewards[0, 0, 1]) == pytest.approx((0.375 * -100 + 0.25 * -1) / 0.625)
 
 
 def test_the_recycling_robot_of_the_book():
