@@ -62,7 +62,9 @@ class GRU(ActorCritic):
         super().__init__(actor, head, Recurrent("critic", inputs, config, 1, 1.0, generator) if critic else None)
 
     def once_differentiable(self) -> PolicyFunction:
-        """All of the recurrence as one node of the graph, and in NumPy: a tenth of the time of a dozen nodes a step."""
+        """All of the recurrence in NumPy, as one node of the graph instead of a dozen for each step and network: PPO's
+        gradient on 16 x 32 steps takes 3 ms instead of 9, on 8 x 128 steps 9 instead of 50.
+        """
         networks = self._networks()
         if not networks[0].on_cpu:
             return self
