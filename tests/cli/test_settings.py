@@ -55,9 +55,7 @@ def test_help_with_choices_shows_their_settings_with_value_bounds_and_meaning(ou
 def test_list_prints_each_option_with_its_headline(out):
     lines = out("list", "policies").splitlines()
     assert [line.split()[0] for line in lines] == [*groups()["policy"]]
-    assert (
-        lines[1] == "mlp          A multilayer perceptron for observations that are vectors; separate actor and critic."
-    )
+    assert "mlp          A multilayer perceptron for observations that are vectors; separate actor and critic." in lines
 
 
 def test_shown_config_is_yaml_that_train_reads(out, tmp_path):

@@ -63,7 +63,7 @@ class GRU(ActorCritic):
 
     def once_differentiable(self) -> PolicyFunction:
         """All of the recurrence in NumPy, as one node of the graph instead of a dozen for each step and network: PPO's
-        gradient on 16 x 32 steps takes 3 ms instead of 9, on 8 x 128 steps 9 instead of 50.
+        gradient on 16 x 32 steps takes 3.0 ms instead of 9.2, on 8 x 128 steps 7.5 instead of 38.
         """
         networks = self._networks()
         if not networks[0].on_cpu:
