@@ -221,13 +221,13 @@ class Episode(NamedTuple):
     seed: int
 
 
-def index(tree: Any, rows: Any) -> Any:
-    """`tree[rows]`, by a slice or by row numbers, for a tensor, a dict of tensors, or None."""
+def each_tensor(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`change` applied to a tensor, or to those of a dict or a NamedTuple; None stays None."""
     if tree is None:
         return None
     if isinstance(tree, dict):
-        return {key: index(value, rows) for key, value in tree.items()}
-    return tree[rows] if isinstance(rows, slice) else tree.index_select(0, rows)  # a third of the time of tree[rows]
+        return {key: change(value) for key, value in tree.items()}
+    return type(tree)._make(map(change, tree)) if isinstance(tree, tuple) else change(tree)
 
 
 @dataclass
@@ -314,6 +314,8 @@ class Batch:
     log_probs: Tensor = ABSENT
     values: Tensor = ABSENT
     reference_log_probs: Tensor = ABSENT
+    distribution: Distribution = ABSENT
+    """The old policy's, of each state, where an exact KL to it is asked for."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -326,15 +328,17 @@ class Batch:
         return replace(cut, mask=ABSENT)
 
     def __getitem__(self, rows: Tensor | slice) -> Batch:
-        return self._each(lambda x: index(x, rows))
+        if isinstance(rows, slice):
+            return self._each(lambda x: x[rows])
+        return self._each(lambda x: x.index_select(0, rows))  # a third of the time of x[rows]
 
-    def _each(self, cut: Callable[[Any], Any]) -> Batch:
+    def _each(self, cut: Callable[[Tensor], Tensor]) -> Batch:
         """`cut` applied to each tensor, once even if two fields share it."""
         done: dict[int, Any] = {id(None): None}
         for f in fields(self):
             value = getattr(self, f.name)
             if id(value) not in done:
-                done[id(value)] = cut(value)
+                done[id(value)] = each_tensor(value, cut)
         return Batch(**{f.name: done[id(getattr(self, f.name))] for f in fields(self)})
 
     def minibatches(self, count: int, order: Tensor) -> Iterator[Batch]:

@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from pgcli.functional.masked import aggregation_weights, weighted_sum
 from pgcli.functional.policy_loss import (
     clipped_surrogate,
-    kl_penalised_surrogate,
     policy_gradient,
     ratio_statistics,
+    surrogate,
 )
 
 INF = math.inf
@@ -71,16 +71,15 @@ def test_without_bounds_the_clipped_surrogate_is_the_ratio_times_the_advantage()
     log_probs, old, advantages = real(-0.1, -2, -0.7), real(-3, -0.1, -0.7), real(1.5, -2, 1)
     expected = real(1.5 * math.exp(2.9), -2 * math.exp(-1.9), 1)
     assert_close(clipped_surrogate(log_probs, old, advantages, low=INF, high=INF), expected)
-    assert_close(kl_penalised_surrogate(log_probs, old, advantages, real(9, 9, 9), 0.0), expected)
+    assert_close(surrogate(log_probs, old, advantages), expected)
 
 
-def test_the_penalised_surrogate_subtracts_the_price_of_leaving_the_old_policy():
-    # rho = 2: 2 * 3 - 0.5 * 4 = 4, and the gradient of the penalty comes with it: 6 - 0.5 * 10.
-    old = real(-1.5)
-    log_probs = old + math.log(2)
-    assert_close(kl_penalised_surrogate(log_probs, old, real(3), real(4), 0.5), real(4))
-    slope = gradient(lambda x: kl_penalised_surrogate(x, old, real(3), 10 * x, 0.5), log_probs)
-    assert_close(slope, real(1))
+def test_at_ratio_one_the_surrogate_has_the_policy_gradient_and_farther_off_ratio_times_it():
+    log_probs, advantages = real(-0.1, -2, -0.7), real(1.5, -2, 0)
+    loss = gradient(lambda x: policy_gradient(x, advantages), log_probs)
+    assert torch.equal(gradient(lambda x: surrogate(x, log_probs, advantages), log_probs), -loss)
+    away = gradient(lambda x: surrogate(x, log_probs - math.log(3), advantages), log_probs)  # rho = 3
+    assert_close(away, -3 * loss)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_the_penalised_surrogate_subtracts_the_price_of_leaving_the_old_policy()
     [
         lambda new, old, adv: policy_gradient(new, adv),
         lambda new, old, adv: clipped_surrogate(new, old, adv, low=0.2, high=0.2),
-        lambda new, old, adv: kl_penalised_surrogate(new, old, adv, torch.zeros(1), 0.1),
+        lambda new, old, adv: surrogate(new, old, adv),
     ],
 )
 def test_no_gradient_flows_into_advantages_or_old_log_probs(objective):

@@ -6,17 +6,19 @@ An algorithm hands over its `loss(policy, batch, noise) -> (total, terms)`, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pgcli.errors import RunError
 from pgcli.functional.schedules import constant, linear, robbins_monro
 from pgcli.settings import Settings
-from pgcli.types import Batch, Metrics, State
+from pgcli.types import Batch, Distribution, Metrics, Rollout, State, each_tensor
 
 Terms: TypeAlias = dict[str, Tensor]
 """What a loss reports of itself: 0-d tensors, by metric key."""
@@ -86,8 +88,7 @@ class Updater:
         learning_rate = self._learning_rate()
         self.steps += int(batch.mask.sum())
         self.updates += 1
-        if self.policy.unit == "action":
-            batch = batch.single_actions()
+        batch = by_unit(self.policy, batch)
         evaluate = self.policy.once_differentiable()
         steps: list[list[float]] = []
         names: list[str] = []
@@ -110,8 +111,7 @@ class Updater:
 
     def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Metrics]:
         """The gradient on the whole batch, (P,), and what the loss reports of itself. The parameters stay."""
-        if self.policy.unit == "action":
-            batch = batch.single_actions()
+        batch = by_unit(self.policy, batch)
         total, terms = loss(self.policy.once_differentiable(), batch, None)
         self.gradient.zero_()
         total.backward()
@@ -155,14 +155,18 @@ class Updater:
         )  # fmt: skip
 
     def _learning_rate(self) -> float:
+        return self.settings.learning_rate * self.schedule()
+
+    def schedule(self) -> float:
+        """The factor of the next update's step size."""
         s = self.settings
         match s.schedule:
             case "constant":
-                return constant(s.learning_rate)
+                return constant(1.0)
             case "linear":
-                return linear(s.learning_rate, progress=self.steps / self.total_steps)
+                return linear(1.0, progress=self.steps / self.total_steps)
             case "robbins_monro":
-                return s.learning_rate * robbins_monro(self.updates + 1, c=s.schedule_c, offset=s.schedule_offset)
+                return robbins_monro(self.updates + 1, c=s.schedule_c, offset=s.schedule_offset)
 
     def _refuse(self, names: list[str], values: list[float]) -> None:
         bad = [f"{name} = {value}" for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
@@ -189,3 +193,43 @@ class Updater:
         self.count.copy_(state["count"])
         self.generator.set_state(state["generator"])
         self.updates, self.steps = state["updates"], state["steps"]
+
+
+def by_unit(policy: Any, batch: Batch) -> Batch:
+    """The batch as this policy's loss reads it: whole sequences, or single actions for a policy without memory."""
+    return batch.single_actions() if policy.unit == "action" else batch
+
+
+@torch.no_grad()
+def present_distribution(policy: Any, rollout: Rollout) -> Distribution:
+    """What the policy would draw from in each state as it is now, before an update: a tree of (N, T, ...)."""
+    if policy.unit == "sequence":
+        return policy(rollout.observations, rollout.actions).distribution
+    flat = each_tensor(rollout.observations, lambda x: x.flatten(0, 1))
+    found = policy(flat, rollout.actions.flatten(0, 1)).distribution
+    return each_tensor(found, lambda x: x.unflatten(0, rollout.mask.shape))
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Attention by its formula meanwhile: the fused kernels can be differentiated once only."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+@contextmanager
+def held_still(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """No gradient reaches these meanwhile. (Adam leaves what never had a gradient as it is, bit for bit.)"""
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+def finite(metrics: Metrics, update: int) -> Metrics:
+    """The metrics, if they are numbers. Raises RunError, which names those that are not, before a step is taken."""
+    bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise RunError(f"update {update}: {', '.join(bad)}; stopped before the step")
+    return metrics

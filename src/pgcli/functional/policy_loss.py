@@ -27,6 +27,22 @@ def policy_gradient(log_probs: Tensor, advantages: Tensor) -> Tensor:
     return -advantages.detach() * log_probs
 
 
+def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """What another policy would gain over the old one, as far as the old one's states tell.
+
+        L_t = rho_t A_t,    rho_t = pi(a_t | s_t) / pi_old(a_t | s_t)
+
+    At rho = 1 its gradient is the policy gradient's. Farther off nothing holds it back: the gain it promises grows with
+    rho, while the states are still the old policy's.
+
+    Args:
+        log_probs, old_log_probs, advantages: (N, T) or (B,). `old_log_probs` are the behaviour policy's.
+
+    Returns: the same shape. Source: Kakade and Langford 2002; Schulman et al. 2017, eq. 6.
+    """
+    return torch.exp(log_probs - old_log_probs.detach()) * advantages.detach()
+
+
 def clipped_surrogate(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, low: float, high: float
 ) -> Tensor:
@@ -53,24 +69,6 @@ def clipped_surrogate(
     # Where A > 0 only the upper bound can be the smaller, else only the lower one: a constant without a gradient.
     bound = torch.maximum((1 + high) * advantages, (1 - low) * advantages)
     return torch.minimum(ratio * advantages, bound)
-
-
-def kl_penalised_surrogate(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, kl: Tensor, coefficient: float
-) -> Tensor:
-    """PPO's other objective: the ratio's, with a price on leaving the old policy.
-
-        L_t = rho_t A_t - coefficient * KL_t(pi_old || pi)
-
-    With `coefficient` = 0, the plain surrogate (Schulman et al. 2017, eq. 6).
-
-    Args:
-        log_probs, old_log_probs, advantages: (N, T) or (B,). `old_log_probs` are the behaviour policy's.
-        kl: the same shape, with a gradient: exact (`distributions`), or estimated from the actions (`kl`).
-
-    Returns: the same shape. Source: Schulman et al. 2017, eq. 8.
-    """
-    return torch.exp(log_probs - old_log_probs.detach()) * advantages.detach() - coefficient * kl
 
 
 class RatioStatistics(NamedTuple):

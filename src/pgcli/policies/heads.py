@@ -52,7 +52,7 @@ class GaussianHead(nn.Module):
         return log_probs, gaussian_entropy(self.log_std).expand_as(log_probs)
 
     def distribution(self, outputs: Tensor) -> Gaussian:
-        return Gaussian(outputs, self.log_std)
+        return Gaussian(outputs, self.log_std.expand_as(outputs))
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Standard normal noise, (*shape, A)."""
