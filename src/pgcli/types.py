@@ -223,11 +223,11 @@ class Episode(NamedTuple):
 
 def each_tensor(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """`change` applied to a tensor, or to those of a dict or a NamedTuple; None stays None."""
-    if tree is None:
-        return None
+    if tree is None or isinstance(tree, Tensor):
+        return tree if tree is None else change(tree)
     if isinstance(tree, dict):
         return {key: change(value) for key, value in tree.items()}
-    return type(tree)._make(map(change, tree)) if isinstance(tree, tuple) else change(tree)
+    return tree._make(map(change, tree))
 
 
 @dataclass

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pgcli.functional.kl import k1, k2, k3, k3_corrected
+from pgcli.functional.kl import adapted_coefficient, k1, k2, k3, k3_corrected
 
 # Two distributions that differ by a lot, and not symmetrically.
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -120,3 +120,11 @@ def test_an_absurd_log_ratio_does_not_overflow_in_single_precision():
     assert_close(values.detach(), torch.tensor([math.exp(20) - 21, 999.0]))
     assert_close(new.grad, torch.tensor([0.0, 1.0]))
     assert k3_corrected(torch.tensor(0.0), torch.tensor(-1.0), torch.tensor(-1000.0)).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"), [(0.031, 6.0), (0.029, 3.0), (0.02, 3.0), (0.0134, 3.0), (0.0132, 1.5), (0.0, 1.5)]
+)
+def test_the_price_of_kl_doubles_above_and_halves_below_the_target(kl, expected):
+    # target 0.02: nothing changes between 0.02 / 1.5 = 0.01333 and 0.03.
+    assert adapted_coefficient(3.0, kl, target=0.02) == expected

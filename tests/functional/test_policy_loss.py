@@ -87,7 +87,7 @@ def test_at_ratio_one_the_surrogate_has_the_policy_gradient_and_farther_off_rati
     [
         lambda new, old, adv: policy_gradient(new, adv),
         lambda new, old, adv: clipped_surrogate(new, old, adv, low=0.2, high=0.2),
-        lambda new, old, adv: surrogate(new, old, adv),
+        surrogate,
     ],
 )
 def test_no_gradient_flows_into_advantages_or_old_log_probs(objective):

@@ -201,13 +201,14 @@ def by_unit(policy: Any, batch: Batch) -> Batch:
 
 
 @torch.no_grad()
-def present_distribution(policy: Any, rollout: Rollout) -> Distribution:
-    """What the policy would draw from in each state as it is now, before an update: a tree of (N, T, ...)."""
+def present_distribution(policy: Any, data: Rollout | Batch) -> Distribution:
+    """What the policy, as it is now, would draw from in each state: a tree of (N, T, ...)."""
+    # Cloned, because a deviation that no state changes is a view of the parameter, and would move with it.
     if policy.unit == "sequence":
-        return policy(rollout.observations, rollout.actions).distribution
-    flat = each_tensor(rollout.observations, lambda x: x.flatten(0, 1))
-    found = policy(flat, rollout.actions.flatten(0, 1)).distribution
-    return each_tensor(found, lambda x: x.unflatten(0, rollout.mask.shape))
+        return each_tensor(policy(data.observations, data.actions).distribution, torch.clone)
+    flat = each_tensor(data.observations, lambda x: x.flatten(0, 1))
+    found = policy(flat, data.actions.flatten(0, 1)).distribution
+    return each_tensor(found, lambda x: x.unflatten(0, data.mask.shape).clone())
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

@@ -50,7 +50,9 @@ class NPG:
             description="plain: step_size times the natural gradient; normalised: as far as max_kl lets it"
         )
         step_size: float = Field(gt=0, description="alpha of a plain step")
-        max_kl: float = Field(gt=0, description="KL(pi_old || pi) of a normalised step, in nats, by its quadratic model")
+        max_kl: float = Field(
+            gt=0, description="KL(pi_old || pi) of a normalised step, in nats, by its quadratic model"
+        )
         damping: float = Field(ge=0, description="eps: added to the Fisher matrix's diagonal")
         cg_iterations: int = Field(ge=1, description="conjugate-gradient iterations, one Fisher-vector product each")
         cg_tolerance: float = Field(ge=0, description="they end once the residual is this share of the gradient")

@@ -1,28 +1,49 @@
-"""Proximal policy optimisation with a clipped surrogate (Schulman et al. 2017, eq. 7 and 9).
+"""Proximal policy optimisation (Schulman et al. 2017, eq. 6 to 9): a clipped surrogate, a price on the KL, or both.
 
     rho_t = pi(a_t | s_t) / pi_old(a_t | s_t),    A_t = GAE(delta_t; lambda)
     L = -E[ min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t) ] + c_v E[ (V(s_t) - R_t)^2 ] - c_e E[ H(pi(. | s_t)) ]
+        + beta E[ KL(pi_old(. | s_t) || pi(. | s_t)) ]                                       exact, of the distributions
 
 in several epochs of minibatches over one batch. R_t = A_t + V_old(s_t).
+
+    algo=ppo      clipped, beta = 0
+    algo=ppo_kl   not clipped: L has rho_t A_t; beta is doubled after an update whose KL exceeds 1.5 times its target,
+                  and halved where it falls short of target / 1.5 (section 4). Without a target beta is fixed
+    algo=cpi      neither: conservative policy iteration's surrogate (Kakade & Langford 2002), to see what clipping is for
+
 Differs from A2C: a batch is used more than once, and the clip takes away what would be gained by moving too far.
 Differs from GRPO: advantages come from a critic and differ from action to action.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.algorithms._update import OptimiserSettings, Terms, Updater, present_distribution
 from pgcli.collectors.settings import Either
 from pgcli.functional.advantages import gae
+from pgcli.functional.kl import adapted_coefficient
 from pgcli.functional.masked import weighted_sum, whiten
-from pgcli.functional.policy_loss import clipped_surrogate, ratio_statistics
+from pgcli.functional.policy_loss import clipped_surrogate, ratio_statistics, surrogate
 from pgcli.functional.value_loss import explained_variance, value_clipped, value_mse
+from pgcli.settings import Settings
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
+
+
+class KLPenalty(Settings):
+    coefficient: float = Field(ge=0, description="beta: price of a nat of KL(pi_old || pi), at the start; 0: none")
+    target: float | None = Field(gt=0, description="KL of an update that beta is adapted to; null: beta is fixed")
+
+    @model_validator(mode="after")
+    def _something_to_adapt(self) -> KLPenalty:
+        if self.target is not None and self.coefficient == 0:
+            raise ValueError("a target adapts the coefficient by doubling and halving it: start above 0")
+        return self
 
 
 class PPO:
@@ -34,7 +55,8 @@ class PPO:
         )
         gamma: float = Field(ge=0, le=1, description="discount per step")
         gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: return minus V")
-        clip_range: float = Field(gt=0, description="eps: how far the ratio may move and still gain")
+        clip_range: float | None = Field(gt=0, description="eps: how far the ratio may move and still gain; null: any")
+        kl_penalty: KLPenalty = Field(description="a price on leaving the policy that acted")
         clip_range_value: float | None = Field(gt=0, description="V may move this far from V_old; null: no clipping")
         target_kl: float | None = Field(
             gt=0, description="end the update after a step whose approx_kl exceeds it; null: never"
@@ -49,11 +71,14 @@ class PPO:
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
 
     METRICS: ClassVar = _update.METRICS | {
-        "loss/policy": "the clipped surrogate, negated",
+        "loss/policy": "the surrogate, negated: clipped, where it is",
         "loss/value": "mean squared error of V against the lambda-returns (the worse of the two, where clipped)",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
         "policy/approx_kl": "KL(pi_old || pi), estimated by k3 on the batch, in nats per action",
-        "policy/clip_fraction": "share of actions whose ratio left [1 - eps, 1 + eps]",
+        "policy/clip_fraction": "share of actions whose ratio left [1 - eps, 1 + eps]; 0 without clipping",
+        "loss/kl_penalty": "beta times the exact KL(pi_old || pi); with kl_penalty",
+        "policy/kl": "exact KL(pi_old || pi) of the whole update, mean over states, in nats; with kl_penalty",
+        "policy/kl_coefficient": "beta in this update; with kl_penalty",
         "value/explained_variance": "1 - Var(return - V) / Var(return), before the update",
     }
     collects = ("segments", "episodes")
@@ -64,7 +89,8 @@ class PPO:
         return Stochastic(critic=True)
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
-        self.config = config
+        self.policy, self.config = policy, config
+        self.kl_coefficient = config.kl_penalty.coefficient
         self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
 
     def prepare(self, rollout: Rollout) -> Batch:
@@ -75,29 +101,43 @@ class PPO:
         returns = advantages + rollout.values
         if self.config.normalise_advantages == "batch":
             advantages = whiten(advantages, rollout.mask)
-        return rollout.batch(advantages, self.config.aggregation, returns)
+        batch = rollout.batch(advantages, self.config.aggregation, returns)
+        if self.config.kl_penalty.coefficient:
+            batch.distribution = present_distribution(self.policy, rollout)
+        return batch
 
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
         c = self.config
         new = policy(batch.observations, batch.actions)
         advantages = whiten(batch.advantages, batch.mask) if c.normalise_advantages == "minibatch" else batch.advantages
-        surrogate = clipped_surrogate(new.log_probs, batch.log_probs, advantages, low=c.clip_range, high=c.clip_range)
-        policy_loss = -weighted_sum(surrogate, batch.weights)
+        if c.clip_range is None:
+            objective = surrogate(new.log_probs, batch.log_probs, advantages)
+        else:
+            objective = clipped_surrogate(
+                new.log_probs, batch.log_probs, advantages, low=c.clip_range, high=c.clip_range
+            )
+        policy_loss = -weighted_sum(objective, batch.weights)
         if c.clip_range_value is None:
             value_error = value_mse(new.values, batch.returns)
         else:
             value_error = value_clipped(new.values, batch.values, batch.returns, clip_range=c.clip_range_value)
         value_loss = weighted_sum(value_error, batch.per_action)
         entropy = weighted_sum(new.entropy, batch.per_action)
-        moved = ratio_statistics(new.log_probs, batch.log_probs, low=c.clip_range, high=c.clip_range)
+        reach = c.clip_range or math.inf
+        moved = ratio_statistics(new.log_probs, batch.log_probs, low=reach, high=reach)
         total = policy_loss + c.value_coefficient * value_loss - c.entropy_coefficient * entropy
-        return total, {
+        terms = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "policy/entropy": entropy,
             "policy/approx_kl": weighted_sum(moved.approx_kl, batch.per_action),
             "policy/clip_fraction": weighted_sum(moved.clip_fraction, batch.per_action),
         }
+        if c.kl_penalty.coefficient:
+            kl = weighted_sum(batch.distribution.kl(new.distribution), batch.per_action)
+            terms["loss/kl_penalty"] = self.kl_coefficient * kl
+            total = total + terms["loss/kl_penalty"]
+        return total, terms
 
     def update(self, rollout: Rollout) -> Metrics:
         batch = self.prepare(rollout)
@@ -105,12 +145,24 @@ class PPO:
             self.loss, batch,
             epochs=self.config.epochs, minibatches=self.config.minibatches, target_kl=self.config.target_kl,
         )  # fmt: skip
+        if self.config.kl_penalty.coefficient:
+            metrics |= self._adapt(batch)
         return metrics | {
             "value/explained_variance": float(explained_variance(batch.values, batch.returns, batch.mask))
         }
 
+    def _adapt(self, batch: Batch) -> Metrics:
+        """Look how far the update went, and set beta for the next one."""
+        new = present_distribution(self.policy, batch)
+        kl = float(weighted_sum(batch.distribution.kl(new), batch.per_action))
+        used, target = self.kl_coefficient, self.config.kl_penalty.target
+        if target is not None:
+            self.kl_coefficient = adapted_coefficient(used, kl, target=target)
+        return {"policy/kl": kl, "policy/kl_coefficient": used}
+
     def state_dict(self) -> State:
-        return self.updater.state_dict()
+        return self.updater.state_dict() | {"kl_coefficient": self.kl_coefficient}
 
     def load_state_dict(self, state: State) -> None:
         self.updater.load_state_dict(state)
+        self.kl_coefficient = state["kl_coefficient"]

@@ -6,6 +6,9 @@
     baseline none    b = 0
              mean    b = mean of G over the batch: a little biased, since it contains the action's own return
              value   b = V(s_t), learned on the same returns
+             optimal b* = E[Z . S] / E[|S|^2], the constant of least variance: S is an episode's score
+                     sum_t grad log pi(a_t | s_t), Z the same sum with G_t in it. For one action an episode it is
+                     E[|grad log pi|^2 Q] / E[|grad log pi|^2]. From the other episodes, so that nothing is biased
 
 Episodes are whole and returns are Monte Carlo: a time limit is a finite horizon, and nothing is bootstrapped.
 With gamma < 1 the usual omission of gamma^t in front of the sum is made here too: the direction is then not grad J.
@@ -15,6 +18,7 @@ Differs from A2C: V is a baseline only, never a target.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,11 +26,13 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.algorithms._update import OptimiserSettings, Terms, Updater, by_unit
 from pgcli.collectors.settings import Episodes
+from pgcli.functional.advantages import variance_minimising_baseline
 from pgcli.functional.masked import masked_mean, weighted_sum, whiten
 from pgcli.functional.policy_loss import policy_gradient
 from pgcli.functional.returns import discounted_returns
+from pgcli.functional.trust_region import flatten
 from pgcli.functional.value_loss import explained_variance, value_mse
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
@@ -35,7 +41,7 @@ class Reinforce:
     class Config(OptimiserSettings, Episodes):
         name: Literal["reinforce"]
         gamma: float = Field(ge=0, le=1, description="discount per step")
-        baseline: Literal["none", "mean", "value"] = Field(description="what is subtracted from the return")
+        baseline: Literal["none", "mean", "value", "optimal"] = Field(description="what is subtracted from the return")
         normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and deviation 1")
         aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
             description="sequence_sum is the gradient of the expected return; the means divide by lengths"
@@ -57,7 +63,7 @@ class Reinforce:
         return Stochastic(critic=config.baseline == "value")
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
-        self.config = config
+        self.policy, self.config = policy, config
         self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
 
     def prepare(self, rollout: Rollout) -> Batch:
@@ -69,9 +75,35 @@ class Reinforce:
                 advantages = returns - masked_mean(returns, rollout.mask)
             case "value":
                 advantages = returns - rollout.values
+            case "optimal":
+                products, squares = self._scores(rollout, returns)
+                advantages = returns - variance_minimising_baseline(products, squares, rollout.weights)[:, None]
         if self.config.normalise_advantages:
             advantages = whiten(advantages, rollout.mask)
         return rollout.batch(advantages, self.config.aggregation, returns)
+
+    def _scores(self, rollout: Rollout, returns: Tensor) -> tuple[Tensor, Tensor]:
+        """Z . S and |S|^2 of each episode, (N,) each.
+
+        An episode at a time: one forward and two backward passes over the batch in all, and never a gradient for each
+        action in memory.
+        """
+        batch = replace(rollout, weights=None).batch(returns, self.config.aggregation)
+        evaluate, parameters = self.policy.once_differentiable(), list(self.policy.parameters())
+        products, squares = [], []
+        for i in range(len(batch)):
+            one = by_unit(self.policy, batch[i : i + 1])
+            log_probs = evaluate(one.observations, one.actions).log_probs
+            score, climb = (
+                flatten(torch.autograd.grad(sum_, parameters, retain_graph=True, materialize_grads=True))
+                for sum_ in (
+                    weighted_sum(log_probs, one.weights),
+                    weighted_sum(log_probs * one.advantages, one.weights),
+                )
+            )
+            products.append(climb @ score)
+            squares.append(score @ score)
+        return torch.stack(products), torch.stack(squares)
 
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
         new = policy(batch.observations, batch.actions)

@@ -106,3 +106,32 @@ def group_standardise(returns: Tensor, groups: Tensor, eps: float) -> Tensor:
     deviations, members, sizes = _group(returns, groups)
     variances = returns.new_zeros(len(sizes)).index_add(0, members, deviations.square()) / sizes
     return deviations / (variances.sqrt() + eps)[members]
+
+
+def variance_minimising_baseline(products: Tensor, squares: Tensor, probabilities: Tensor | None = None) -> Tensor:
+    """The constant b that takes most variance from the policy gradient, estimated from the *other* episodes.
+
+        an episode's gradient       Z - b S,   S = sum_t grad log pi(a_t | s_t),   Z = sum_t grad log pi(a_t | s_t) G_t
+        trace of its covariance     E|Z - b S|^2 - |E Z|^2                         since E[S] = 0
+        least at                    b* = E[Z . S] / E[|S|^2]
+        leave-one-out               b_i = sum_{j != i} Z_j . S_j / sum_{j != i} |S_j|^2
+
+    With one action an episode, or one return for all of them, Z = G S and b* = E[|grad log pi|^2 G] / E[|grad log pi|^2]:
+    the returns' mean, weighted by the squared score. Where an episode has several actions, weighting each action's return
+    by its own squared score leaves out the inner products between them, and is not the minimum.
+
+    An estimate that contained the episode's own score and return would bias the gradient, by O(1 / N).
+
+    Args:
+        products, squares: (N,), Z_i . S_i and |S_i|^2.
+        probabilities: (N,) of the rows where they enumerate all episodes: the expectations are then exact, and nothing is
+            left out.
+
+    Returns: (N,), 0 where the others have no score. Source: Greensmith, Bartlett and Baxter 2004, section 4; Peters and
+    Schaal 2008, section 3.2 (one for each parameter there).
+    """
+    if probabilities is not None:
+        others, weight = (probabilities @ products).expand_as(products), (probabilities @ squares).expand_as(squares)
+    else:
+        others, weight = products.sum() - products, squares.sum() - squares
+    return torch.where(weight > 0, others / weight, 0)

@@ -77,3 +77,16 @@ def k3_corrected(log_probs: Tensor, reference_log_probs: Tensor, old_log_probs: 
     """
     ratio = torch.exp((log_probs - old_log_probs.detach()).clamp(max=MAX_LOG_RATIO))
     return ratio * k3(log_probs, reference_log_probs)
+
+
+def adapted_coefficient(coefficient: float, kl: float, *, target: float) -> float:
+    """The price of a nat for the next update: so that what an update costs stays near `target`.
+
+        kl > 1.5 target    2 coefficient
+        kl < target / 1.5  coefficient / 2
+
+    Source: Schulman et al. 2017, section 4; the two numbers are theirs, and not sensitive.
+    """
+    if kl > 1.5 * target:
+        return 2 * coefficient
+    return coefficient / 2 if kl < target / 1.5 else coefficient
