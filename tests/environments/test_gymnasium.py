@@ -12,7 +12,7 @@ from pgcli.environments.normalise import Normalisation
 from pgcli.errors import InputError, RunError
 from pgcli.types import Continuous, Discrete
 
-OFF = Normalisation(observations=False, rewards=False, clip=10.0, gamma=0.99)
+OFF = Normalisation(observations=False, rewards=False, reward_scale=1.0, reward_clip=None, clip=10.0, gamma=0.99)
 
 
 class Toy(gymnasium.Env):

@@ -9,7 +9,7 @@ from pgcli.environments.normalise import Normalisation
 from pgcli.environments.pendulum import Pendulum
 from pgcli.environments.probe import Probe
 
-OFF = Normalisation(observations=False, rewards=False, clip=10.0, gamma=0.99)
+OFF = Normalisation(observations=False, rewards=False, reward_scale=1.0, reward_clip=None, clip=10.0, gamma=0.99)
 OBSERVED = {CartPole: [0, 3, 1, 4], Pendulum: [3, 2]}
 """Rows of the saved state, in the order of Gymnasium's."""
 

@@ -39,8 +39,11 @@ class Script:
         pass
 
 
-def settings(observations=False, rewards=False, clip=10.0, gamma=0.5):
-    return Normalisation(observations=observations, rewards=rewards, clip=clip, gamma=gamma)
+def settings(observations=False, rewards=False, clip=10.0, gamma=0.5, reward_scale=1.0, reward_clip=None):
+    return Normalisation(
+        observations=observations, rewards=rewards, clip=clip, gamma=gamma,
+        reward_scale=reward_scale, reward_clip=reward_clip,
+    )  # fmt: skip
 
 
 def drawn(steps=7, num_envs=3, size=2):
@@ -149,3 +152,39 @@ def test_a_restored_environment_goes_on_bit_for_bit():
     for step in expected:
         for a, b in zip(restored.step(NOTHING), step, strict=True):
             assert np.array_equal(a, b)
+
+
+def test_rewards_are_scaled_then_clipped_and_the_task_s_own_go_on():
+    rewards = [[3.0, -3.0, 0.5]]
+    env = wrap(Script(drawn(1)[0], rewards), settings(reward_scale=0.5, reward_clip=1.2))
+    env.reset(ALL, [0, 0, 0])
+    step = env.step(NOTHING)
+    assert step.rewards.tolist() == [1.2, -1.2, 0.25]
+    assert step.task_rewards.tolist() == rewards[0]
+    assert step.observations.tolist() == np.array(drawn(1)[0][1], dtype=np.float32).tolist()
+
+
+def test_what_is_scaled_and_clipped_is_what_is_normalised():
+    # Scaling alone cancels: everything is divided by its own deviation (but for the epsilon).
+    rewards = drawn()[1]
+    plain, scaled, clipped, by_hand = (
+        wrap(Script(drawn()[0], given), settings(rewards=True, **more))
+        for given, more in (
+            (rewards, {}), (rewards, {"reward_scale": 100.0}), (rewards, {"reward_clip": 1.0}),
+            (np.clip(rewards, -1, 1), {}),
+        )
+    )  # fmt: skip
+    for env in (plain, scaled, clipped, by_hand):
+        env.reset(ALL, [0, 0, 0])
+    for _ in range(7):
+        seen = [env.step(NOTHING).rewards for env in (plain, scaled, clipped, by_hand)]
+    np.testing.assert_allclose(seen[0], seen[1], rtol=1e-6)
+    np.testing.assert_array_equal(seen[2], seen[3])
+
+
+@pytest.mark.parametrize("more", [{"reward_scale": 2.0}, {"reward_clip": 1.0}])
+def test_a_scale_or_a_clip_alone_is_enough_to_wrap(more):
+    env = CartPole(CartPole.Config(name="cartpole", id="CartPole-v1", max_episode_steps=5, solved_at=None,
+                                   normalise=settings(**more)), 1)  # fmt: skip
+    assert wrap(env, settings()) is env
+    assert isinstance(wrap(env, settings(**more)), Normalised)

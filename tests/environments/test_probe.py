@@ -6,7 +6,7 @@ import pytest
 from pgcli.environments.normalise import Normalisation
 from pgcli.environments.probe import Probe
 
-OFF = Normalisation(observations=False, rewards=False, clip=10.0, gamma=0.99)
+OFF = Normalisation(observations=False, rewards=False, reward_scale=1.0, reward_clip=None, clip=10.0, gamma=0.99)
 EVEN_ODD = [2, 3]
 """Two seeds, whose coins show +1 and -1."""
 

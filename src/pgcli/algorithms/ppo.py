@@ -9,7 +9,7 @@ in several epochs of minibatches over one batch. R_t = A_t + V_old(s_t).
     algo=ppo      clipped, beta = 0
     algo=ppo_kl   not clipped: L has rho_t A_t; beta is doubled after an update whose KL exceeds 1.5 times its target,
                   and halved where it falls short of target / 1.5 (section 4). Without a target beta is fixed
-    algo=cpi      neither: conservative policy iteration's surrogate (Kakade & Langford 2002), to see what clipping is for
+    algo=cpi      neither: conservative policy iteration's surrogate (Kakade & Langford 2002), to see why it is clipped
 
 Differs from A2C: a batch is used more than once, and the clip takes away what would be gained by moving too far.
 Differs from GRPO: advantages come from a critic and differ from action to action.

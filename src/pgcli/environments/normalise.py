@@ -1,10 +1,13 @@
-"""Running normalisation of observations and rewards, around any stepped environment.
+"""What an algorithm sees of observations and rewards, around any stepped environment: scaled, clipped, normalised.
 
     o' = clip((o - mean(o)) / std(o))           over all observations so far, per element
-    r' = clip(r / std(G)),  G_t = gamma G_{t-1} + r_t    G: per row, starts at 0 with each episode
+    r1 = clip(reward_scale * r, -reward_clip, reward_clip)                      r, and nothing else, unless asked for
+    r' = clip(r1 / std(G)),  G_t = gamma G_{t-1} + r1_t    G: per row, starts at 0 with each episode
 
-Rewards are scaled, never shifted: a shift would change which policy is best where episodes differ in length. The raw
-ones go on as `task_rewards`. Source: Engstrom et al. 2020, section 3; as in OpenAI Baselines' VecNormalize.
+Rewards are scaled, never shifted: a shift would change which policy is best where episodes differ in length. A clip
+changes it too, where a large reward is worth more than many small ones (Mnih et al. 2015 clip at 1: games become alike).
+The task's own rewards go on as `task_rewards`: episode returns and evaluations never see what is done here.
+Source: Engstrom et al. 2020, section 3; as in OpenAI Baselines' VecNormalize.
 """
 
 from collections.abc import Sequence
@@ -21,6 +24,8 @@ EPSILON = 1e-8
 class Normalisation(Settings):
     observations: bool = Field(description="subtract the running mean of observations and divide by their deviation")
     rewards: bool = Field(description="divide rewards by the running deviation of the discounted return")
+    reward_scale: float = Field(gt=0, description="rewards are multiplied by it; 1: as they are")
+    reward_clip: float | None = Field(gt=0, description="then held within plus and minus this; null: never")
     clip: float = Field(gt=0, description="bound on what is normalised, in standard deviations")
     gamma: float = Field(ge=0, le=1, description="discount of the return that scales rewards; best the algorithm's own")
 
@@ -96,6 +101,9 @@ class Normalised:
         return np.clip(scaled, -self._config.clip, self._config.clip).astype(np.float32)
 
     def _scaled(self, rewards: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        rewards = self._config.reward_scale * rewards
+        if self._config.reward_clip is not None:
+            rewards = np.clip(rewards, -self._config.reward_clip, self._config.reward_clip)
         if not self._config.rewards:
             return rewards
         if not self.frozen:
@@ -130,8 +138,9 @@ class Normalised:
 
 
 def wrap(environment: VectorEnvironment, config: Normalisation) -> VectorEnvironment:
-    """The environment itself where nothing is normalised, so that this costs nothing in the hot path."""
-    return Normalised(environment, config) if config.observations or config.rewards else environment
+    """The environment itself where nothing is changed, so that this costs nothing in the hot path."""
+    changes = config.observations or config.rewards or config.reward_scale != 1 or config.reward_clip is not None
+    return Normalised(environment, config) if changes else environment
 
 
 def statistics(environment: VectorEnvironment) -> State:

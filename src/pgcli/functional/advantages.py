@@ -116,16 +116,16 @@ def variance_minimising_baseline(products: Tensor, squares: Tensor, probabilitie
         least at                    b* = E[Z . S] / E[|S|^2]
         leave-one-out               b_i = sum_{j != i} Z_j . S_j / sum_{j != i} |S_j|^2
 
-    With one action an episode, or one return for all of them, Z = G S and b* = E[|grad log pi|^2 G] / E[|grad log pi|^2]:
-    the returns' mean, weighted by the squared score. Where an episode has several actions, weighting each action's return
-    by its own squared score leaves out the inner products between them, and is not the minimum.
+    With one action an episode, or one return for all of them, Z = G S and b* = E[|S|^2 G] / E[|S|^2]: the mean return,
+    weighted by the squared score. Where an episode has several actions, to weight each one's return by its own squared
+    score leaves out the inner products between them, and is not the minimum.
 
     An estimate that contained the episode's own score and return would bias the gradient, by O(1 / N).
 
     Args:
         products, squares: (N,), Z_i . S_i and |S_i|^2.
-        probabilities: (N,) of the rows where they enumerate all episodes: the expectations are then exact, and nothing is
-            left out.
+        probabilities: (N,) of the rows where they enumerate all episodes: the expectations are then exact, and nothing
+            is left out.
 
     Returns: (N,), 0 where the others have no score. Source: Greensmith, Bartlett and Baxter 2004, section 4; Peters and
     Schaal 2008, section 3.2 (one for each parameter there).
