@@ -226,8 +226,8 @@ def each_tensor(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if tree is None or isinstance(tree, Tensor):
         return tree if tree is None else change(tree)
     if isinstance(tree, dict):
-        return {key: change(value) for key, value in tree.items()}
-    return tree._make(map(change, tree))
+        return {key: each_tensor(value, change) for key, value in tree.items()}
+    return tree._make(each_tensor(value, change) for value in tree)
 
 
 @dataclass

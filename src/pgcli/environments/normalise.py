@@ -5,7 +5,7 @@
     r' = clip(r1 / std(G)),  G_t = gamma G_{t-1} + r1_t    G: per row, starts at 0 with each episode
 
 Rewards are scaled, never shifted: a shift would change which policy is best where episodes differ in length. A clip
-changes it too, where a large reward is worth more than many small ones (Mnih et al. 2015 clip at 1: games become alike).
+changes it too, where one large reward is worth many small ones (Mnih et al. 2015 clip at 1: games are then alike).
 The task's own rewards go on as `task_rewards`: episode returns and evaluations never see what is done here.
 Source: Engstrom et al. 2020, section 3; as in OpenAI Baselines' VecNormalize.
 """
