@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TOPICS = (
     "policy_gradients",
+    "trust_region",
 )  # fmt: skip
 
 
