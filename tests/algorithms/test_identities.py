@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from pgcli.experiment.config import compose
-from pgcli.functional.distributions import categorical
+from pgcli.functional.distributions import Categorical, categorical
 from pgcli.registry import find
 from pgcli.types import Evaluation, Rollout
 
@@ -29,7 +29,7 @@ class Table(nn.Module):
 
     def forward(self, observations, actions):
         log_probs, entropy = categorical(self.logits[observations], actions)
-        return Evaluation(log_probs, entropy, self.critic[observations])
+        return Evaluation(log_probs, entropy, self.critic[observations], Categorical(self.logits[observations]))
 
     def once_differentiable(self):
         return self
@@ -146,7 +146,7 @@ def test_sft_is_the_cross_entropy_of_the_demonstrations():
     torch.testing.assert_close(total, nn.functional.cross_entropy(logits, rollout.actions.flatten()))
 
 
-EVERY = ["vanilla_pg", "reinforce", "a2c", "a3c", "ppo", "rloo", "grpo", "sft"]
+EVERY = ["vanilla_pg", "reinforce", "a2c", "a3c", "ppo", "rloo", "grpo", "sft", "npg", "trpo", "ppo_kl"]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -190,3 +190,75 @@ def test_preparing_a_batch_leaves_the_rollout_as_it_was(name):
     algorithm(name, policy).prepare(rollout)
     for key, value in before.items():
         assert torch.equal(getattr(rollout, key), value), key
+
+
+def test_a_natural_or_trust_region_method_climbs_what_a2c_climbs():
+    policy = Table()
+    words = ["algo.gamma=0.9", "algo.gae_lambda=0.7", "algo.normalise_advantages=false"]
+    expected = policy_gradient_of(algorithm("a2c", policy, *words), policy, tree(policy))
+    for name in ("npg", "trpo"):
+        found = policy_gradient_of(algorithm(name, policy, *words), policy, tree(policy))
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_one_step_actor_critic_is_a2c_with_the_td_error():
+    policy = Table()
+    rollout = tree(policy)
+    batch = algorithm("actor_critic", policy, "algo.gamma=0.9").prepare(rollout)
+    following = torch.where(rollout.terminated, 0, rollout.next_values)
+    torch.testing.assert_close(batch.advantages, rollout.rewards + 0.9 * following - rollout.values)
+
+
+@pytest.mark.parametrize("clip", ["null", "0.2"])
+def test_a_price_on_the_kl_adds_its_exact_gradient(clip):
+    # KL(old || new) of a softmax has the gradient pi_new - pi_old with respect to the new logits.
+    old, new = Table(), Table(seed=1)
+    words = ["algo.normalise_advantages=none", f"algo.clip_range={clip}"]
+    rollout = tree(old)
+    gradients = []
+    for beta in (0.0, 0.3):
+        one = algorithm("ppo_kl", old, *words, "algo.kl_penalty.target=null", f"algo.kl_penalty.coefficient={beta}")
+        total, _ = one.loss(new, one.prepare(rollout), None)
+        gradients.append(torch.autograd.grad(total, [new.logits])[0])
+    root = rollout.weights.sum()
+    second = torch.zeros(ACTIONS, dtype=torch.float64).index_add_(0, rollout.actions[:, 0], rollout.weights)
+    share = torch.cat([root[None], second])[:, None] / LENGTH
+    apart = new.logits.softmax(-1) - old.logits.softmax(-1)
+    torch.testing.assert_close(gradients[1] - gradients[0], (0.3 * share * apart).detach(), atol=1e-12, rtol=0)
+
+
+def test_without_clip_and_price_it_is_the_bare_surrogate():
+    old, new = Table(), Table(seed=1)
+    rollout = tree(old)
+    one = algorithm("cpi", old, "algo.normalise_advantages=none", "algo.aggregation=sequence_sum")
+    batch = one.prepare(rollout)
+    ratio = (new(rollout.observations, rollout.actions).log_probs - rollout.log_probs).exp()
+    expected = -(rollout.weights[:, None] * ratio * batch.advantages).sum()
+    torch.testing.assert_close(one.loss(new, batch, None)[1]["loss/policy"], expected)
+
+
+def test_the_best_constant_baseline_of_an_episode_comes_from_the_others():
+    # Each episode's score and its products here by a gradient for every action by itself.
+    policy = Table()
+    rollout = replace(tree(policy), weights=None)
+    one = algorithm("reinforce", policy, "algo.gamma=1", "algo.baseline=optimal")
+    returns = rollout.rewards.flip(1).cumsum(1).flip(1)
+    log_probs = policy(rollout.observations, rollout.actions).log_probs
+    scores = torch.stack([
+        torch.stack([torch.autograd.grad(x, [policy.logits], retain_graph=True)[0].flatten() for x in row])
+        for row in log_probs
+    ])  # fmt: skip
+    s, z = scores.sum(1), (scores * returns[..., None]).sum(1)
+    found = returns - one.prepare(rollout).advantages
+    for i in range(len(returns)):
+        others = [j for j in range(len(returns)) if j != i]
+        exact = sum(s[j] @ z[j] for j in others) / sum(s[j] @ s[j] for j in others)
+        torch.testing.assert_close(found[i], exact.expand(LENGTH), atol=1e-6, rtol=0)  # 1/9 is float32
+
+
+def test_the_best_constant_baseline_of_a_lone_episode_is_none():
+    policy = Table()
+    rollout = replace(tree(policy), weights=None)
+    lone = Rollout(**{k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in vars(rollout).items()})
+    one = algorithm("reinforce", policy, "algo.gamma=1", "algo.baseline=optimal")
+    torch.testing.assert_close(one.prepare(lone).advantages, lone.rewards.flip(1).cumsum(1).flip(1))

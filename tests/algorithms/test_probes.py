@@ -14,12 +14,18 @@ CRITICS = {
     "ppo episodes": ["algo=ppo", "algo.collect=episodes", "algo.learning_rate=3e-3", "algo.num_episodes=512"],
     "a2c": ["algo.learning_rate=5e-3", "algo.num_envs=64", "algo.num_steps=2"],
     "a3c": ["algo.num_workers=1", "algo.learning_rate=5e-3", "algo.num_envs=64", "algo.num_steps=2"],
+    "actor_critic": ["algo.learning_rate=5e-3", "algo.num_envs=64"],
     "reinforce": ["algo.baseline=value"],
+    "npg": ["algo.learning_rate=1e-2", "algo.num_envs=16", "algo.num_steps=32", "algo.max_kl=0.05"],
+    "trpo": ["algo.learning_rate=1e-2", "algo.num_envs=16", "algo.num_steps=32", "algo.max_kl=0.05"],
+    "ppo_kl": ["algo.learning_rate=3e-3", "algo.num_envs=16", "algo.num_steps=32"],
+    "cpi": ["algo.learning_rate=3e-3", "algo.num_envs=16", "algo.num_steps=32"],
 }
 CRITIC_FREE = {
     "vanilla_pg": [],
     "reinforce without baseline": ["algo=reinforce", "algo.baseline=none"],
     "reinforce with the mean": ["algo=reinforce", "algo.baseline=mean"],
+    "reinforce with the best constant": ["algo=reinforce", "algo.baseline=optimal"],
     "rloo": [],
     "grpo": ["algo.learning_rate=1e-2"],
     "dr_grpo": ["algo.learning_rate=1e-2"],

@@ -22,7 +22,7 @@ ENVIRONMENTS = [name for name in options("env") if name != "gymnasium"]
 CONTROL_ONLY = {"a3c"}
 SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
-    "epochs": 2, "minibatches": 2, "num_workers": 1,
+    "epochs": 2, "minibatches": 2, "value_epochs": 2, "value_minibatches": 2, "num_workers": 1,
 }  # fmt: skip
 
 
