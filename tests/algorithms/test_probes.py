@@ -16,8 +16,20 @@ CRITICS = {
     "a3c": ["algo.num_workers=1", "algo.learning_rate=5e-3", "algo.num_envs=64", "algo.num_steps=2"],
     "actor_critic": ["algo.learning_rate=5e-3", "algo.num_envs=64"],
     "reinforce": ["algo.baseline=value"],
-    "npg": ["algo.learning_rate=1e-2", "algo.num_envs=16", "algo.num_steps=32", "algo.max_kl=0.05"],
-    "trpo": ["algo.learning_rate=1e-2", "algo.num_envs=16", "algo.num_steps=32", "algo.max_kl=0.05"],
+    "npg": [
+        "algo.learning_rate=1e-2",
+        "algo.num_envs=16",
+        "algo.num_steps=32",
+        "algo.max_kl=0.05",
+        "algo.value_minibatches=4",
+    ],
+    "trpo": [
+        "algo.learning_rate=1e-2",
+        "algo.num_envs=16",
+        "algo.num_steps=32",
+        "algo.max_kl=0.05",
+        "algo.value_minibatches=4",
+    ],
     "ppo_kl": ["algo.learning_rate=3e-3", "algo.num_envs=16", "algo.num_steps=32"],
     "cpi": ["algo.learning_rate=3e-3", "algo.num_envs=16", "algo.num_steps=32"],
 }

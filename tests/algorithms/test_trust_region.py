@@ -194,3 +194,13 @@ def test_without_a_target_beta_stays_and_a_higher_price_buys_a_shorter_update():
 def test_a_target_with_nothing_to_adapt_is_refused():
     with pytest.raises(InputError, match=r"algo.kl_penalty.*start above 0"):
         compose(["algo=ppo", "algo.kl_penalty.target=0.01"])
+
+
+@pytest.mark.parametrize("algo", ["npg", "trpo"])
+def test_a_pole_is_balanced_five_times_as_long_after_ten_updates(algo):
+    parts = made(algo, "env=cartpole", "policy.hidden=[32]", "algo.value_minibatches=4", "algo.max_kl=0.02")
+    for _ in range(10):
+        rollout = parts.collector.collect(parts.policy)
+        parts.algorithm.update(rollout)
+    totals = [episode.total for episode in rollout.episodes]
+    assert sum(totals) / len(totals) > 110  # 22 at random

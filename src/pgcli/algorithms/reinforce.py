@@ -24,17 +24,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.func import functional_call, jacrev, vmap
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater, by_unit
+from pgcli.algorithms._update import OptimiserSettings, Terms, Updater, twice_differentiable
 from pgcli.collectors.settings import Episodes
 from pgcli.functional.advantages import variance_minimising_baseline
 from pgcli.functional.masked import masked_mean, weighted_sum, whiten
 from pgcli.functional.policy_loss import policy_gradient
 from pgcli.functional.returns import discounted_returns
-from pgcli.functional.trust_region import flatten
 from pgcli.functional.value_loss import explained_variance, value_mse
-from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
+from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic, each_tensor
+
+EPISODES_AT_ONCE = 64
+"""Whose gradients the variance-minimising baseline has in memory together."""
 
 
 class Reinforce:
@@ -83,27 +86,30 @@ class Reinforce:
         return rollout.batch(advantages, self.config.aggregation, returns)
 
     def _scores(self, rollout: Rollout, returns: Tensor) -> tuple[Tensor, Tensor]:
-        """Z . S and |S|^2 of each episode, (N,) each.
+        """Z . S and |S|^2 of each episode, (N,) each: one forward and two backward passes over the batch.
 
-        An episode at a time: one forward and two backward passes over the batch in all, and never a gradient for each
-        action in memory.
+        Vectorised over episodes, some at a time, so that there are never more gradients in memory than those: one for
+        each *action* would be hundreds of times as many.
         """
         batch = replace(rollout, weights=None).batch(returns, self.config.aggregation)
-        evaluate, parameters = self.policy.once_differentiable(), list(self.policy.parameters())
-        products, squares = [], []
-        for i in range(len(batch)):
-            one = by_unit(self.policy, batch[i : i + 1])
-            log_probs = evaluate(one.observations, one.actions).log_probs
-            score, climb = (
-                flatten(torch.autograd.grad(sum_, parameters, retain_graph=True, materialize_grads=True))
-                for sum_ in (
-                    weighted_sum(log_probs, one.weights),
-                    weighted_sum(log_probs * one.advantages, one.weights),
-                )
-            )
-            products.append(climb @ score)
-            squares.append(score @ score)
-        return torch.stack(products), torch.stack(squares)
+        # An episode is a row; a policy without memory wants its actions, another one a batch of one row.
+        data: Any = (batch.observations, batch.actions, batch.weights, batch.advantages)
+        if self.policy.unit == "sequence":
+            data = [each_tensor(tree, lambda x: x.unsqueeze(1)) for tree in data]
+
+        def sums(parameters: State, observations: Any, actions: Tensor, weights: Tensor, credit: Tensor) -> Tensor:
+            log_probs = functional_call(self.policy, parameters, (observations, actions)).log_probs
+            return torch.stack([weighted_sum(log_probs, weights), weighted_sum(log_probs * credit, weights)])
+
+        def products(parameters: State, *episode: Any) -> Tensor:
+            gradients = jacrev(sums)(parameters, *episode).values()  # (2, *shape) each
+            score, climb = torch.cat([g.flatten(1) for g in gradients], dim=1)
+            return torch.stack([climb @ score, score @ score])
+
+        parameters = {name: p.detach() for name, p in self.policy.named_parameters()}
+        with twice_differentiable():
+            each = vmap(products, in_dims=(None, 0, 0, 0, 0), chunk_size=EPISODES_AT_ONCE)(parameters, *data)
+        return each[:, 0], each[:, 1]
 
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
         new = policy(batch.observations, batch.actions)
