@@ -74,7 +74,7 @@ MUTATIONS = [
     ("algorithms.a3c", "A3C.loss", "- self.config.entropy", "+ self.config.entropy", "a3c"),
     ("algorithms.a3c", "A3C.prepare", "rollout.terminated, ", "rollout.done, ", "a3c"),
     ("algorithms.ppo", "PPO.prepare", "rollout.next_values", "rollout.values.roll(1, 1)", "ppo"),
-    ("algorithms.ppo", "PPO.loss", "policy_loss = -weighted_sum", "policy_loss = weighted_sum", "ppo"),
+    ("algorithms.ppo", "PPO.loss", "-weighted_sum(objective", "weighted_sum(objective", "ppo"),
     ("algorithms.ppo", "PPO.loss", "+ c.value_coefficient", "- c.value_coefficient", "ppo"),
     ("algorithms.ppo", "PPO.loss", "value_error, batch.per_action", "value_error, batch.weights", "ppo"),
     ("algorithms.rloo", "RLOO.prepare", "dim=1)", "dim=1).roll(1)", "rloo"),
