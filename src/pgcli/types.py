@@ -411,6 +411,30 @@ class Gradients:
         return cls(**saved | {"episodes": [Episode(*episode) for episode in saved["episodes"]]})
 
 
+@dataclass
+class Population:
+    """What a population collector plays: copies of one policy, each with parameters of its own."""
+
+    policy: Any
+    """Of the role `Acting`."""
+    candidates: Tensor
+    """(K, P): each row replaces `policy.parameters()`, flattened one after the other."""
+    fresh: bool = True
+    """From new initial states; otherwise from those of the last time."""
+
+
+@dataclass
+class Fitness:
+    """What a population collector hands on."""
+
+    returns: Tensor
+    """(K,) float64, each candidate's mean undiscounted return, of the task's own rewards."""
+    steps: int
+    """Actions taken, by all candidates together."""
+    episodes: list[Episode]
+    """The same number of each candidate, one candidate after the other."""
+
+
 # ---------------------------------------------------------------- what an algorithm is
 
 

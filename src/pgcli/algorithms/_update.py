@@ -119,9 +119,10 @@ class Updater:
         values = torch.stack([total, *terms.values()])
         return self.gradient.clone(), dict(zip(names, values.tolist(), strict=True))
 
-    def apply(self, gradient: Tensor, terms: Metrics, *, steps: int) -> Metrics:
+    def apply(self, gradient: Tensor, terms: Metrics, *, steps: int, adaptive: bool = True) -> Metrics:
         """One step along a gradient that was computed elsewhere, of a loss on `steps` actions.
 
+        `adaptive`: Adam's; otherwise learning rate times gradient.
         Raises RunError, before the parameters change, where it or a term is not finite.
         """
         learning_rate = self._learning_rate()
@@ -132,7 +133,11 @@ class Updater:
         metrics = {"optimiser/grad_norm": float(norm), **terms}
         if not all(map(math.isfinite, metrics.values())):
             self._refuse(list(metrics), list(metrics.values()))
-        self._adam(learning_rate, norm)
+        if adaptive:
+            self._adam(learning_rate, norm)
+        else:
+            self._clip(norm)
+            self.flat.sub_(learning_rate * self.gradient)
         return metrics | {"optimiser/learning_rate": learning_rate, "optimiser/gradient_steps": 1.0}
 
     def _pieces(self, batch: Batch, epochs: int, minibatches: int) -> Any:
@@ -143,10 +148,13 @@ class Updater:
                 order = torch.randperm(len(batch), generator=self.generator).to(self.flat.device)
                 yield from batch.minibatches(min(minibatches, len(batch)), order)
 
-    def _adam(self, learning_rate: float, norm: Tensor) -> None:
+    def _clip(self, norm: Tensor) -> None:
         limit = self.settings.max_grad_norm
         if limit is not None:
             self.gradient.mul_(torch.clamp(limit / (norm + 1e-6), max=1.0))
+
+    def _adam(self, learning_rate: float, norm: Tensor) -> None:
+        self._clip(norm)
         # What torch.optim.Adam(fused=True) calls, without the wrapping, which takes longer than the step itself.
         self.count += 1
         torch._fused_adam_(

@@ -41,6 +41,28 @@ class Workers(Settings):
     num_steps: int = Field(ge=1, description="steps of each environment per gradient")
 
 
+class Candidates(Settings):
+    """For `population`: each candidate plays whole episodes, all of them the same."""
+
+    num_episodes: int = Field(ge=1, description="whole episodes that each candidate plays")
+    fresh_seeds: bool = Field(description="new initial states each time; otherwise the same ones for ever")
+
+    @property
+    def rows(self) -> int:
+        """Of the environment: for one candidate at a time, unless an algorithm has a population of them."""
+        return self.num_episodes
+
+
+class Generations(Candidates):
+    """For `population`, where as many candidates are played each time."""
+
+    population: int = Field(ge=2, description="candidates of each generation")
+
+    @property
+    def rows(self) -> int:
+        return self.population * self.num_episodes
+
+
 class Either(Segments, Episodes):
     """For an algorithm that learns from segments or from episodes."""
 

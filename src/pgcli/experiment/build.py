@@ -15,6 +15,7 @@ from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DemonstrationCollector
 from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
+from pgcli.collectors.population import PopulationCollector
 from pgcli.collectors.steps import SegmentCollector
 from pgcli.environments.normalise import statistics, use_statistics, wrap
 from pgcli.errors import InputError
@@ -125,6 +126,8 @@ def _rows(config: ExperimentConfig, way: str) -> int:
             return 1  # it only tells what there is to observe and to do: the workers have their own
         case "episodes":
             return algo.num_episodes
+        case "population":
+            return algo.rows
     return algo.num_groups * algo.group_size
 
 
@@ -219,6 +222,12 @@ class Worker:
         self.environment.close()
 
 
+def _population(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+    del device  # candidates act in NumPy
+    algo: Any = config.algo
+    return PopulationCollector(environment, num_episodes=algo.num_episodes, seed=config.seed)
+
+
 def _decoding(task: Any, device: torch.device) -> Player:
     return Decoding(task, device=device)
 
@@ -240,6 +249,7 @@ WORLDS = {
             "episodes": _whole(_player, grouped=False),
             "groups": _whole(_player, grouped=True),
             "gradients": _gradients,
+            "population": _population,
         },
     ),
     "text": World(

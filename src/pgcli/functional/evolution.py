@@ -27,7 +27,7 @@ def centred_ranks(fitness: Tensor) -> Tensor:
     count = len(fitness)
     if count == 1:
         return torch.zeros_like(fitness)
-    ordered, which, sizes = torch.unique(fitness, return_inverse=True, return_counts=True)
+    _, which, sizes = torch.unique(fitness, return_inverse=True, return_counts=True)
     below = sizes.cumsum(0) - sizes
     ranks = (below + (sizes - 1) / 2).to(fitness.dtype)[which]
     return ranks / (count - 1) - 0.5

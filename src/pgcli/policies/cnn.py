@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
+from pgcli.policies.acting import Actor, ModuleCrowd, outputs_of
 from pgcli.policies.actor_critic import ACTIVATIONS, ActorCritic, control_spec, initialise
 from pgcli.policies.heads import make_head
 from pgcli.settings import Settings
-from pgcli.types import Spec, Stochastic
+from pgcli.types import Acting, Needs, Spec, Stochastic
 
 
 class CNN(ActorCritic):
     """Convolutions of 3x3 with stride 2, then one dense layer; actor and critic separate."""
 
-    offers: ClassVar = (Stochastic,)
+    offers: ClassVar = (Stochastic, Acting)
 
     class Config(Settings):
         name: Literal["cnn"]
@@ -29,8 +31,15 @@ class CNN(ActorCritic):
         initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Stochastic, generator: torch.Generator) -> CNN:
-        return cls(spec, config, critic=needs.critic, generator=generator)
+    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> CNN | Actor:
+        match needs:
+            case Acting():
+                spec = control_spec(spec, config.name, dimensions=3)
+                network = _network(spec.observation_shape, config, outputs_of(spec.actions), 0.01, generator)
+                return Actor(network, partial(ModuleCrowd, network, spec.actions))
+            case Stochastic(critic):
+                return cls(spec, config, critic=critic, generator=generator)
+        raise AssertionError(needs)
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         spec = control_spec(spec, config.name, dimensions=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +14,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pgcli.policies.acting import Actor, PerceptronCrowd, outputs_of
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork, control_spec, initialise
 from pgcli.policies.heads import make_head
 from pgcli.settings import Settings
-from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec, Stochastic
+from pgcli.types import ABSENT, Acting, Evaluation, Needs, PolicyFunction, Spec, Stochastic
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LARGE = 2**21
@@ -30,7 +32,7 @@ class MLP(ActorCritic):
     (Andrychowicz et al. 2021: separate networks and a small last policy layer are what matters most.)
     """
 
-    offers: ClassVar = (Stochastic,)
+    offers: ClassVar = (Stochastic, Acting)
 
     class Config(Settings):
         name: Literal["mlp"]
@@ -40,8 +42,16 @@ class MLP(ActorCritic):
         initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Stochastic, generator: torch.Generator) -> MLP:
-        return cls(spec, config, critic=needs.critic, generator=generator)
+    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> MLP | Actor:
+        match needs:
+            case Acting():
+                spec = control_spec(spec, config.name, dimensions=1)
+                sizes = (spec.observation_shape[0], *config.hidden, outputs_of(spec.actions))
+                network = Perceptron(sizes[0], config, sizes[-1], 0.01, generator)
+                return Actor(network, partial(PerceptronCrowd, sizes, config.activation, spec.actions))
+            case Stochastic(critic):
+                return cls(spec, config, critic=critic, generator=generator)
+        raise AssertionError(needs)
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         spec = control_spec(spec, config.name, dimensions=1)

@@ -1,0 +1,70 @@
+"""A population: every candidate plays the same episodes, all of them side by side.
+
+The same initial states for all (common random numbers): a candidate's fitness is compared with the others', and what
+they share cancels. Candidates act without noise of their own, so that in an environment whose episodes are a function
+of seed and actions two candidates of the same parameters have the same fitness, to the last bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgcli.seeding import episode_seeds
+from pgcli.types import Episode, Fitness, Population, State, VectorEnvironment
+
+
+class PopulationCollector:
+    """`num_episodes` whole episodes of each candidate, as many of all at a time as the environment has rows."""
+
+    def __init__(self, env: VectorEnvironment, *, num_episodes: int, seed: int) -> None:
+        self.env, self.num_episodes, self.seed = env, num_episodes, seed
+        self.begun = 0  # episodes so far, of one candidate: the next one's number, and so its seed
+
+    def collect(self, population: Population) -> Fitness:
+        E, K = self.num_episodes, len(population.candidates)
+        if population.fresh or not self.begun:
+            self.begun += E
+        seeds = episode_seeds(self.seed, "train", range(self.begun - E, self.begun)) * K
+        crowd = population.policy.crowd(population.candidates.cpu().numpy())
+        players = np.repeat(np.arange(K), E)
+        totals, lengths = np.zeros(K * E), np.zeros(K * E, dtype=np.int64)
+        for at in range(0, K * E, self.env.num_envs):
+            some = slice(at, at + self.env.num_envs)
+            self._play(crowd, players[some], seeds[some], totals[some], lengths[some])
+        return Fitness(
+            returns=torch.from_numpy(totals.reshape(K, E).mean(1)),
+            steps=int(lengths.sum()),
+            episodes=list(map(Episode, totals.tolist(), lengths.tolist(), seeds)),
+        )
+
+    def _play(
+        self, crowd: Any, players: np.ndarray, seeds: list[int], totals: np.ndarray, lengths: np.ndarray
+    ) -> None:
+        """One episode for each of (R,) players, whose return and length are written where they belong."""
+        env, rows = self.env, np.arange(len(players))
+        observations = env.reset(rows, seeds)
+        running, length, seated = np.zeros(len(rows)), 0, -1
+        while len(rows):
+            if len(rows) != seated:
+                crowd.seat(players[rows])
+                seated = len(rows)
+            step = env.step(crowd.act(observations), None if len(rows) == env.num_envs else rows)
+            observations = step.observations
+            running += step.task_rewards
+            length += 1
+            done = step.terminated | step.truncated
+            if done.any():
+                ended, going = rows[done], ~done
+                totals[ended], lengths[ended] = running[done], length
+                rows, observations, running = rows[going], observations[going], running[going]
+
+    def state_dict(self) -> State:
+        """Nothing is open between two generations, and an episode is a function of its seed and the actions."""
+        return {"begun": self.begun, "env": self.env.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.begun = state["begun"]
+        self.env.load_state_dict(state["env"])

@@ -1,0 +1,96 @@
+"""A linear policy: softmax of linear preferences, a Gaussian of linear mean, or just the best action of either."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pgcli.errors import InputError
+from pgcli.policies.acting import Actor, choose, outputs_of
+from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork
+from pgcli.policies.heads import make_head
+from pgcli.settings import Settings
+from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Needs, Spec, Stochastic
+
+
+class Linear(ActorCritic):
+    """Preferences or means W o + b, and where there is a critic V = w o + b. Observations of any shape, flattened.
+
+    All parameters start at zero: without a hidden layer there is no symmetry to break, and every action is as likely
+    as any other. (Sutton & Barto 2018, section 13.1; Rajeswaran et al. 2017 and Mania et al. 2018 for control.)
+    """
+
+    offers: ClassVar = (Stochastic, Acting)
+
+    class Config(Settings):
+        name: Literal["linear"]
+        initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
+
+    @classmethod
+    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Linear | Actor:
+        if not isinstance(spec, ControlSpec):
+            raise InputError("policy=linear acts in stepped environments; a text task needs policy=transformer")
+        match needs:
+            case Acting():
+                affine = Affine(spec, outputs_of(spec.actions))
+                return Actor(affine, partial(AffineCrowd, spec.actions))
+            case Stochastic(critic):
+                return cls(spec, config, critic=critic)
+        raise AssertionError(needs)
+
+    def __init__(self, spec: ControlSpec, config: Config, *, critic: bool) -> None:
+        head = make_head(spec.actions, config.initial_log_std)
+        actor = Affine(spec, head.size)
+        super().__init__(actor, head, Affine(spec, 1) if critic else None, actor.arrays)
+
+
+class Affine(nn.Linear):
+    """x -> W x + b, both zero at first: (B, *shape) -> (B, outputs)."""
+
+    def __init__(self, spec: ControlSpec, outputs: int) -> None:
+        super().__init__(int(np.prod(spec.observation_shape)), outputs)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1))
+
+    def arrays(self) -> ArrayNetwork:
+        """The same on the same weights in NumPy."""
+        weight, bias = self.weight.detach().cpu().numpy().T, self.bias.detach().cpu().numpy()
+        return lambda x: x.reshape(len(x), -1) @ weight + bias
+
+
+class AffineCrowd:
+    """Many affine maps at once, one input a row of its own: no product is large enough for BLAS to be worth a call.
+
+    A row's outputs are the same to the bit whoever sits beside it.
+    """
+
+    def __init__(self, actions: Discrete | Continuous, candidates: np.ndarray) -> None:
+        self.actions = actions
+        n = outputs_of(actions)
+        last = np.ascontiguousarray(candidates.T)  # a candidate a column: rows are then contiguous in every operation
+        self.weights = last[:-n].reshape(n, -1, len(candidates)).swapaxes(0, 1)  # (inputs, n, K)
+        self.biases = last[-n:]  # (n, K)
+        if actions == Discrete(2):  # only the difference of the two preferences matters
+            self.weights, self.biases = np.diff(self.weights, axis=1), np.diff(self.biases, axis=0)
+
+    def seat(self, candidates: np.ndarray) -> None:
+        self.seated = self.weights.take(candidates, axis=2), self.biases.take(candidates, axis=1)
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        weights, biases = self.seated
+        inputs = observations.reshape(len(observations), -1).T.copy()
+        outputs = weights[0] * inputs[0]
+        for weight, x in zip(weights[1:], inputs[1:], strict=True):
+            outputs += weight * x
+        outputs += biases
+        if self.actions == Discrete(2):
+            return (outputs[0] > 0).astype(np.int64)
+        return choose(outputs, self.actions)
