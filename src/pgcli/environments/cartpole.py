@@ -49,35 +49,68 @@ class CartPole:
         self._limit = config.max_episode_steps
         self._seen = slice(0, 4, 2) if config.id == "CartPole-positions-v1" else slice(4)
         self._carts = _Carts(num_envs, self._limit, self._seen)
-        self._some = _Carts(0, self._limit, self._seen)
+        self._some = _Some(self._carts, self._limit, self._seen)
         self.spec = ControlSpec(observation_shape=(self._carts.observed,), actions=Discrete(2))
 
     def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        draws = [np.random.Generator(np.random.PCG64(seed)).uniform(-0.05, 0.05, 4) for seed in seeds]
-        starts = np.array(draws).reshape(-1, 4)
+        # Most of a reset is the making of a generator: once for the many rows that share a seed.
+        draws = {seed: np.random.Generator(np.random.PCG64(seed)).uniform(-0.05, 0.05, 4) for seed in set(seeds)}
+        starts = np.array([draws[seed] for seed in seeds]).reshape(-1, 4)
+        self._some.bring_back()
         self._carts.state[:, rows] = 0.0
         self._carts.state[_Carts.OBSERVED, rows] = starts.T
         self._carts.state[_Carts.CLOCK_SPEED, rows] = 1 / SECONDS
         return starts[:, self._seen].astype(np.float32)
 
     def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> Step:
-        if rows is None:
-            return self._carts.step(actions)
-        if len(rows) != self._some.count:
-            self._some = _Carts(len(rows), self._limit, self._seen)
-        self._some.state[:] = self._carts.state[:, rows]
-        step = self._some.step(actions)
-        self._carts.state[:, rows] = self._some.state
-        return step
+        if rows is not None:
+            return self._some.step(actions, rows)
+        self._some.bring_back()
+        return self._carts.step(actions)
 
     def state_dict(self) -> State:
+        self._some.bring_back()
         return {"state": self._carts.state.copy()}
 
     def load_state_dict(self, state: State) -> None:
+        self._some.bring_back()
         self._carts.state[:] = state["state"]
 
     def close(self) -> None:
         pass
+
+
+class _Some:
+    """Steps some rows: out on a few carts of their own, where they stay for as long as the same ones are stepped."""
+
+    def __init__(self, home: "_Carts", limit: int, seen: slice) -> None:
+        self._home, self._limit, self._seen = home, limit, seen
+        self._rows = np.empty(0, dtype=np.int64)
+        self._out = _Carts(0, limit, seen)
+        self._actions = np.zeros(0, dtype=np.int64)
+
+    def step(self, actions: np.ndarray, rows: np.ndarray) -> Step:
+        if len(rows) != len(self._rows) or np.count_nonzero(rows != self._rows):
+            self.bring_back()
+            self._take(rows)
+        count = len(rows)
+        if count == self._out.count:
+            return self._out.step(actions)
+        self._actions[:count] = actions
+        return Step(*(part[:count] for part in self._out.step(self._actions)))
+
+    def _take(self, rows: np.ndarray) -> None:
+        # Carts for at most a third more rows than there are: to make new ones costs as much as several steps.
+        if not len(rows) <= self._out.count <= len(rows) * 4 / 3:
+            self._out = _Carts(len(rows), self._limit, self._seen)
+            self._actions = np.zeros(len(rows), dtype=np.int64)
+        self._out.state[:, : len(rows)] = self._home.state[:, rows]
+        self._out.state[:, len(rows) :] = 0.0
+        self._rows = rows.copy()
+
+    def bring_back(self) -> None:
+        self._home.state[:, self._rows] = self._out.state[:, : len(self._rows)]
+        self._rows = self._rows[:0]
 
 
 class _Carts:

@@ -67,10 +67,7 @@ class Affine(nn.Linear):
 
 
 class AffineCrowd:
-    """Many affine maps at once, one input a row of its own: no product is large enough for BLAS to be worth a call.
-
-    A row's outputs are the same to the bit whoever sits beside it.
-    """
+    """Many affine maps at once, each row through its own: no product is large enough for BLAS to be worth a call."""
 
     def __init__(self, actions: Discrete | Continuous, candidates: np.ndarray) -> None:
         self.actions = actions
@@ -82,14 +79,14 @@ class AffineCrowd:
             self.weights, self.biases = np.diff(self.weights, axis=1), np.diff(self.biases, axis=0)
 
     def seat(self, candidates: np.ndarray) -> None:
-        self.seated = self.weights.take(candidates, axis=2), self.biases.take(candidates, axis=1)
+        weights = self.weights.take(candidates, axis=2)
+        self.seated = weights, self.biases.take(candidates, axis=1), np.empty_like(weights)
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        weights, biases = self.seated
+        weights, biases, terms = self.seated
         inputs = observations.reshape(len(observations), -1).T.copy()
-        outputs = weights[0] * inputs[0]
-        for weight, x in zip(weights[1:], inputs[1:], strict=True):
-            outputs += weight * x
+        np.multiply(weights, inputs[:, None], out=terms)
+        outputs = np.add.reduce(terms, axis=0)
         outputs += biases
         if self.actions == Discrete(2):
             return (outputs[0] > 0).astype(np.int64)
