@@ -1,7 +1,7 @@
 """A genetic algorithm over parameters (Such et al. 2017, algorithm 1).
 
     the best `elites` candidates go on unchanged; each other one of the next generation is
-        child = parent + sigma eps                  eps standard normal, the parent one of the T best (truncation),
+        child = parent + sigma eps                  eps standard normal, the parent one of the best few (truncation),
                                                     or the best of a few drawn at random (tournament)
     and, for a share of the children, each parameter of the parent is first swapped for a second parent's with even odds
 
@@ -32,19 +32,16 @@ class GA:
         name: Literal["ga"]
         elites: int = Field(ge=0, description="best candidates that go on unchanged")
         selection: Literal["truncation", "tournament"] = Field(description="how a parent is chosen")
-        parents: int = Field(ge=1, description="candidates from which truncation draws, evenly")
+        parents: float = Field(gt=0, le=1, description="share of the candidates from which truncation draws, evenly")
         tournament_size: int = Field(ge=1, description="candidates drawn at random for a tournament")
         initial_std: float = Field(gt=0, description="deviation of the first generation around the policy's parameters")
         mutation_std: float = Field(gt=0, description="sigma: deviation of a child's parameters around its parent's")
         crossover: float = Field(ge=0, le=1, description="share of the children that mix two parents")
 
         @model_validator(mode="after")
-        def _fits(self) -> GA.Config:
-            if self.parents > self.population or self.elites >= self.population:
-                raise ValueError(
-                    f"a population of {self.population} has no {self.parents} parents and {self.elites} elites with "
-                    "room for children: parents may be as many, elites must be fewer"
-                )
+        def _has_children(self) -> GA.Config:
+            if self.elites >= self.population:
+                raise ValueError(f"with {self.elites} elites a population of {self.population} has no children")
             return self
 
     METRICS: ClassVar = {
@@ -79,7 +76,7 @@ class GA:
         if self.config.selection == "tournament":
             size = (count, self.config.tournament_size)
             return tournament_selection(returns, torch.randint(len(returns), size, generator=self.generator))
-        best = truncation_selection(returns, self.config.parents)
+        best = truncation_selection(returns, max(1, round(self.config.parents * len(returns))))
         return best[torch.randint(len(best), (count,), generator=self.generator)]
 
     def offspring(self, returns: Tensor, count: int) -> Tensor:

@@ -40,9 +40,7 @@ class PopulationCollector:
             episodes=list(map(Episode, totals.tolist(), lengths.tolist(), seeds)),
         )
 
-    def _play(
-        self, crowd: Any, players: np.ndarray, seeds: list[int], totals: np.ndarray, lengths: np.ndarray
-    ) -> None:
+    def _play(self, crowd: Any, players: np.ndarray, seeds: list[int], totals: np.ndarray, lengths: np.ndarray) -> None:
         """One episode for each of (R,) players, whose return and length are written where they belong."""
         env, rows = self.env, np.arange(len(players))
         observations = env.reset(rows, seeds)
