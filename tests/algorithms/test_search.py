@@ -180,7 +180,7 @@ def simplex(vertices, losses):
 
 
 # Best (0, 0), then (2, 0), worst (0, 4): the centroid of the first two is (1, 0), so that the points of the line are
-#   reflected (2, -4), expanded (3, -8), contracted outside (1.5, -2), contracted inside (0.5, 2), shrunk (1, 0), (0, 2).
+#  reflected (2, -4), expanded (3, -8), contracted outside (1.5, -2), contracted inside (0.5, 2); shrunk (1, 0), (0, 2)
 TRIANGLE = [[0, 0], [2, 0], [0, 4]]
 LOSSES = [1, 2, 5]
 REFLECTED, EXPANDED, OUTSIDE, INSIDE = [2, -4], [3, -8], [1.5, -2], [0.5, 2]

@@ -165,9 +165,9 @@ class PerceptronCrowd:
         self.cells = cells if len(cells) < len(self.held) * self.most else slice(None)
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        x = np.zeros((len(self.held) * self.most, self.sizes[0]), dtype=np.float32)
-        x[self.cells] = observations
-        x = x.reshape(len(self.held), self.most, -1)
+        inputs = np.zeros((len(self.held) * self.most, self.sizes[0]), dtype=np.float32)
+        inputs[self.cells] = observations
+        x = inputs.reshape(len(self.held), self.most, -1)
         for number, (weights, biases) in enumerate(self.holding, 1):
             x = x @ weights
             x += biases

@@ -3,7 +3,7 @@
     if   s_1 o[f_1] > t_1: action a_1
     elif s_2 o[f_2] > t_2: action a_2
     ...
-    else:                  action a_0                    s: +1 or -1; o[f]: one feature of the observation; t: a threshold
+    else:                  action a_0                    s: +1 or -1; o[f]: a feature of the observation; t: a threshold
 
 What is searched over are real numbers, (L rules, I features, n actions or A real ones):
 
