@@ -9,6 +9,7 @@ from typing import Annotated
 
 import compare
 import demo
+import es
 import memory
 import ppo
 import sort
@@ -25,6 +26,7 @@ class Part(StrEnum):
     memory = "memory"
     compare = "compare"
     sort = "sort"
+    es = "es"
 
 
 TOTAL = {4: 61_440, 64: 409_600}
@@ -73,6 +75,7 @@ def main(
         Part.sort: lambda: [
             sort.measure(seeds=range((seeds + 1) // 2), core=pinned, changes=["total_steps=5000"] if quick else [])
         ],
+        Part.es: lambda: es.measure(total=200_000 if quick else 2_000_000, rounds=rounds, core=pinned),
     }
     console = Console(highlight=False)
     sections = []

@@ -19,7 +19,7 @@ def options(group):
 
 
 ENVIRONMENTS = [name for name in options("env") if name != "gymnasium"]
-CONTROL_ONLY = {"a3c"}
+CONTROL_ONLY = {"a3c", "es", "ga", "nelder_mead"}
 SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
     "epochs": 2, "minibatches": 2, "value_epochs": 2, "value_minibatches": 2, "num_workers": 1,
@@ -42,6 +42,9 @@ def test_every_pair_is_built_and_learns_twice_or_is_refused(algo, env):
         parts = build(compose(words))
     except InputError as error:
         assert "\n" not in str(error)
+        if algo == "nelder_mead" and env == "probe_image":
+            assert "at most 50 parameters" in str(error)
+            return
         # One needs what most environments have not, some need what a text task has not.
         assert algo == "sft" or (env == "sort" and algo in CONTROL_ONLY), error
         assert "learns from" in str(error)
@@ -52,10 +55,10 @@ def test_every_pair_is_built_and_learns_twice_or_is_refused(algo, env):
     declared = find("algo", parts.config.algo.name).METRICS
     assert set(metrics) <= set(declared), "every metric is declared with its meaning"
     assert all(torch.isfinite(p).all() for p in parts.policy.parameters())
-    if "groups" not in parts.algorithm.collects and env in (
-        "cartpole",
-        "pendulum",
-    ):  # elsewhere equal returns may teach nothing
+    teaches = {"cartpole", "pendulum"}  # elsewhere equal returns may teach nothing
+    if "population" in parts.algorithm.collects:
+        teaches = {"pendulum"}  # in six steps no candidate lets the pole fall
+    if "groups" not in parts.algorithm.collects and env in teaches:
         assert any(not torch.equal(a, b) for a, b in zip(before, parts.policy.parameters(), strict=True))
     parts.close()
 

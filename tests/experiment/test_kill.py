@@ -16,6 +16,7 @@ SEGMENTS = ("algo.num_envs=4", "algo.num_steps=32", MLP)
 SORT = ("env=sort", *TRANSFORMER)
 EPISODES = ("algo.num_episodes=4", "env.max_episode_steps=50", MLP)
 GROUPS = ("algo.num_groups=2", "algo.group_size=2", "env.max_episode_steps=50", MLP)
+CANDIDATES = ("algo.num_episodes=2", "env.max_episode_steps=50")
 EXPERIMENTS = {
     "vanilla_pg": ("algo=vanilla_pg", *EPISODES),
     "reinforce": ("algo=reinforce", *EPISODES),
@@ -30,6 +31,9 @@ EXPERIMENTS = {
     "rloo": ("algo=rloo", *GROUPS),
     "grpo": ("algo=grpo", *GROUPS),
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
+    "es": ("algo=es", "algo.population=4", *CANDIDATES, MLP),
+    "ga": ("algo=ga", "algo.population=5", *CANDIDATES, MLP),
+    "nelder_mead": ("algo=nelder_mead", *CANDIDATES),
     "sft": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
 }
 KILLED = -signal.SIGKILL

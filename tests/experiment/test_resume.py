@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("_no_power_cut")
 EPISODES = ("algo.num_episodes=4", "env.max_episode_steps=50", MLP)
 SEGMENTS = ("algo.num_envs=4", "algo.num_steps=32", MLP)
 GROUPS = ("algo.num_groups=2", "algo.group_size=2", "env.max_episode_steps=50", MLP)
+CANDIDATES = ("algo.num_episodes=2", "env.max_episode_steps=50")
 NORMALISED = ("env.normalise.observations=true", "env.normalise.rewards=true")
 MEMORY = ("env=cartpole_positions", "policy.hidden=8", "env.max_episode_steps=50")
 SORT = ("env=sort", *TRANSFORMER)
@@ -65,6 +66,17 @@ EXPERIMENTS = {
     "a memory in segments": ("algo=ppo", *MEMORY, "algo.num_envs=4", "algo.num_steps=32", *NORMALISED),
     "a memory in episodes": ("algo=ppo", "algo.collect=episodes", *MEMORY, "algo.num_episodes=4"),
     "a memory in groups": ("algo=grpo", *MEMORY, "algo.num_groups=2", "algo.group_size=2"),
+    "es": ("algo=es", "algo.population=4", *CANDIDATES, MLP),
+    "es, plain steps, normalised": (
+        "algo=es", "policy=linear", "algo.population=4", "algo.optimiser=sgd", *CANDIDATES, *NORMALISED,
+    ),
+    "es over a rule in Gymnasium": ("algo=es", "env=CartPole-v1", "policy=rule", "algo.population=4", *CANDIDATES),
+    "ga": ("algo=ga", "algo.population=3", "algo.crossover=0.5", *CANDIDATES, MLP),
+    "ga by tournament on images": (
+        "algo=ga", "env=probe_image", "policy.channels=[2,2]", "algo.population=9", "algo.selection=tournament",
+    ),
+    "nelder_mead": ("algo=nelder_mead", *CANDIDATES, "algo.tolerance=0.3"),
+    "nelder_mead on pendulum": ("algo=nelder_mead", "env=pendulum", "algo.fresh_seeds=false", *CANDIDATES),
     "sft on sort": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,12 @@ def _smoothed_gradient() -> Iterator[Check]:
     for name, (function, gradient) in exact.items():
         ours = _expected(es, function, theta, nodes, weights)
         yield equal("es", f"E[g] = grad J_sigma, {name}", gradient, ours)
-        shifted = _expected(es, lambda x, f=function: f(x) + 1e3, theta, nodes, weights)
+        shifted = _expected(es, _raised(function), theta, nodes, weights)
         yield equal("es", f"E[g] after F + 1000, {name}", gradient, shifted)
+
+
+def _raised(function: Function) -> Function:
+    return lambda x: function(x) + 1000
 
 
 def _step_function() -> Iterator[Check]:
@@ -71,14 +76,11 @@ def _step_function() -> Iterator[Check]:
     jump = float(theta) / SIGMA
     exact = math.exp(-(jump**2) / 2) / math.sqrt(2 * math.pi) / SIGMA
     points, parts = np.polynomial.legendre.leggauss(60)
-    edges = [-12.0, -jump, jump, 12.0]
-    pieces = [(b - a) / 2 * torch.as_tensor(points) + (a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
-    nodes = torch.cat(pieces)
-    density = torch.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
-    halves = [(b - a) / 2 * torch.as_tensor(parts) for a, b in zip(edges, edges[1:], strict=False)]
-    ours = _expected(
-        _es("returns", 1), lambda x: (x[:, 0] > 0).double(), theta, nodes[:, None], torch.cat(halves) * density
-    )
+    pieces = list(pairwise([-12.0, -jump, jump, 12.0]))
+    nodes = torch.cat([(b - a) / 2 * torch.as_tensor(points) + (a + b) / 2 for a, b in pieces])
+    lengths = torch.cat([(b - a) / 2 * torch.as_tensor(parts) for a, b in pieces])
+    weights = lengths * torch.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
+    ours = _expected(_es("returns", 1), lambda x: (x[:, 0] > 0).double(), theta, nodes[:, None], weights)
     yield equal(
         "es", "E[g] = grad J_sigma, F a step", theta.new_tensor([exact]), ours, note="F's own gradient is 0 or missing"
     )
@@ -151,9 +153,9 @@ def _next_generation(selection: str, returns: Tensor) -> Tensor:
 def _simplex_moves() -> Iterator[Check]:
     """F = -(x^2 + y^2) from the vertices (3, 3), (4, 3), (3, 4): each move computed by hand.
 
-    The losses are 18, 25, 25. Reflect (3, 4) through (3.5, 3): (4, 2), loss 20, taken. Then (4, 3) is the worst; reflect
-    it through (3.5, 2.5): (3, 2), loss 13, better than all: expand to (2.5, 1.5), loss 8.5, taken. Then (4, 2) is the
-    worst, c = (2.75, 2.25): reflect to (1.5, 2.5), 8.5, not below the best, but below 18: taken, behind its equal.
+    The losses are 18, 25, 25. Reflect (3, 4) through (3.5, 3): (4, 2), loss 20, taken. Then (4, 3) is the worst;
+    reflect it through (3.5, 2.5): (3, 2), loss 13, better than all: expand to (2.5, 1.5), loss 8.5, taken. Then (4, 2)
+    is the worst, c = (2.75, 2.25): reflect to (1.5, 2.5), 8.5, not below the best but below 18: taken, after its equal.
     """
     config = _config("nelder_mead", "algo.size=1", "algo.tolerance=0", "algo.adaptive=false")
     search = NelderMead(_Point([3.0, 3.0]), config, total_steps=1, seed=0)
