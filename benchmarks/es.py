@@ -36,9 +36,9 @@ def measure(*, total: int, rounds: int, core: int | None) -> list[Section]:
                 cells.append(spread([_rate(turn, name) / _rate(turn, other) for turn in turns], 2))
             section.rows.append([meaning, *cells])
         section.notes.append(
-            f"Medians of {rounds} rounds of {total:,} steps; the ratios are by CPU time. An episode that ends costs the "
-            "bare environment a new generator; a generation shares its seeds, so that only the first candidate pays. "
-            "Unbroken, nothing is ever reset: what no use of an environment can reach."
+            f"Medians of {rounds} rounds of {total:,} steps; the ratios are by CPU time. An episode that ends "
+            "costs the bare environment a new generator; a generation shares its seeds, so that only the first candidate "
+            "pays. Unbroken, nothing is ever reset: what no use of an environment can reach."
         )
         sections.append(section)
     return sections

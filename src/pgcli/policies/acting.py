@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
 from pgcli.errors import InputError
-from pgcli.types import ABSENT, Continuous, Discrete
+from pgcli.types import ABSENT, Continuous, Discrete, Memoryless
 
 
 class Crowd(Protocol):
@@ -54,7 +54,7 @@ class Actor(nn.Module):
         return Alone(self.crowd(parameters_to_vector(self.parameters()).detach().cpu().numpy()[None]))
 
 
-class Alone:
+class Alone(Memoryless):
     """A crowd of one, as the players of whole episodes know a policy. It draws nothing, so nothing has a log-prob."""
 
     def __init__(self, crowd: Crowd) -> None:

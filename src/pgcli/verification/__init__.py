@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TOPICS = (
     "policy_gradients",
     "trust_region",
+    "gradient_free",
 )  # fmt: skip
 
 

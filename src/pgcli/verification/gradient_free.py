@@ -61,9 +61,9 @@ def _smoothed_gradient() -> Iterator[Check]:
     nodes, weights = _hermite(2)
     for name, (function, gradient) in exact.items():
         ours = _expected(es, function, theta, nodes, weights)
-        yield equal("es", f"E[g] = grad J_sigma, {name}", gradient, ours)
+        yield equal("es", f"E[g], {name}", gradient, ours, note="exact: grad J_sigma")
         shifted = _expected(es, _raised(function), theta, nodes, weights)
-        yield equal("es", f"E[g] after F + 1000, {name}", gradient, shifted)
+        yield equal("es", f"E[g] after + 1000, {name}", gradient, shifted)
 
 
 def _raised(function: Function) -> Function:
@@ -81,9 +81,7 @@ def _step_function() -> Iterator[Check]:
     lengths = torch.cat([(b - a) / 2 * torch.as_tensor(parts) for a, b in pieces])
     weights = lengths * torch.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
     ours = _expected(_es("returns", 1), lambda x: (x[:, 0] > 0).double(), theta, nodes[:, None], weights)
-    yield equal(
-        "es", "E[g] = grad J_sigma, F a step", theta.new_tensor([exact]), ours, note="F's own gradient is 0 or missing"
-    )
+    yield equal("es", "E[g], F a step", theta.new_tensor([exact]), ours, note="F's own gradient is 0 or missing")
 
 
 def _several_pairs() -> Iterator[Check]:
@@ -127,17 +125,17 @@ def _invariances() -> Iterator[Check]:
     ranked = _es("centred_ranks").gradient(returns, noise)
     for name, change in INCREASING.items():
         yield equal(
-            "es", f"g of centred ranks, F -> {name}", ranked, _es("centred_ranks").gradient(change(returns), noise),
+            "es", f"g of ranks, F -> {name}", ranked, _es("centred_ranks").gradient(change(returns), noise),
             note="no gradient of a fixed function: only invariance",
         )  # fmt: skip
     for selection in ("truncation", "tournament"):
         parents = _next_generation(selection, returns)
         for name, change in INCREASING.items():
             ours = _next_generation(selection, change(returns))
-            yield equal("ga", f"children by {selection}, F -> {name}", parents, ours)
+            yield equal("ga", f"{selection}, F -> {name}", parents, ours)
     candidates = _ga("truncation").behaviour().candidates
     kept = _next_generation("truncation", returns)[:2]
-    yield equal("ga", "the two elites are the two best, unchanged", candidates[[7, 4]], kept)
+    yield equal("ga", "elites are the best, unchanged", candidates[[7, 4]], kept)
 
 
 def _next_generation(selection: str, returns: Tensor) -> Tensor:
@@ -165,9 +163,9 @@ def _simplex_moves() -> Iterator[Check]:
     for _ in range(len(expected) + 1):
         asked.append(search.behaviour().candidates.double())
         search.update(_told(-(asked[-1] ** 2).sum(1)))
-    yield equal("nelder_mead", "four points asked for on a bowl", torch.tensor(expected), torch.cat(asked[1:]))
+    yield equal("nelder_mead", "points asked for on a bowl", torch.tensor(expected), torch.cat(asked[1:]))
     left = torch.tensor([[2.5, 1.5], [1.5, 2.5], [3, 3]])
-    yield equal("nelder_mead", "the simplex that they leave", left, search.simplex)
+    yield equal("nelder_mead", "simplex that they leave", left, search.simplex)
 
 
 # ---------------------------------------------------------------- parts
