@@ -37,8 +37,8 @@ def measure(*, total: int, rounds: int, core: int | None) -> list[Section]:
             section.rows.append([meaning, *cells])
         section.notes.append(
             f"Medians of {rounds} rounds of {total:,} steps; the ratios are by CPU time. An episode that ends "
-            "costs the bare environment a new generator; a generation shares its seeds, so that only the first candidate "
-            "pays. Unbroken, nothing is ever reset: what no use of an environment can reach."
+            "costs the bare environment a new generator; a generation shares its seeds, so that only the first of the "
+            "candidates pays. Unbroken, nothing is ever reset: what no use of an environment can reach."
         )
         sections.append(section)
     return sections
