@@ -16,7 +16,21 @@ from pgcli.functional.masked import Aggregation, aggregation_weights
 
 Metrics: TypeAlias = dict[str, float]
 State: TypeAlias = dict[str, Any]
-"""A checkpointable tree: dicts and lists of tensors, NumPy arrays, and what JSON can hold. Never an object."""
+"""A checkpointable tree: dicts and lists of tensors, NumPy arrays, what JSON can hold, and at most one `Appended`.
+Never an object.
+"""
+
+
+class Appended(NamedTuple):
+    """Rows that are numbered from 0 and only ever appended: a checkpoint writes those that the one before it has not.
+
+    pieces: consecutive ones, oldest first, each the number of its first row and its columns, name -> (n, ...). What
+        comes before the first piece has been forgotten.
+    """
+
+    pieces: list[tuple[int, dict[str, np.ndarray]]]
+
+
 Observations: TypeAlias = Any
 """A tensor, or a dict of tensors, whose leading axes are those of the actions. Opaque to algorithms."""
 

@@ -63,6 +63,17 @@ class Generations(Candidates):
         return self.population * self.num_episodes
 
 
+class Replay(Settings):
+    """For `replay`: a memory of transitions, from which minibatches are drawn."""
+
+    num_envs: int = Field(ge=1, description="environments stepped side by side")
+    num_steps: int = Field(ge=1, description="steps of each environment per update")
+    gradient_steps: int = Field(ge=1, description="gradient steps per update")
+    batch_size: int = Field(ge=1, description="transitions drawn from the memory for each of them, with replacement")
+    capacity: int = Field(ge=1, description="transitions that the memory holds; then the oldest are forgotten")
+    learning_starts: int = Field(ge=0, description="random actions before the first update")
+
+
 class Either(Segments, Episodes):
     """For an algorithm that learns from segments or from episodes."""
 

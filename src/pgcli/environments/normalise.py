@@ -76,6 +76,8 @@ class Normalised:
         self._observations = RunningMoments(self.spec.observation_shape)
         self._returns = RunningMoments((1,))
         self._discounted = np.zeros(self.num_envs)
+        self.raw: np.ndarray = np.zeros((0, *self.spec.observation_shape), dtype=np.float32)
+        """What `reset` or `step` returned last, as it was before."""
 
     @property
     def replay_mismatch(self) -> str | None:
@@ -93,23 +95,35 @@ class Normalised:
         )
 
     def _seen(self, observations: np.ndarray) -> np.ndarray:
+        self.raw = observations
+        if self._config.observations and not self.frozen:
+            self._observations.update(observations)
+        return self.normalise(observations)
+
+    def _scaled(self, rewards: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        if self._config.rewards and not self.frozen:
+            self._discounted[rows] = self._config.gamma * self._discounted[rows] + self._shaped(rewards)
+            self._returns.update(self._discounted[rows, None])
+        return self.scale(rewards)
+
+    def _shaped(self, rewards: np.ndarray) -> np.ndarray:
+        rewards = self._config.reward_scale * rewards
+        bound = self._config.reward_clip
+        return rewards if bound is None else np.clip(rewards, -bound, bound)
+
+    def normalise(self, observations: np.ndarray) -> np.ndarray:
+        """Raw observations, (k, *shape), by the present statistics."""
         if not self._config.observations:
             return observations
-        if not self.frozen:
-            self._observations.update(observations)
         scaled = (observations - self._observations.mean) / self._observations.deviation
         return np.clip(scaled, -self._config.clip, self._config.clip).astype(np.float32)
 
-    def _scaled(self, rewards: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-        rewards = self._config.reward_scale * rewards
-        if self._config.reward_clip is not None:
-            rewards = np.clip(rewards, -self._config.reward_clip, self._config.reward_clip)
-        if not self._config.rewards:
-            return rewards
-        if not self.frozen:
-            self._discounted[rows] = self._config.gamma * self._discounted[rows] + rewards
-            self._returns.update(self._discounted[rows, None])
-        return np.clip(rewards / self._returns.deviation, -self._config.clip, self._config.clip)
+    def scale(self, rewards: np.ndarray) -> np.ndarray:
+        """Raw rewards, (k,), by the present statistics; of their own precision."""
+        scaled = self._shaped(rewards)
+        if self._config.rewards:
+            scaled = np.clip(scaled / self._returns.deviation, -self._config.clip, self._config.clip)
+        return scaled.astype(rewards.dtype)
 
     def statistics(self) -> State:
         return {"observations": self._observations.state_dict(), "returns": self._returns.state_dict()}
@@ -141,6 +155,11 @@ def wrap(environment: VectorEnvironment, config: Normalisation) -> VectorEnviron
     """The environment itself where nothing is changed, so that this costs nothing in the hot path."""
     changes = config.observations or config.rewards or config.reward_scale != 1 or config.reward_clip is not None
     return Normalised(environment, config) if changes else environment
+
+
+def as_normalised(environment: VectorEnvironment) -> Normalised | None:
+    """The environment, if `wrap` has put its statistics around it."""
+    return environment if isinstance(environment, Normalised) else None
 
 
 def statistics(environment: VectorEnvironment) -> State:

@@ -16,6 +16,7 @@ from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DemonstrationCollector
 from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
 from pgcli.collectors.population import PopulationCollector
+from pgcli.collectors.replay import ReplayCollector
 from pgcli.collectors.steps import SegmentCollector
 from pgcli.environments.normalise import statistics, use_statistics, wrap
 from pgcli.errors import InputError
@@ -120,7 +121,7 @@ def _rows(config: ExperimentConfig, way: str) -> int:
     """How many environments are stepped side by side."""
     algo: Any = config.algo
     match way:
-        case "segments":
+        case "segments" | "replay":
             return algo.num_envs
         case "gradients":
             return 1  # it only tells what there is to observe and to do: the workers have their own
@@ -165,6 +166,14 @@ def _player(environment: Any, device: torch.device) -> Player:
 def _segments(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
     algo: Any = config.algo
     return SegmentCollector(environment, num_steps=algo.num_steps, seed=config.seed, device=device)
+
+
+def _replay(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+    algo: Any = config.algo
+    return ReplayCollector(
+        environment, num_steps=algo.num_steps, learning_starts=algo.learning_starts, capacity=algo.capacity,
+        seed=config.seed, device=device,
+    )  # fmt: skip
 
 
 def _whole(player: Callable[[Any, torch.device], Player], *, grouped: bool) -> Any:
@@ -250,6 +259,7 @@ WORLDS = {
             "groups": _whole(_player, grouped=True),
             "gradients": _gradients,
             "population": _population,
+            "replay": _replay,
         },
     ),
     "text": World(

@@ -1,0 +1,228 @@
+"""Replay: every step goes into a memory of transitions, from which an off-policy method draws its minibatches (Lin 1992).
+
+What is remembered is raw. Where observations or rewards are normalised, they are so when they are drawn, and when the
+policy looks at them, by the statistics of that moment: a state has one encoding however long ago it was seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgcli.environments.normalise import Normalised, as_normalised
+from pgcli.errors import InputError
+from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.types import Appended, Continuous, ControlSpec, Episode, State, Transitions, VectorEnvironment
+
+
+class ReplayCollector:
+    """Steps `env` for `num_steps`, again and again, after `learning_starts` random actions the first time.
+
+    A truncated episode leaves its true final observation behind, and `terminated` false.
+    """
+
+    def __init__(
+        self, env: VectorEnvironment, *, num_steps: int, learning_starts: int, capacity: int, seed: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        if capacity < max(env.num_envs, learning_starts):
+            raise InputError(
+                f"algo.capacity={capacity} is too small: the memory must hold the algo.learning_starts={learning_starts} "
+                f"random actions, and a step of all {env.num_envs} environments"
+            )
+        self.env, self.num_steps, self.learning_starts, self.seed = env, num_steps, learning_starts, seed
+        self.normalised = as_normalised(env)
+        self.memory = Memory(env.spec, capacity, self.normalised, seed=seed, device=device)
+        self.random = _Random(env.spec)
+        self.generator = numpy_generator(seed, "actions")
+        self.begun = 0  # episodes so far: the next one's number, and so its seed
+        self.returns = np.zeros(env.num_envs)
+        self.lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self.seeds = np.zeros(env.num_envs, dtype=np.int64)
+        self.observations: np.ndarray | None = None  # raw
+
+    def collect(self, policy: Any) -> Experience:
+        """`num_steps` of every environment, and the memory that they went into."""
+        N, steps, episodes = self.env.num_envs, self.num_steps, list[Episode]()
+        if self.observations is None:
+            self.observations = self._reset(np.arange(N))
+            warmup = -(-self.learning_starts // N)
+            self._play(self.random, warmup, episodes)
+            steps += warmup
+        self._play(policy.sampler(), self.num_steps, episodes)
+        return Experience(steps * N, episodes, self.memory)
+
+    def _play(self, sampler: Any, steps: int, episodes: list[Episode]) -> None:
+        env, memory, normalised, current = self.env, self.memory, self.normalised, self.observations
+        assert current is not None
+        noise = sampler.noise(self.generator, (steps, env.num_envs))
+        for t in range(steps):
+            actions, _ = sampler.act(current if normalised is None else normalised.normalise(current), noise[t])
+            step = env.step(actions)
+            following = step.observations if normalised is None else normalised.raw
+            memory.append(current, actions, step.task_rewards, following, step.terminated)
+            self.returns += step.task_rewards
+            self.lengths += 1
+            current = following
+            done = step.terminated | step.truncated
+            if done.any():
+                rows = np.flatnonzero(done)
+                episodes += self._finish(rows)
+                current = following.copy()
+                current[rows] = self._reset(rows)
+        self.observations = current
+
+    def _reset(self, rows: np.ndarray) -> np.ndarray:
+        """Raw observations of new episodes, (k, *shape)."""
+        seeds = episode_seeds(self.seed, "train", range(self.begun, self.begun + len(rows)))
+        self.begun += len(rows)
+        self.returns[rows], self.lengths[rows], self.seeds[rows] = 0.0, 0, seeds
+        observations = self.env.reset(rows, seeds)
+        return observations if self.normalised is None else self.normalised.raw
+
+    def _finish(self, rows: np.ndarray) -> list[Episode]:
+        return list(map(Episode, self.returns[rows].tolist(), self.lengths[rows].tolist(), self.seeds[rows].tolist()))
+
+    def state_dict(self) -> State:
+        return {
+            "begun": self.begun,
+            "generator": self.generator.bit_generator.state,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "seeds": self.seeds,
+            "observations": self.observations,
+            "env": self.env.state_dict(),
+            "memory": self.memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.begun = state["begun"]
+        self.generator.bit_generator.state = state["generator"]
+        self.returns[:], self.lengths[:], self.seeds[:] = state["returns"], state["lengths"], state["seeds"]
+        self.observations = state["observations"]
+        self.env.load_state_dict(state["env"])
+        self.memory.load_state_dict(state["memory"])
+
+
+@dataclass
+class Experience:
+    """What just happened, and the memory of all that happened: a `types.Replay`."""
+
+    steps: int
+    episodes: list[Episode]
+    memory: Memory
+
+    @property
+    def size(self) -> int:
+        return self.memory.size
+
+    def draw(self, batch_size: int) -> Transitions:
+        return self.memory.draw(batch_size)
+
+
+class Memory:
+    """The last `capacity` transitions, in a ring: transition number i is row i % capacity of each column."""
+
+    def __init__(
+        self, spec: ControlSpec, capacity: int, normalised: Normalised | None, *, seed: int, device: torch.device
+    ) -> None:
+        self.capacity, self.normalised, self.device = capacity, normalised, device
+        self.generator = numpy_generator(seed, "replay")
+        self.count = 0  # transitions ever appended
+        real = isinstance(spec.actions, Continuous)
+        actions = np.zeros((0, len(spec.actions.low)), np.float32) if real else np.zeros(0, np.int64)  # type: ignore[union-attr]
+
+        def column(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            return np.zeros((capacity, *shape), dtype)  # the system gives the memory when it is first written to
+
+        try:
+            self.observations = column(spec.observation_shape, np.float32)
+            self.actions = column(actions.shape[1:], actions.dtype)
+            self.rewards = column((), np.float32)
+            self.next_observations = column(spec.observation_shape, np.float32)
+            self.terminated = column((), np.bool_)
+        except (MemoryError, ValueError) as error:
+            raise InputError(f"algo.capacity={capacity}: there is no room for so large a memory") from error
+
+    @property
+    def size(self) -> int:
+        return min(self.count, self.capacity)
+
+    def append(
+        self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, next_observations: np.ndarray,
+        terminated: np.ndarray,
+    ) -> None:  # fmt: skip
+        """A row for each environment, (N, ...)."""
+        first, count = self.count % self.capacity, len(rewards)
+        where: Any = slice(first, first + count)
+        if first + count > self.capacity:
+            where = np.arange(first, first + count) % self.capacity
+        self.observations[where] = observations
+        self.actions[where] = actions
+        self.rewards[where] = rewards
+        self.next_observations[where] = next_observations
+        self.terminated[where] = terminated
+        self.count += count
+
+    def draw(self, batch_size: int) -> Transitions:
+        """Uniformly, with replacement."""
+        rows = self.generator.integers(self.size, size=batch_size)
+        observations, next_observations = self.observations.take(rows, 0), self.next_observations.take(rows, 0)
+        rewards = self.rewards.take(rows)
+        if self.normalised is not None:
+            observations, next_observations = map(self.normalised.normalise, (observations, next_observations))
+            rewards = self.normalised.scale(rewards)
+        columns = (observations, self.actions.take(rows, 0), rewards, next_observations, self.terminated.take(rows))
+        if self.device.type == "cpu":
+            return Transitions(*map(torch.from_numpy, columns))
+        return Transitions(*(torch.from_numpy(column).to(self.device) for column in columns))
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        names = ("observations", "actions", "rewards", "next_observations", "terminated")
+        return {name: getattr(self, name) for name in names}
+
+    def state_dict(self) -> State:
+        """The ring as two pieces: what lies behind the newest transition is older than what lies before it."""
+        oldest, columns = self.count - self.size, self._columns()
+        turn = max(oldest, self.count - self.count % self.capacity)  # the number of the transition in row 0
+        pieces = [
+            (first, {name: column[first % self.capacity :][: last - first] for name, column in columns.items()})
+            for first, last in ((oldest, turn), (turn, self.count))
+            if first < last
+        ]
+        return {"generator": self.generator.bit_generator.state, "count": self.count, "transitions": Appended(pieces)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Of a larger memory (a fork may have a smaller one), the newest transitions."""
+        self.generator.bit_generator.state = state["generator"]
+        self.count = state["count"]
+        for first, piece in state["transitions"].pieces:
+            length = len(piece["rewards"])
+            skipped = max(0, self.count - self.capacity - first)
+            rows = np.arange(first + skipped, first + length) % self.capacity
+            for name, column in self._columns().items():
+                column[rows] = piece[name][skipped:]
+
+
+class _Random:
+    """Draws actions uniformly, whatever is seen: a sampler like a policy's."""
+
+    def __init__(self, spec: ControlSpec) -> None:
+        self.actions = spec.actions
+
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """The actions themselves, (*shape) int64 or (*shape, A) float32."""
+        if not isinstance(self.actions, Continuous):
+            return generator.integers(self.actions.n, size=shape)
+        low, high = self.actions.low, self.actions.high
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise InputError(
+                "random actions need bounds, and those of this environment have none: algo.learning_starts=0"
+            )
+        return generator.uniform(low, high, size=(*shape, len(low))).astype(np.float32)
+
+    def act(self, observations: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return noise, noise
