@@ -24,10 +24,12 @@ Never an object.
 class Appended(NamedTuple):
     """Rows that are numbered from 0 and only ever appended: a checkpoint writes those that the one before it has not.
 
-    pieces: consecutive ones, oldest first, each the number of its first row and its columns, name -> (n, ...). What
-        comes before the first piece has been forgotten.
+    first, end: the oldest row that is not forgotten, and the number that the next row will have.
+    pieces: consecutive and none of them empty, each the number of its first row and its columns, name -> (n, ...).
     """
 
+    first: int
+    end: int
     pieces: list[tuple[int, dict[str, np.ndarray]]]
 
 

@@ -1,4 +1,4 @@
-"""Replay: every step goes into a memory of transitions, from which an off-policy method draws its minibatches (Lin 1992).
+"""Replay: every step goes into a memory, from which an off-policy method draws its minibatches (Lin 1992).
 
 What is remembered is raw. Where observations or rewards are normalised, they are so when they are drawn, and when the
 policy looks at them, by the statistics of that moment: a state has one encoding however long ago it was seen.
@@ -30,8 +30,8 @@ class ReplayCollector:
     ) -> None:  # fmt: skip
         if capacity < max(env.num_envs, learning_starts):
             raise InputError(
-                f"algo.capacity={capacity} is too small: the memory must hold the algo.learning_starts={learning_starts} "
-                f"random actions, and a step of all {env.num_envs} environments"
+                f"algo.capacity={capacity} is too small: the memory must hold algo.learning_starts={learning_starts} "
+                f"transitions, and a step of all {env.num_envs} environments"
             )
         self.env, self.num_steps, self.learning_starts, self.seed = env, num_steps, learning_starts, seed
         self.normalised = as_normalised(env)
@@ -193,18 +193,22 @@ class Memory:
             for first, last in ((oldest, turn), (turn, self.count))
             if first < last
         ]
-        return {"generator": self.generator.bit_generator.state, "count": self.count, "transitions": Appended(pieces)}
+        return {
+            "generator": self.generator.bit_generator.state,
+            "transitions": Appended(oldest, self.count, pieces),
+        }
 
     def load_state_dict(self, state: State) -> None:
-        """Of a larger memory (a fork may have a smaller one), the newest transitions."""
+        """Of more than there is room for (in a fork, say), the newest."""
         self.generator.bit_generator.state = state["generator"]
-        self.count = state["count"]
-        for first, piece in state["transitions"].pieces:
-            length = len(piece["rewards"])
+        transitions: Appended = state["transitions"]
+        self.count = transitions.end if transitions.pieces else 0  # an evaluation does not read them
+        for first, piece in transitions.pieces:
             skipped = max(0, self.count - self.capacity - first)
-            rows = np.arange(first + skipped, first + length) % self.capacity
             for name, column in self._columns().items():
-                column[rows] = piece[name][skipped:]
+                values = piece[name][skipped:]
+                rows = np.arange(first + skipped, first + skipped + len(values)) % self.capacity
+                column[rows] = values
 
 
 class _Random:

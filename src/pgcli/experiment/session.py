@@ -121,7 +121,7 @@ def evaluate(
         raise InputError(f"--episodes must be at least 1, not {episodes}")
     found = find_run(str(run), runs_dir)
     settings = load(found.path, [f"eval.episodes={episodes}"], trust=trust)
-    loaded = checkpoint.load_newest(found.path / "checkpoints")
+    loaded = checkpoint.load_newest(found.path / "checkpoints", memory=False)
     parts = build(settings)
     with _closing(parts):
         restore(parts, loaded.state)
@@ -215,7 +215,7 @@ def _initial_policy(settings: ExperimentConfig) -> State | None:
     """The parameters that `init` names, or None."""
     if settings.init is None:
         return None
-    return checkpoint.load_newest(find_run(settings.init).path / "checkpoints").state["policy"]
+    return checkpoint.load_newest(find_run(settings.init).path / "checkpoints", memory=False).state["policy"]
 
 
 def _has_begun(run: Run) -> bool:

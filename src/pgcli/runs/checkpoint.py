@@ -6,15 +6,21 @@
     MANIFEST.json       schema, step, whether it was the best so far, size and SHA-256 of each file
 
 It is written under a temporary name, made durable, and renamed: under its own name a checkpoint is whole.
+
+A memory that only grows (`types.Appended`) is not in that folder but in `memory/` beside it, in segments that all
+checkpoints share: each writes the rows that the one before it has not, and names in its manifest all that it needs.
+Segments are durable before a manifest names them; those that no checkpoint names any longer, `prune` removes.
 """
 
 import contextlib
 import hashlib
 import json
 import math
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import safetensors
@@ -25,14 +31,23 @@ from torch import Tensor
 from pgcli.errors import InputError, RunError
 from pgcli.runs import files
 from pgcli.runs.reader import checkpoint_step, list_checkpoints
-from pgcli.types import State
+from pgcli.types import Appended, State
 
 SCHEMA = 1
 MANIFEST, MODEL, ARRAYS, TREE = "MANIFEST.json", "model.safetensors", "state.safetensors", "state.json"
+MEMORY = "memory"
+SEGMENT = re.compile(r"rows-(\d{12})-(\d{12})-[0-9a-f]{16}\.safetensors")
+"""Its first row and the one after its last; how its SHA-256 begins."""
+MOST_SEGMENTS = 256
+"""Then all that is remembered is written once more, as one."""
 REPLACED = ".replaced-"
 MANIFEST_LIMIT = 64 * 1024
 HEADER_LIMIT = 16 * 1024 * 1024
 """Bytes: names and shapes of a hundred thousand tensors."""
+
+
+Pieces: TypeAlias = list[tuple[int, dict[str, np.ndarray]]]
+"""Of an `Appended`."""
 
 
 class Loaded(NamedTuple):
@@ -48,6 +63,8 @@ class Manifest(NamedTuple):
     best: bool
     files: dict[str, tuple[int, str]]
     """Size and SHA-256 of each."""
+    memory: dict[str, tuple[int, str]]
+    """The same of each segment, oldest first."""
 
 
 class Damaged(InputError):  # noqa: N818  (what a checkpoint is)
@@ -63,14 +80,17 @@ def write(folder: Path, step: int, state: State, *, best: bool = False) -> Path:
     Raises RunError, before anything is written, if the policy is not finite.
     """
     refuse_non_finite(state["policy"])
-    contents = encode(state)
-    described = {name: {"size": len(data), "sha256": _sha256(data)} for name, data in contents.items()}
-    contents[MANIFEST] = json.dumps(
-        {"schema": SCHEMA, "step": step, "best": best, "files": described}, indent=1
-    ).encode()
+    contents, memories = encode(state), list(_memories(state))
+    if len(memories) > 1:
+        raise TypeError(f"a checkpoint cannot hold {len(memories)} memories")
+    described = {name: _describe(data) for name, data in contents.items()}
+    manifest: dict[str, Any] = {"schema": SCHEMA, "step": step, "best": best, "files": described}
     target = folder / f"step-{step:09d}"
     beside = files.temporary(target)
     try:
+        if memories:
+            manifest["memory"] = _remember(folder, step, memories[0])
+        contents[MANIFEST] = json.dumps(manifest, indent=1).encode()
         files.make_dir(beside)
         for name, data in contents.items():
             files.write(beside / name, data)
@@ -86,6 +106,67 @@ def write(folder: Path, step: int, state: State, *, best: bool = False) -> Path:
             sweep(folder)
         raise
     return target
+
+
+def _describe(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": _sha256(data)}
+
+
+def _memories(tree: Any) -> Iterator[Appended]:
+    if isinstance(tree, Appended):
+        yield tree
+    elif isinstance(tree, dict | list | tuple):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _memories(item)
+
+
+def _remember(folder: Path, step: int, memory: Appended) -> dict[str, dict[str, Any]]:
+    """Write the rows that the checkpoint before `step` has not. Returns the segments that hold all there are."""
+    segments = {name: entry for name, entry in _segments_before(folder, step).items() if _rows(name)[1] > memory.first}
+    first = max((_rows(name)[1] for name in segments), default=memory.first)
+    if len(segments) >= MOST_SEGMENTS or first > memory.end:
+        segments, first = {}, memory.first
+    if first == memory.end:
+        return segments
+    later = [(at, columns) for at, columns in memory.pieces if at + _length(columns) > first]
+    new = {name: np.concatenate([piece[name][max(0, first - at) :] for at, piece in later]) for name in later[0][1]}
+    data = safetensors.torch.save({name: torch.from_numpy(column) for name, column in new.items()})
+    entry = _describe(data)
+    if not (folder / MEMORY).is_dir():
+        files.make_dir(folder / MEMORY)
+        files.fsync(folder)
+    name = f"rows-{first:012d}-{memory.end:012d}-{entry['sha256'][:16]}.safetensors"
+    files.replace(folder / MEMORY / name, data)
+    return segments | {name: entry}
+
+
+def _segments_before(folder: Path, step: int) -> dict[str, dict[str, Any]]:
+    """Of the newest checkpoint before `step`, whose rows are the first ones of what is remembered now.
+
+    None in a fork, which has no checkpoint yet; and none where one of the files has gone.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        if checkpoint_step(path) >= step:
+            continue
+        with contextlib.suppress(InputError):
+            found = _read_manifest(path).memory
+            whole = all(_size(folder / MEMORY / name) == size for name, (size, _) in found.items())
+            return {name: {"size": size, "sha256": sha256} for name, (size, sha256) in found.items()} if whole else {}
+    return {}
+
+
+def _size(path: Path) -> int | None:
+    return path.lstat().st_size if path.is_file() else None
+
+
+def _length(columns: dict[str, np.ndarray]) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _rows(segment: str) -> tuple[int, int]:
+    found = SEGMENT.fullmatch(segment)
+    assert found
+    return int(found[1]), int(found[2])
 
 
 def refuse_non_finite(policy: dict[str, Tensor]) -> None:
@@ -107,6 +188,7 @@ def sweep(folder: Path) -> None:
         else:
             files.rename(replaced, original)
     files.sweep(folder)
+    files.sweep(folder / MEMORY)
 
 
 def set_aside(folder: Path, step: int) -> None:
@@ -132,17 +214,34 @@ def prune(folder: Path, keep: int, intact: set[Path]) -> None:
             files.rename(path, gone)  # a folder is not removed at once, and half of one must not have its name
             files.remove(gone)
             intact.discard(path)
+    _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    """Remove the segments that no checkpoint names."""
+    if not (folder / MEMORY).is_dir():
+        return
+    named: set[str] = set()
+    for path in list_checkpoints(folder):
+        with contextlib.suppress(InputError):
+            named |= _read_manifest(path).memory.keys()
+    for segment in (folder / MEMORY).iterdir():
+        if segment.name not in named:
+            files.remove(segment)
 
 
 # ---------------------------------------------------------------- reading
 
 
-def load_newest(folder: Path) -> Loaded:
-    """The newest intact checkpoint. Raises InputError if there is none: never a silent fresh start."""
+def load_newest(folder: Path, *, memory: bool = True) -> Loaded:
+    """The newest intact checkpoint. Raises InputError if there is none: never a silent fresh start.
+
+    memory: whether to read the rows of an `Appended`; without them it comes back empty, which is enough to play.
+    """
     warnings: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            step, state = read(path)
+            step, state = read(path, memory=memory)
         except Damaged as damage:
             warnings.append(f"{damage}; this checkpoint was skipped")
             continue
@@ -160,27 +259,32 @@ def find_best(folder: Path) -> Path | None:
     return None
 
 
-def read(path: Path) -> tuple[int, State]:
+def read(path: Path, *, memory: bool = True) -> tuple[int, State]:
     """Step and state. Raises Damaged, or InputError for a checkpoint of another schema."""
-    step, contents = _read_verified(path)
+    step, contents = _read_verified(path, memory=memory)
     try:
-        return step, decode(contents)
+        return step, decode(contents, memory=memory)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
         raise Damaged(f"{path}: its contents make no sense ({error})") from error
 
 
 def _is_intact(path: Path) -> bool:
     try:
-        _read_verified(path)
+        _read_verified(path, memory=True)
     except InputError:
         return False
     return True
 
 
-def _read_verified(path: Path) -> tuple[int, dict[str, bytes]]:
+def _read_verified(path: Path, *, memory: bool) -> tuple[int, dict[str, bytes]]:
     contents = {}
-    for name, (size, sha256) in _read_manifest(path).files.items():
-        data = _read_file(path / name, size)
+    manifest = _read_manifest(path)
+    named = [(path / name, *entry) for name, entry in manifest.files.items()]
+    if memory:
+        named += [(path.parent / MEMORY / name, *entry) for name, entry in manifest.memory.items()]
+    for file, size, sha256 in named:
+        name = file.name
+        data = _read_file(file, size)
         if len(data) != size:
             raise Damaged(f"{path}: {name} has {len(data)} bytes instead of {size}")
         if _sha256(data) != sha256:
@@ -193,8 +297,11 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         manifest = json.loads(_read_file(path / MANIFEST, MANIFEST_LIMIT))
         schema = manifest["schema"]
-        expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        found = Manifest(manifest["step"], bool(manifest["best"]), expected)
+        expected, memory = (
+            {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in named.items()}
+            for named in (manifest["files"], manifest.get("memory", {}))
+        )
+        found = Manifest(manifest["step"], bool(manifest["best"]), expected, memory)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path}: {MANIFEST} makes no sense") from error
     if schema != SCHEMA:
@@ -204,6 +311,8 @@ def _read_manifest(path: Path) -> Manifest:
     # The names are ours: whatever else a manifest names, an absolute or a parent path too, is never opened.
     if expected.keys() != {MODEL, ARRAYS, TREE}:
         raise Damaged(f"{path}: {MANIFEST} names {', '.join(sorted(expected)) or 'no file'}")
+    if not all(map(SEGMENT.fullmatch, memory)):
+        raise Damaged(f"{path}: {MANIFEST} names segments of a memory {', '.join(sorted(memory))}")
     if found.step != checkpoint_step(path):
         raise Damaged(f"{path}: {MANIFEST} says step {found.step}")
     return found
@@ -237,10 +346,39 @@ def encode(state: State) -> dict[str, bytes]:
     }
 
 
-def decode(contents: dict[str, bytes]) -> State:
+def decode(contents: dict[str, bytes], *, memory: bool = True) -> State:
     policy, arrays = _tensors(contents[MODEL]), _tensors(contents[ARRAYS])
-    state = _unpack(json.loads(contents[TREE]), arrays)
+    state = _unpack(json.loads(contents[TREE]), arrays, _pieces(contents) if memory else None)
     return state | {"policy": {name: policy[name] for name in state["policy"]}}
+
+
+def _pieces(contents: dict[str, bytes]) -> Pieces:
+    """The segments in order. Raises ValueError if they do not continue one another."""
+    pieces: Pieces = []
+    at = None
+    for name in sorted(filter(SEGMENT.fullmatch, contents)):
+        first, end = _rows(name)
+        columns = {key: tensor.numpy() for key, tensor in _tensors(contents[name]).items()}
+        if at not in (None, first) or {len(column) for column in columns.values()} != {end - first}:
+            raise ValueError(f"{name} is not what comes after {at}")
+        pieces.append((first, columns))
+        at = end
+    return pieces
+
+
+def _remembered(first: int, end: int, pieces: Pieces | None) -> Appended:
+    """The rows from `first` on: a segment may begin with some that have been forgotten since it was written."""
+    if pieces is None:
+        return Appended(first, end, [])
+    kept: Pieces = []
+    at = first
+    for start, columns in pieces:
+        cut = {name: column[max(0, first - start) :] for name, column in columns.items()}
+        kept.append((max(start, first), cut))
+        at = start + _length(columns)
+    if at != end or (kept and kept[0][0] != first):
+        raise ValueError(f"a memory of the rows {first} to {end} ends at {at}")
+    return Appended(first, end, kept)
 
 
 def _tensors(data: bytes) -> dict[str, Tensor]:
@@ -265,6 +403,8 @@ def _pack(value: Any, path: str, arrays: dict[str, Tensor]) -> Any:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc" and value.dtype.isnative:
         kind = "numpy" if isinstance(value, np.ndarray) else "scalar"
         return {"$": kind, "name": _store(torch.from_numpy(np.array(value, order="C")), path, arrays)}
+    if isinstance(value, Appended):
+        return {"$": "appended", "first": value.first, "end": value.end}
     if isinstance(value, list | tuple):
         items = [_pack(item, f"{path}/{i}", arrays) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"$": "tuple", "items": items}
@@ -282,14 +422,14 @@ def _store(tensor: Tensor, path: str, arrays: dict[str, Tensor]) -> str:
     return path
 
 
-def _unpack(value: Any, arrays: dict[str, Tensor]) -> Any:
+def _unpack(value: Any, arrays: dict[str, Tensor], pieces: Pieces | None) -> Any:
     if isinstance(value, list):
-        return [_unpack(item, arrays) for item in value]
+        return [_unpack(item, arrays, pieces) for item in value]
     if not isinstance(value, dict):
         return value
     match value.get("$"):
         case None:
-            return {key: _unpack(item, arrays) for key, item in value.items()}
+            return {key: _unpack(item, arrays, pieces) for key, item in value.items()}
         case "float":
             return float(value["value"])
         case "torch":
@@ -298,10 +438,12 @@ def _unpack(value: Any, arrays: dict[str, Tensor]) -> Any:
             return arrays[value["name"]].numpy()
         case "scalar":
             return arrays[value["name"]].numpy()[()]
+        case "appended":
+            return _remembered(value["first"], value["end"], pieces)
         case "tuple":
-            return tuple(_unpack(item, arrays) for item in value["items"])
+            return tuple(_unpack(item, arrays, pieces) for item in value["items"])
         case "dict":
-            return {key: _unpack(item, arrays) for key, item in value["items"]}
+            return {key: _unpack(item, arrays, pieces) for key, item in value["items"]}
     raise ValueError(f"an unknown kind {value['$']!r}")
 
 
