@@ -12,6 +12,7 @@ import torch
 from pgcli.errors import InputError, RunError
 from pgcli.runs import checkpoint, files
 from pgcli.runs.checkpoint import Damaged
+from pgcli.types import Appended
 
 
 def same(a, b):
@@ -381,3 +382,225 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_leaves_nothing_half_written(th
     monkeypatch.undo()
     assert sorted(path.name for path in three.iterdir()) == ["step-000000100", "step-000000200", "step-000000300"]
     assert same(checkpoint.load_newest(three).state, state_at(300))
+
+
+# ---------------------------------------------------------------- a memory that only grows
+
+
+def memory_at(end, capacity=10**6, *, first=None):
+    """Row n holds n, 2n and whether n is even; in two pieces, as a ring has them."""
+    first = max(0, end - capacity) if first is None else first
+    n = np.arange(first, end)
+    columns = {"a": n.astype(np.float32), "b": np.stack([2 * n, n], 1), "c": n % 2 == 0}
+    half = (end - first) // 2
+    cuts = [(0, half), (half, end - first)]
+    pieces = [(first + i, {name: c[i:j] for name, c in columns.items()}) for i, j in cuts if i < j]
+    return Appended(first, end, pieces)
+
+
+def remembering(end, capacity=10**6):
+    return {"policy": {"w": torch.full((2,), float(end))}, "collector": {"memory": memory_at(end, capacity), "n": end}}
+
+
+def joined(memory):
+    """Every row, and the numbers of the first and of the one after the last."""
+    assert all(at == before for (at, _), before in zip(memory.pieces[1:], _ends(memory), strict=False))
+    names = sorted(memory.pieces[0][1]) if memory.pieces else []
+    columns = {name: np.concatenate([piece[name] for _, piece in memory.pieces]) for name in names}
+    return memory.first, memory.end, columns
+
+
+def _ends(memory):
+    return [at + len(columns["a"]) for at, columns in memory.pieces]
+
+
+def segments(folder):
+    return sorted(path.name[5:30] for path in (folder / "memory").iterdir())
+
+
+def rows_named(first, end):
+    return f"{first:012d}-{end:012d}"
+
+
+def test_a_checkpoint_writes_only_the_rows_that_the_one_before_it_has_not(tmp_path, monkeypatch):
+    written = {}
+    real = files.write
+    monkeypatch.setattr(files, "write", lambda path, data: written.update({path.name: len(data)}) or real(path, data))
+    for step, end in enumerate((0, 1000, 3000, 3000, 3010)):
+        written.clear()
+        checkpoint.write(tmp_path, step, remembering(end))
+        _, state = checkpoint.read(tmp_path / f"step-{step:09d}")
+        assert same(joined(state["collector"]["memory"]), joined(memory_at(end)))
+    assert segments(tmp_path) == [rows_named(0, 1000), rows_named(1000, 3000), rows_named(3000, 3010)]
+    new = {name: size for name, size in written.items() if "rows-" in name}
+    assert len(new) == 1
+    assert sum(new.values()) < 10 * (4 + 16 + 1) + 400  # ten rows, and a header
+
+
+def test_every_checkpoint_reads_what_was_there_when_it_was_written(tmp_path):
+    ends = (3, 8, 15, 17, 40)
+    for end in ends:
+        checkpoint.write(tmp_path, end, remembering(end, capacity=10))
+    for end in ends:
+        _, state = checkpoint.read(tmp_path / f"step-{end:09d}")
+        assert same(joined(state["collector"]["memory"]), joined(memory_at(end, 10)))
+
+
+def test_segments_that_no_checkpoint_names_any_longer_are_removed(tmp_path):
+    for end in (5, 10, 15, 20):
+        checkpoint.write(tmp_path, end, remembering(end, capacity=10), best=end == 5)
+        checkpoint.prune(tmp_path, 1, set())
+    # 20 has the rows from 10 on, 5 is the best; 10 and 15 are gone, and so are the rows 5 to 10.
+    assert steps(tmp_path) == [5, 20]
+    assert segments(tmp_path) == [rows_named(0, 5), rows_named(10, 15), rows_named(15, 20)]
+    for step in (5, 20):
+        checkpoint.read(tmp_path / f"step-{step:09d}")
+
+
+def test_what_was_wholly_overwritten_since_the_last_checkpoint_is_never_written(tmp_path):
+    checkpoint.write(tmp_path, 1, remembering(5, capacity=10))
+    checkpoint.write(tmp_path, 2, remembering(95, capacity=10))
+    assert segments(tmp_path) == [rows_named(0, 5), rows_named(85, 95)]
+
+
+def test_too_many_segments_become_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MOST_SEGMENTS", 4)
+    for end in range(1, 8):
+        checkpoint.write(tmp_path, end, remembering(end))
+        checkpoint.prune(tmp_path, 1, set())
+    assert segments(tmp_path) == [rows_named(0, 5), rows_named(5, 6), rows_named(6, 7)]
+    assert same(joined(checkpoint.load_newest(tmp_path).state["collector"]["memory"]), joined(memory_at(7)))
+
+
+def test_as_many_segments_as_there_may_be_fit_into_a_manifest(tmp_path):
+    for end in range(1, checkpoint.MOST_SEGMENTS + 1):
+        checkpoint.write(tmp_path, end, remembering(end))
+        checkpoint.prune(tmp_path, 1, {tmp_path / f"step-{end:09d}"})
+    assert len(segments(tmp_path)) == checkpoint.MOST_SEGMENTS
+    assert checkpoint.load_newest(tmp_path).step == checkpoint.MOST_SEGMENTS
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "emptied", "removed", "replaced by a folder", "linked", "a bit flipped"]
+)
+def test_a_damaged_segment_damages_those_that_name_it_and_the_one_before_them_is_used(tmp_path, damage):
+    for end in (100, 200, 300):
+        checkpoint.write(tmp_path, end, remembering(end))
+    path = next((tmp_path / "memory").glob(f"*{rows_named(100, 200)}*"))
+    match damage:
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "emptied":
+            path.write_bytes(b"")
+        case "removed":
+            path.unlink()
+        case "replaced by a folder":
+            path.unlink()
+            path.mkdir()
+        case "linked":
+            shutil.move(path, tmp_path / "elsewhere")
+            path.symlink_to(tmp_path / "elsewhere")
+        case "a bit flipped":
+            flip(path, -1)
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded.step == 100
+    assert same(joined(loaded.state["collector"]["memory"]), joined(memory_at(100)))
+    assert len(loaded.warnings) == 2
+    assert all(path.name in warning for warning in loaded.warnings)
+    # To play, a policy needs none of it.
+    assert checkpoint.load_newest(tmp_path, memory=False).step == 300
+
+    checkpoint.set_aside(tmp_path, 100)
+    checkpoint.write(tmp_path, 200, remembering(200))
+    assert same(joined(checkpoint.load_newest(tmp_path).state["collector"]["memory"]), joined(memory_at(200)))
+
+
+@pytest.mark.parametrize("damage", ["removed", "truncated"])
+def test_a_segment_that_has_visibly_gone_is_written_again_with_the_next_checkpoint(tmp_path, damage):
+    checkpoint.write(tmp_path, 100, remembering(100))
+    path = next((tmp_path / "memory").iterdir())
+    path.unlink() if damage == "removed" else path.write_bytes(b"x")
+    checkpoint.write(tmp_path, 200, remembering(200))
+    assert checkpoint.load_newest(tmp_path).step == 200
+
+
+def test_a_memory_is_not_read_where_it_is_not_asked_for(tmp_path, monkeypatch):
+    checkpoint.write(tmp_path, 100, remembering(100))
+    opened = []
+    real = checkpoint._read_file
+    monkeypatch.setattr(checkpoint, "_read_file", lambda file, limit: opened.append(file.name) or real(file, limit))
+    state = checkpoint.load_newest(tmp_path, memory=False).state
+    assert sorted(opened) == sorted(NAMES)
+    assert state["collector"]["n"] == 100
+    assert state["collector"]["memory"].pieces == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../step-000000200/model.safetensors", "/etc/hostname", "rows-0-1-0.safetensors", f"../rows-{'0' * 12}", ""],
+)
+def test_a_manifest_that_names_another_file_as_a_segment_is_refused_and_the_file_not_opened(three, name, monkeypatch):
+    path = three / "step-000000300"
+    rewrite_manifest(path, lambda manifest: manifest.update(memory={name: {"size": 1, "sha256": "0"}}))
+    opened = []
+    real = checkpoint._read_file
+    monkeypatch.setattr(checkpoint, "_read_file", lambda file, limit: opened.append(file.name) or real(file, limit))
+    with pytest.raises(Damaged, match="names"):
+        checkpoint.read(path)
+    assert opened == ["MANIFEST.json"]
+
+
+@pytest.mark.parametrize("change", ["none", "first", "last", "middle", "renamed"])
+def test_a_manifest_that_leaves_out_a_segment_is_refused(tmp_path, change):
+    for end in (100, 200, 300):
+        checkpoint.write(tmp_path, end, remembering(end))
+
+    def leave_out(manifest):
+        names = sorted(manifest["memory"])
+        gone = {"none": names, "first": names[:1], "middle": names[1:2], "last": names[2:], "renamed": names[2:]}
+        for name in gone[change]:
+            entry = manifest["memory"].pop(name)
+        if change == "renamed":
+            new = name.replace("300", "400")
+            (tmp_path / "memory" / name).rename(tmp_path / "memory" / new)
+            manifest["memory"][new] = entry
+
+    rewrite_manifest(tmp_path / "step-000000300", leave_out)
+    with pytest.raises(Damaged, match="make no sense"):
+        checkpoint.read(tmp_path / "step-000000300")
+
+
+def test_two_memories_in_one_state_are_refused(tmp_path):
+    state = {"policy": {}, "a": memory_at(3), "b": [memory_at(4)]}
+    with pytest.raises(TypeError, match="2 memories"):
+        checkpoint.write(tmp_path, 1, state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_killed_at_any_operation_leaves_the_old_memory_or_the_new(tmp_path, dies_at):
+    for torn in (False, True):
+        for n in range(1, 100):
+            folder = tmp_path / f"{n}{torn}"
+            folder.mkdir()
+            for end in (10, 20):
+                checkpoint.write(folder, end, remembering(end, capacity=15))
+
+            def work(start, folder=folder):
+                start()
+                checkpoint.write(folder, 30, remembering(30, capacity=15))
+                checkpoint.prune(folder, 1, set())
+
+            killed = dies_at(n, work, torn=torn)
+            checkpoint.sweep(folder)
+            loaded = checkpoint.load_newest(folder)
+            assert loaded.warnings == []
+            assert same(joined(loaded.state["collector"]["memory"]), joined(memory_at(loaded.step, 15)))
+            checkpoint.write(folder, 40, remembering(40, capacity=15))
+            checkpoint.prune(folder, 1, set())
+            assert same(joined(checkpoint.load_newest(folder).state["collector"]["memory"]), joined(memory_at(40, 15)))
+            assert not list(folder.rglob(".tmp-*"))
+            named = json.loads((folder / "step-000000040" / "MANIFEST.json").read_text())["memory"]
+            assert sorted(named) == sorted(path.name for path in (folder / "memory").iterdir())
+            if not killed:
+                break
+        assert 20 < n < 100

@@ -199,6 +199,7 @@ def set_aside(folder: Path, step: int) -> None:
             if aside.exists():
                 files.remove(aside)
             files.rename(path, aside)
+    _forget(folder)
 
 
 def prune(folder: Path, keep: int, intact: set[Path]) -> None:
