@@ -169,6 +169,13 @@ class ActionValues:
 
 
 @dataclass(frozen=True)
+class ActionTable:
+    """Q(s, a) as the entries of a table, (S, n): the policy's only parameter."""
+
+    meaning: ClassVar[str] = "a table of action values"
+
+
+@dataclass(frozen=True)
 class ActorWithQ:
     """An actor of bounded real actions, deterministic or reparameterised, and `critics` of Q(s, a) beside it."""
 
@@ -184,7 +191,7 @@ class Acting:
     meaning: ClassVar[str] = "parameters to search over"
 
 
-Needs: TypeAlias = Stochastic | ActionValues | ActorWithQ | Acting
+Needs: TypeAlias = Stochastic | ActionValues | ActionTable | ActorWithQ | Acting
 """What an algorithm asks of its policy. A policy class says in `offers` which of them it can be."""
 
 
@@ -385,10 +392,27 @@ class Transitions:
     next_actions: Tensor = ABSENT
     """The actions that will be taken in `next_observations`, where the collector has chosen them (SARSA)."""
     weights: Tensor = ABSENT
-    """They sum to one. ABSENT: all alike."""
+    """How much each counts in a loss. ABSENT: all alike, and together one."""
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Of a quantity of each transition, (B,), by their weights: a scalar."""
+        return x.mean() if self.weights is ABSENT else (x * self.weights).sum()
+
+
+@dataclass
+class Steps:
+    """What a collector of fresh transitions hands on: one step of each environment."""
+
+    transitions: Transitions
+    episodes: list[Episode]
+    """Those that finished with it."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.transitions)
 
 
 class Replay(Protocol):

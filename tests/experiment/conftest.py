@@ -110,6 +110,7 @@ def assert_same_end(run, straight, *, rows=True):
     assert newest.name == reference.name
     for name in ("model.safetensors", "state.safetensors"):
         assert (newest / name).read_bytes() == (reference / name).read_bytes(), name
+    assert memory_of(newest) == memory_of(reference)
     steps = [row["step"] for row in lines_of_metrics(run.path)]
     assert steps == sorted(set(steps))
     if rows:
@@ -117,6 +118,12 @@ def assert_same_end(run, straight, *, rows=True):
     assert lines_of_episodes(run.path) == lines_of_episodes(straight.path)
     assert run.info["steps"] == straight.info["steps"]
     assert run.status == straight.status == "completed"
+
+
+def memory_of(path):
+    """The segments that a checkpoint names, with their bytes."""
+    named = json.loads((path / "MANIFEST.json").read_text()).get("memory", {})
+    return {name: (path.parent / "memory" / name).read_bytes() for name in named}
 
 
 def killed_copy(run, target, *, after):

@@ -17,6 +17,10 @@ SORT = ("env=sort", *TRANSFORMER)
 EPISODES = ("algo.num_episodes=4", "env.max_episode_steps=50", MLP)
 GROUPS = ("algo.num_groups=2", "algo.group_size=2", "env.max_episode_steps=50", MLP)
 CANDIDATES = ("algo.num_episodes=2", "env.max_episode_steps=50")
+REPLAY = (
+    "algo.num_envs=2", "algo.num_steps=5", "algo.gradient_steps=2", "algo.batch_size=8", "algo.learning_starts=50",
+    "algo.capacity=500", MLP,
+)  # fmt: skip
 EXPERIMENTS = {
     "vanilla_pg": ("algo=vanilla_pg", *EPISODES),
     "reinforce": ("algo=reinforce", *EPISODES),
@@ -34,6 +38,8 @@ EXPERIMENTS = {
     "es": ("algo=es", "algo.population=4", *CANDIDATES, MLP),
     "ga": ("algo=ga", "algo.population=5", *CANDIDATES, MLP),
     "nelder_mead": ("algo=nelder_mead", *CANDIDATES),
+    "dqn": ("algo=dqn", *REPLAY),
+    "sarsa": ("algo=sarsa", "env=frozen_lake", "algo.num_envs=4"),
     "sft": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
 }
 KILLED = -signal.SIGKILL
@@ -87,13 +93,13 @@ def test_a_process_killed_before_its_first_update_and_one_killed_after_its_last_
     assert_same_end(after, straight)
 
 
-@pytest.mark.parametrize("name", ["grpo", "sft"])
+@pytest.mark.parametrize("name", ["grpo", "sft", "dqn"])
 def test_a_process_killed_at_any_operation_of_a_checkpoint_is_resumed_to_the_same_bytes(pgcli, tmp_path, name):
     straight, notes = tmp_path / "straight", tmp_path / "notes"
     third = {"save": 3}  # the first one is of step 0; this one removes another
     assert pgcli.run(*train(name, straight, steps=900), watch_save=third | {"note": str(notes)}).code == 0
     operations = [line.split()[0] for line in notes.read_text().splitlines()]
-    assert operations.count("write") == 4
+    assert operations.count("write") == 4 + (name == "dqn")  # its new transitions
     assert operations.count("fsync") >= 8
     assert operations.count("rename") >= 2
 

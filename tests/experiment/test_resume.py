@@ -20,6 +20,10 @@ EPISODES = ("algo.num_episodes=4", "env.max_episode_steps=50", MLP)
 SEGMENTS = ("algo.num_envs=4", "algo.num_steps=32", MLP)
 GROUPS = ("algo.num_groups=2", "algo.group_size=2", "env.max_episode_steps=50", MLP)
 CANDIDATES = ("algo.num_episodes=2", "env.max_episode_steps=50")
+REPLAY = (
+    "algo.num_steps=10", "algo.gradient_steps=3", "algo.batch_size=8", "algo.learning_starts=50", "algo.capacity=400",
+    MLP,
+)  # fmt: skip
 NORMALISED = ("env.normalise.observations=true", "env.normalise.rewards=true")
 MEMORY = ("env=cartpole_positions", "policy.hidden=8", "env.max_episode_steps=50")
 SORT = ("env=sort", *TRANSFORMER)
@@ -77,6 +81,19 @@ EXPERIMENTS = {
     ),
     "nelder_mead": ("algo=nelder_mead", *CANDIDATES, "algo.tolerance=0.3"),
     "nelder_mead on pendulum": ("algo=nelder_mead", "env=pendulum", "algo.fresh_seeds=false", *CANDIDATES),
+    "dqn": ("algo=dqn", *REPLAY),
+    "dqn with all its options": (
+        "algo=dqn", *REPLAY, "algo.double=true", "algo.loss=squared", "algo.target_period=1", "algo.target_tau=0.1",
+        "algo.num_envs=3", "algo.capacity=170", "algo.epsilon_steps=400",
+    ),
+    "dqn, normalised": ("algo=dqn", *REPLAY, *NORMALISED),
+    "dqn in Gymnasium": ("algo=dqn", "env=CartPole-v1", *REPLAY),
+    "dqn of images": (
+        "algo=dqn", "env=probe_image", *(word for word in REPLAY if word != MLP), "policy.channels=[2,2]",
+    ),
+    "q_learning": ("algo=q_learning", "env=frozen_lake", "algo.num_envs=4", "algo.schedule=robbins_monro"),
+    "sarsa": ("algo=sarsa", "env=taxi", "algo.num_envs=4", "algo.epsilon_steps=700"),
+    "a2c with a table": ("algo=a2c", "env=frozen_lake", "policy=tabular", "algo.num_envs=4", "algo.num_steps=32"),
     "sft on sort": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),

@@ -6,7 +6,7 @@ An algorithm hands over its `loss(policy, batch, noise) -> (total, terms)`, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -22,7 +22,8 @@ from pgcli.types import Batch, Distribution, Metrics, Rollout, State, each_tenso
 
 Terms: TypeAlias = dict[str, Tensor]
 """What a loss reports of itself: 0-d tensors, by metric key."""
-Loss: TypeAlias = Callable[[Any, Batch, None], tuple[Tensor, Terms]]
+Loss: TypeAlias = Callable[[Any, Any, None], tuple[Tensor, Terms]]
+"""Of a policy function, a `Batch` or `Transitions`, and noise."""
 
 METRICS = {
     "loss/total": "what was minimised, averaged over the update's gradient steps",
@@ -89,10 +90,20 @@ class Updater:
         self.steps += int(batch.mask.sum())
         self.updates += 1
         batch = by_unit(self.policy, batch)
+        return self._descend(loss, self._pieces(batch, epochs, minibatches), learning_rate, target_kl)
+
+    def draws(self, loss: Loss, batches: Iterable[Any], *, steps: int) -> Metrics:
+        """A gradient step on each of the batches, as they come; `steps`: actions taken since the last update."""
+        learning_rate = self._learning_rate()
+        self.steps += steps
+        self.updates += 1
+        return self._descend(loss, batches, learning_rate, None)
+
+    def _descend(self, loss: Loss, pieces: Iterable[Any], learning_rate: float, target_kl: float | None) -> Metrics:
         evaluate = self.policy.once_differentiable()
         steps: list[list[float]] = []
         names: list[str] = []
-        for piece in self._pieces(batch, epochs, minibatches):
+        for piece in pieces:
             total, terms = loss(evaluate, piece, None)
             self.gradient.zero_()
             total.backward()

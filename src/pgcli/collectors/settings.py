@@ -63,6 +63,12 @@ class Generations(Candidates):
         return self.population * self.num_episodes
 
 
+class Fresh(Settings):
+    """For `transitions`: single steps, learned from at once and forgotten."""
+
+    num_envs: int = Field(ge=1, description="environments stepped side by side: one step of each per update")
+
+
 class Replay(Settings):
     """For `replay`: a memory of transitions, from which minibatches are drawn."""
 

@@ -11,6 +11,7 @@ Source: Engstrom et al. 2020, section 3; as in OpenAI Baselines' VecNormalize.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from pydantic import Field
@@ -68,7 +69,8 @@ class Normalised:
     """A `VectorEnvironment` around another. While `frozen`, the statistics are used but not updated: for evaluation."""
 
     def __init__(self, environment: VectorEnvironment, config: Normalisation) -> None:
-        self.spec = environment.spec
+        # What is normalised is no longer the one-hot vector of a state.
+        self.spec = replace(environment.spec, states=None) if config.observations else environment.spec
         self.num_envs = environment.num_envs
         self.frozen = False
         self._environment = environment

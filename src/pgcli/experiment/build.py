@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils import vector_to_parameters
 
+from pgcli import algorithms
 from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DemonstrationCollector
@@ -18,6 +20,7 @@ from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
 from pgcli.collectors.population import PopulationCollector
 from pgcli.collectors.replay import ReplayCollector
 from pgcli.collectors.steps import SegmentCollector
+from pgcli.collectors.transitions import TransitionCollector
 from pgcli.environments.normalise import statistics, use_statistics, wrap
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
@@ -74,7 +77,7 @@ def build(config: ExperimentConfig, *, initial_policy: State | None = None) -> P
     way = _pair(config, algorithm_class, world)
 
     environment = world.make(environment_class, config, world.rows(config, way))
-    _check_actions(config, algorithm_class, environment.spec)
+    _check_actions(config, algorithm_class, environment.spec, world)
 
     policy = _policy(config, algorithm_class, environment.spec)
     if initial_policy is not None:
@@ -121,7 +124,7 @@ def _rows(config: ExperimentConfig, way: str) -> int:
     """How many environments are stepped side by side."""
     algo: Any = config.algo
     match way:
-        case "segments" | "replay":
+        case "segments" | "replay" | "transitions":
             return algo.num_envs
         case "gradients":
             return 1  # it only tells what there is to observe and to do: the workers have their own
@@ -166,6 +169,11 @@ def _player(environment: Any, device: torch.device) -> Player:
 def _segments(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
     algo: Any = config.algo
     return SegmentCollector(environment, num_steps=algo.num_steps, seed=config.seed, device=device)
+
+
+def _transitions(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+    algo: Any = config.algo
+    return TransitionCollector(environment, looks_ahead=algo.looks_ahead, seed=config.seed, device=device)
 
 
 def _replay(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
@@ -260,6 +268,7 @@ WORLDS = {
             "gradients": _gradients,
             "population": _population,
             "replay": _replay,
+            "transitions": _transitions,
         },
     ),
     "text": World(
@@ -289,7 +298,7 @@ def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
             return way
     raise InputError(
         f"algo={config.algo.name} learns from {' or '.join(ways)}, "
-        f"env={config.env.name} offers {', '.join(world.collectors)}"
+        f"env={config.env.name} offers {', '.join(world.collectors)}: try algo={_fitting(world)}"
     )
 
 
@@ -313,12 +322,23 @@ def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
     )
 
 
-def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec) -> None:
+def _fitting(world: World, kind: str | None = None) -> str:
+    """The built-in algorithms that can learn in a world, from actions of a kind: `ddpg, ppo or sac`."""
+    names = [module.name for module in iter_modules(algorithms.__path__) if not module.name.startswith("_")]
+    classes: dict[str, Any] = {name: find("algo", name) for name in names}
+    fit = [
+        name for name, found in classes.items()
+        if set(found.collects) & set(world.collectors) and (kind is None or kind in found.actions)
+    ]  # fmt: skip
+    return " or ".join(filter(None, [", ".join(fit[:-1]), fit[-1]]))
+
+
+def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec, world: World) -> None:
     kind = "continuous" if isinstance(getattr(spec, "actions", None), Continuous) else "discrete"
     if kind not in algorithm_class.actions:
         raise InputError(
             f"algo={config.algo.name} is for {' or '.join(algorithm_class.actions)} actions; "
-            f"those of env={getattr(config.env, 'id', config.env.name)} are {kind}"
+            f"those of env={getattr(config.env, 'id', config.env.name)} are {kind}: try algo={_fitting(world, kind)}"
         )
 
 

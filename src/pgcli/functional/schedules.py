@@ -16,6 +16,15 @@ def linear(initial: float, *, progress: float) -> float:
     return initial * max(0.0, 1.0 - progress)
 
 
+def between(start: float, end: float, *, progress: float) -> float:
+    """From `start` to `end` in a straight line, and `end` from then on.
+
+    Args:
+        progress: from 0 at the start to 1 at the end, and beyond.
+    """
+    return start + (end - start) * min(1.0, progress)
+
+
 def robbins_monro(k: int, *, c: float, offset: float) -> float:
     """A rate that forgets its start and averages its noise away.
 

@@ -11,16 +11,17 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from pgcli.policies.acting import Actor, ModuleCrowd, outputs_of
+from pgcli.policies.action_values import ActionValueNetwork, count_actions
 from pgcli.policies.actor_critic import ACTIVATIONS, ActorCritic, control_spec, initialise
 from pgcli.policies.heads import make_head
 from pgcli.settings import Settings
-from pgcli.types import Acting, Needs, Spec, Stochastic
+from pgcli.types import Acting, ActionValues, Needs, Spec, Stochastic
 
 
 class CNN(ActorCritic):
     """Convolutions of 3x3 with stride 2, then one dense layer; actor and critic separate."""
 
-    offers: ClassVar = (Stochastic, Acting)
+    offers: ClassVar = (Stochastic, ActionValues, Acting)
 
     class Config(Settings):
         name: Literal["cnn"]
@@ -31,8 +32,14 @@ class CNN(ActorCritic):
         initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> CNN | Actor:
+    def make(
+        cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator
+    ) -> CNN | ActionValueNetwork | Actor:
         match needs:
+            case ActionValues():
+                spec = control_spec(spec, config.name, dimensions=3)
+                actions = count_actions(spec, config.name)
+                return ActionValueNetwork(_network(spec.observation_shape, config, actions, 1.0, generator))
             case Acting():
                 spec = control_spec(spec, config.name, dimensions=3)
                 network = _network(spec.observation_shape, config, outputs_of(spec.actions), 0.01, generator)

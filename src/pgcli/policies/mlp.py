@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pgcli.policies.acting import Actor, PerceptronCrowd, outputs_of
+from pgcli.policies.action_values import ActionValueNetwork, count_actions
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork, control_spec, initialise
 from pgcli.policies.heads import make_head
 from pgcli.settings import Settings
-from pgcli.types import ABSENT, Acting, Evaluation, Needs, PolicyFunction, Spec, Stochastic
+from pgcli.types import ABSENT, Acting, ActionValues, Evaluation, Needs, PolicyFunction, Spec, Stochastic
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LARGE = 2**21
@@ -32,7 +33,7 @@ class MLP(ActorCritic):
     (Andrychowicz et al. 2021: separate networks and a small last policy layer are what matters most.)
     """
 
-    offers: ClassVar = (Stochastic, Acting)
+    offers: ClassVar = (Stochastic, ActionValues, Acting)
 
     class Config(Settings):
         name: Literal["mlp"]
@@ -42,8 +43,15 @@ class MLP(ActorCritic):
         initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> MLP | Actor:
+    def make(
+        cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator
+    ) -> MLP | ActionValueNetwork | Actor:
         match needs:
+            case ActionValues():
+                spec = control_spec(spec, config.name, dimensions=1)
+                actions = count_actions(spec, config.name)
+                network = Perceptron(spec.observation_shape[0], config, actions, 1.0, generator)
+                return ActionValueNetwork(network, network.arrays, network.as_one_node)
             case Acting():
                 spec = control_spec(spec, config.name, dimensions=1)
                 sizes = (spec.observation_shape[0], *config.hidden, outputs_of(spec.actions))
@@ -92,6 +100,9 @@ class Perceptron(nn.Module):
         self.activation = config.activation
         gains = [math.sqrt(2)] * len(config.hidden) + [last_gain]
         initialise(layers, gains, orthogonal=config.orthogonal, generator=generator)
+        self._tensors: list[Tensor] = list(
+            self.parameters()
+        )  # to walk through the modules takes longer than a small layer
 
     def forward(self, x: Tensor) -> Tensor:
         activation = torch.tanh if self.activation == "tanh" else torch.relu
@@ -102,7 +113,12 @@ class Perceptron(nn.Module):
 
     def tensors(self) -> list[Tensor]:
         """Weight and bias of each layer in turn."""
-        return list(self.parameters())
+        return self._tensors
+
+    def as_one_node(self) -> Callable[[Tensor], Tensor]:
+        """The same network on the same weights, for a gradient step."""
+        weights = self.tensors()
+        return lambda x: Perceptrons.apply(x, 1, self.activation, *weights)[0]
 
     def arrays(self) -> ArrayNetwork:
         """The same network on the same weights in NumPy: without torch's few microseconds an operation."""

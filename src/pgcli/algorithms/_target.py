@@ -1,0 +1,31 @@
+"""A target network: a copy of the policy that follows it at a distance."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor
+
+from pgcli.functional.value_based import follow
+
+
+class Target:
+    """Called like the policy. Its parameters are views of one buffer, as the `Updater`'s are."""
+
+    def __init__(self, policy: Any, flat: Tensor) -> None:
+        self.flat = flat.clone()
+        module = copy.deepcopy(policy).requires_grad_(False)
+        at = 0
+        for p in module.parameters():
+            p.grad = None
+            p.data = self.flat[at : at + p.numel()].view_as(p)
+            at += p.numel()
+        self._evaluate = module.once_differentiable()
+
+    def __call__(self, observations: Tensor) -> Any:
+        return self._evaluate(observations)
+
+    def follow(self, online: Tensor, *, tau: float) -> None:
+        """Towards the policy's parameters, (P,): all the way if `tau` is 1."""
+        follow(self.flat, online, tau=tau)

@@ -1,0 +1,93 @@
+"""Transitions: one step of every environment at a time, learned from at once and forgotten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.types import ABSENT, Episode, State, Steps, Transitions, VectorEnvironment
+
+
+class TransitionCollector:
+    """Steps `env` once a call; an environment whose episode ends is reset at once with a new seed.
+
+    looks_ahead: choose the next action with the present policy, hand it on as `next_actions`, and take it the next
+        time: Sutton & Barto 2018, section 6.4. Otherwise an action is chosen when it is taken: section 6.5.
+    """
+
+    def __init__(self, env: VectorEnvironment, *, looks_ahead: bool, seed: int, device: torch.device) -> None:
+        self.env, self.looks_ahead, self.seed, self.device = env, looks_ahead, seed, device
+        self.generator = numpy_generator(seed, "actions")
+        self.begun = 0  # episodes so far: the next one's number, and so its seed
+        self.returns = np.zeros(env.num_envs)
+        self.lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self.seeds = np.zeros(env.num_envs, dtype=np.int64)
+        self.observations: np.ndarray | None = None
+        self.chosen: np.ndarray | None = None  # actions that were chosen ahead
+        self.fresh = np.ones(env.num_envs, dtype=bool)  # rows whose episode has only begun: nothing was chosen
+
+    def collect(self, policy: Any) -> Steps:
+        """One transition of each environment, (num_envs,)."""
+        if self.observations is None:
+            self.observations = self._reset(np.arange(self.env.num_envs))
+        sampler, observations = policy.sampler(), self.observations
+        actions = self.chosen
+        if actions is None or self.fresh.any():
+            new = self._choose(sampler, observations)
+            actions = new if actions is None else np.where(self.fresh, new, actions)
+        step = self.env.step(actions)
+        self.chosen = self._choose(sampler, step.observations) if self.looks_ahead else None
+        transitions = Transitions(
+            observations=self._tensor(observations), actions=self._tensor(actions),
+            rewards=self._tensor(step.rewards.astype(np.float32)),
+            # A copy: an environment may hand out the array that it keeps, and rows of it are about to be reset.
+            next_observations=self._tensor(step.observations.copy()), terminated=self._tensor(step.terminated),
+            next_actions=ABSENT if self.chosen is None else self._tensor(self.chosen),
+        )  # fmt: skip
+        self.returns += step.task_rewards
+        self.lengths += 1
+        self.fresh = step.terminated | step.truncated
+        self.observations = step.observations
+        episodes: list[Episode] = []
+        if self.fresh.any():
+            rows = np.flatnonzero(self.fresh)
+            finished = (self.returns[rows].tolist(), self.lengths[rows].tolist(), self.seeds[rows].tolist())
+            episodes = list(map(Episode, *finished))
+            self.observations = step.observations.copy()
+            self.observations[rows] = self._reset(rows)
+        return Steps(transitions, episodes)
+
+    def _choose(self, sampler: Any, observations: np.ndarray) -> np.ndarray:
+        return sampler.act(observations, sampler.noise(self.generator, (len(observations),)))[0]
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _reset(self, rows: np.ndarray) -> np.ndarray:
+        seeds = episode_seeds(self.seed, "train", range(self.begun, self.begun + len(rows)))
+        self.begun += len(rows)
+        self.returns[rows], self.lengths[rows], self.seeds[rows] = 0.0, 0, seeds
+        return self.env.reset(rows, seeds)
+
+    def state_dict(self) -> State:
+        return {
+            "begun": self.begun,
+            "generator": self.generator.bit_generator.state,
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "seeds": self.seeds,
+            "observations": self.observations,
+            "chosen": self.chosen,
+            "fresh": self.fresh,
+            "env": self.env.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.begun = state["begun"]
+        self.generator.bit_generator.state = state["generator"]
+        self.returns[:], self.lengths[:], self.seeds[:] = state["returns"], state["lengths"], state["seeds"]
+        self.observations, self.chosen, self.fresh = state["observations"], state["chosen"], state["fresh"]
+        self.env.load_state_dict(state["env"])

@@ -1,0 +1,69 @@
+"""Temporal differences of action values: what Q(s, a) is moved towards. Sutton & Barto 2018, chapter 6."""
+
+from torch import Tensor
+
+
+def bellman_target(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamma: float) -> Tensor:
+    """r + gamma V(s'), and r alone where the task ended. What V is makes the method.
+
+        max_a Q(s', a)                            Q-learning (Watkins 1989), DQN with Q of the target network
+        Q_target(s', argmax_a Q(s', a))           double DQN (van Hasselt et al. 2016, eq. 4)
+        Q(s', a'),  a' the action taken next      SARSA (Rummery & Niranjan 1994)
+        sum_a pi(a | s') Q(s', a)                 expected SARSA (van Seijen et al. 2009, eq. 5)
+
+    Args:
+        rewards, next_values, terminated: (B,). A truncated episode is bootstrapped like any other.
+
+    Returns: (B,).
+    """
+    return rewards + gamma * next_values * ~terminated
+
+
+def epsilon_greedy(action_values: Tensor, epsilon: float) -> Tensor:
+    """Probabilities of the actions: `epsilon` is spread over all of them, the rest over the best.
+
+        pi(a | s) = epsilon / n + (1 - epsilon) [a in argmax Q] / |argmax Q|
+
+    Args:
+        action_values: (..., n).
+
+    Returns: (..., n).
+    """
+    best = (action_values == action_values.amax(-1, keepdim=True)).to(action_values.dtype)
+    return epsilon / action_values.shape[-1] + (1 - epsilon) * best / best.sum(-1, keepdim=True)
+
+
+def select(action_values: Tensor, actions: Tensor) -> Tensor:
+    """Q(s, a) of the actions that were taken: (B, n), (B,) -> (B,)."""
+    return action_values.gather(-1, actions[:, None]).squeeze(-1)
+
+
+def huber(errors: Tensor, *, threshold: float = 1.0) -> Tensor:
+    """e^2 / 2 near zero, and |e| - 1/2 (times the threshold) beyond it: the gradient is the error, clipped.
+
+    Source: Huber 1964. With a threshold of 1 its gradient is Mnih et al. 2015's "error term clipped to [-1, 1]".
+    """
+    near = errors.abs().clamp(max=threshold)
+    return near * (errors.abs() - near / 2)
+
+
+def squared(errors: Tensor) -> Tensor:
+    """e^2 / 2, so that the gradient is the error itself."""
+    return errors.square() / 2
+
+
+def follow(target: Tensor, online: Tensor, *, tau: float) -> None:
+    """Move the target network's parameters, in place: target <- (1 - tau) target + tau online.
+
+    tau = 1 copies them (Mnih et al. 2015); a small one averages (Polyak; Lillicrap et al. 2016).
+    """
+    target.lerp_(online, tau)
+
+
+def visit_step_sizes(visits: Tensor, *, c: float, offset: float) -> Tensor:
+    """c / (k + offset) for the k-th visit of each state-action pair: what the convergence theorems ask for.
+
+    Every pair has a schedule of its own, sum = infinity and sum of squares < infinity (Robbins & Monro 1951; Watkins &
+    Dayan 1992, theorem; Jaakkola et al. 1994).
+    """
+    return c / (visits + offset)

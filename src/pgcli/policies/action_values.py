@@ -1,0 +1,102 @@
+"""Q(s, a) of all actions at once, for methods that learn values and act by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pgcli.errors import InputError
+from pgcli.functional.value_based import epsilon_greedy
+from pgcli.policies.actor_critic import ArrayNetwork
+from pgcli.types import ControlSpec, Discrete
+
+ActionValueFunction = Callable[[Tensor], Tensor]
+
+
+class ActionValueNetwork(nn.Module):
+    """A policy that takes an action of the highest value.
+
+    Args:
+        network: observations (B, *shape) -> Q(s, a), (B, n).
+        arrays: the same in NumPy, if it is cheap enough to be worth it: a function that returns one, so that it always
+            reads the present weights.
+        single_node: the same for a gradient step, as one node of the graph; None: the network itself.
+    """
+
+    unit = "action"
+    has_critic = False
+
+    def __init__(
+        self, network: nn.Module, arrays: Callable[[], ArrayNetwork] | None = None,
+        single_node: Callable[[], ActionValueFunction] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network = network
+        self._arrays, self._single_node = arrays, single_node
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Q(s, a), (B, n)."""
+        return self.network(observations)
+
+    def once_differentiable(self) -> ActionValueFunction:
+        """The same for a gradient step, where a faster one exists. A test holds the two together."""
+        return self._single_node() if self._single_node else self
+
+    def exploring(self, epsilon: float) -> Exploring:
+        """The policy that takes any action with probability `epsilon`, and else one of the best."""
+        return Exploring(self, epsilon)
+
+    def sampler(self, epsilon: float = 0.0) -> EpsilonGreedy:
+        return EpsilonGreedy(self._arrays() if self._arrays else self._through_torch, epsilon)
+
+    @torch.no_grad()
+    def _through_torch(self, observations: np.ndarray) -> np.ndarray:
+        device = next(self.parameters()).device
+        return self.network(torch.from_numpy(observations).to(device)).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Exploring:
+    """Who acts while values are learned."""
+
+    policy: ActionValueNetwork
+    epsilon: float
+
+    def sampler(self) -> EpsilonGreedy:
+        return self.policy.sampler(self.epsilon)
+
+
+class EpsilonGreedy:
+    """Draws actions in NumPy: exactly `functional.value_based.epsilon_greedy`, ties broken evenly."""
+
+    def __init__(self, network: ArrayNetwork, epsilon: float) -> None:
+        self.network, self.epsilon = network, epsilon
+
+    def act(self, observations: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """(N, *shape) -> actions, (N,) int64, and the action values, (N, n). Without noise the first of the best."""
+        values = self.network(observations)
+        if noise is None:
+            return values.argmax(-1), values
+        # Evenly among the best ones, or among all.
+        allowed = (values == values.max(-1, keepdims=True)) | (noise[:, :1] < self.epsilon)
+        counts = allowed.cumsum(-1)
+        return (counts > noise[:, 1:] * counts[:, -1:]).argmax(-1), values
+
+    def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Uniform on [0, 1), (*shape, 2): whether to explore, and which of the allowed actions to take."""
+        return generator.random((*shape, 2))
+
+    @torch.no_grad()
+    def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        return epsilon_greedy(outputs, self.epsilon).gather(-1, actions[..., None]).squeeze(-1).log()
+
+
+def count_actions(spec: ControlSpec, policy: str) -> int:
+    """How many there are. Raises InputError where they cannot be counted."""
+    if not isinstance(spec.actions, Discrete):
+        raise InputError(f"policy={policy} cannot list the values of all actions: they are continuous")
+    return spec.actions.n

@@ -1,0 +1,73 @@
+"""A table: one number for each state, or for each state and action, and nothing that generalises between them."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pgcli.errors import InputError
+from pgcli.policies.action_values import ActionValueNetwork, count_actions
+from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork
+from pgcli.policies.heads import CategoricalHead
+from pgcli.settings import Settings
+from pgcli.types import ActionTable, ActionValues, ControlSpec, Needs, Spec, Stochastic
+
+
+class Tabular:
+    """A softmax over one logit for each state and action, with V(s) beside it; or a table of Q(s, a)."""
+
+    offers: ClassVar = (ActionTable, ActionValues, Stochastic)
+
+    class Config(Settings):
+        name: Literal["tabular"]
+        initial_value: float = Field(description="of each V(s) or Q(s, a); a high one makes Q-learning explore")
+
+    @classmethod
+    def make(
+        cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator
+    ) -> ActorCritic | ActionValueNetwork:
+        del generator  # nothing is random
+        spec = _countable(spec, needs)
+        states, actions = spec.observation_shape[0], count_actions(spec, config.name)
+        match needs:
+            case ActionTable() | ActionValues():
+                table = Table(states, actions, config.initial_value)
+                return ActionValueNetwork(table, table.arrays)
+            case Stochastic(critic):
+                logits = Table(states, actions, 0.0)  # every action alike
+                values = Table(states, 1, config.initial_value) if critic else None
+                return ActorCritic(logits, CategoricalHead(actions), values, logits.arrays)
+        raise AssertionError(needs)
+
+
+class Table(nn.Module):
+    """One-hot observations (B, states) -> their rows of the table, (B, columns)."""
+
+    def __init__(self, states: int, columns: int, initial: float) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.full((states, columns), initial))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return observations @ self.table
+
+    def arrays(self) -> ArrayNetwork:
+        table = self.table.detach().cpu().numpy()
+        return lambda observations: table[np.asarray(observations).argmax(-1)]
+
+
+def _countable(spec: Spec, needs: Needs) -> ControlSpec:
+    """The spec, if its states can be counted. Raises InputError with what would fit."""
+    if not isinstance(spec, ControlSpec):
+        raise InputError("policy=tabular acts in stepped environments; a text task needs policy=transformer")
+    if spec.states is None:
+        network = "policy=cnn" if len(spec.observation_shape) == 3 else "policy=mlp"
+        fits = f"algo=dqn {network}" if isinstance(needs, ActionTable) else network
+        raise InputError(
+            "policy=tabular needs states that can be counted, as in env=FrozenLake-v1; these observations are "
+            f"of the shape {spec.observation_shape}: try {fits}"
+        )
+    return spec
