@@ -9,6 +9,7 @@ from typing import Annotated
 
 import compare
 import demo
+import dqn
 import es
 import memory
 import ppo
@@ -21,6 +22,7 @@ from rich.console import Console
 
 class Part(StrEnum):
     ppo = "ppo"
+    dqn = "dqn"
     startup = "startup"
     demo = "demo"
     memory = "memory"
@@ -68,6 +70,12 @@ def main(
 
     measures: dict[Part, Callable[[], list[Section]]] = {
         Part.ppo: speed,
+        Part.dqn: lambda: [
+            dqn.measure(
+                setting, str(sb3.absolute()) if sb3 else None, rounds=rounds, core=pinned, share=8 if quick else 1
+            )
+            for setting in dqn.SETTINGS
+        ],
         Part.startup: lambda: [startup.measure(rounds=rounds)],
         Part.demo: lambda: [demo.measure(seeds=range(seeds))],
         Part.memory: lambda: [memory.measure(total=10_000 if quick else 100_000)],

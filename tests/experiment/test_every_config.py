@@ -22,7 +22,6 @@ def options(group):
 ENVIRONMENTS = [name for name in options("env") if name != "gymnasium"]
 SEARCHES = {"es", "ga", "nelder_mead"}
 CONTROL_ONLY = {"a3c", "dqn", "q_learning", "sarsa", *SEARCHES}
-TABULAR = {"q_learning", "sarsa"}
 SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
     "epochs": 2, "minibatches": 2, "value_epochs": 2, "value_minibatches": 2, "num_workers": 1,
@@ -45,14 +44,14 @@ def why_not(algo, env):
         return None
     environment = find("env", config.env.name)(config.env, 1)
     environment.close()
-    if config.choices["policy"] == "gru" and algo in {"dqn", *TABULAR, *SEARCHES}:
-        return "which policy=gru does not offer"
     if algo == "nelder_mead" and env in {"probe_image", "frozen_lake", "taxi", "cliff_walking", "cliff_walk"}:
         return "at most 50 parameters"
     if isinstance(environment.spec.actions, Continuous) and "continuous" not in find("algo", config.algo.name).actions:
         return "actions"
-    if algo in TABULAR and environment.spec.states is None:
-        return "policy=tabular" if config.choices["policy"] != "tabular" else "counted"
+    if type(find("algo", config.algo.name).needs(config.algo)) not in find("policy", config.policy.name).offers:
+        return "does not offer"
+    if config.policy.name == "tabular" and environment.spec.states is None:
+        return "counted"
     return None
 
 

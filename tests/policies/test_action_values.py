@@ -78,7 +78,7 @@ def test_a_copy_has_weights_of_its_own():
 
 
 def frequencies(values, epsilon, n=40_000):
-    sampler = EpsilonGreedy(lambda observations: np.repeat([values], len(observations), 0), epsilon)
+    sampler = EpsilonGreedy(lambda observations: np.repeat([values], len(observations), 0), len(values), epsilon)
     noise = sampler.noise(np.random.default_rng(0), (n,))
     actions, outputs = sampler.act(np.zeros((n, 1), dtype=np.float32), noise)
     log_probs = sampler.log_probs(torch.tensor(outputs), torch.from_numpy(actions))

@@ -66,7 +66,7 @@ class TableUpdater:
         with torch.no_grad():
             self.table -= gradient
         self.steps += len(transitions)
-        return {name: float(term.detach()) for name, term in terms.items()} | {
+        return {name: float(term) for name, term in terms.items()} | {
             "optimiser/step_size": float(step_sizes.mean()),
             "table/visited": float((self.visits > 0).float().mean()),
             "exploration/epsilon": epsilon,

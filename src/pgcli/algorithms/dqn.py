@@ -68,9 +68,9 @@ class DQN:
         with torch.no_grad():
             following = self._following(policy, batch.next_observations)
             targets = bellman_target(batch.rewards, following, batch.terminated, gamma=self.config.gamma)
-        errors = targets - values
+        errors = values - targets
         total = batch.mean(huber(errors) if self.config.loss == "huber" else squared(errors))
-        return total, {"value/td_error": errors.abs().mean(), "value/mean": values.mean()}
+        return total, {"value/td_error": errors.detach().abs().mean(), "value/mean": values.detach().mean()}
 
     def _following(self, policy: Any, next_observations: Tensor) -> Tensor:
         """What the next state is worth, (B,)."""

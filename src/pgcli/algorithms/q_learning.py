@@ -49,11 +49,11 @@ class QLearning:
         values = select(policy(batch.observations), batch.actions)
         with torch.no_grad():
             best = policy(batch.next_observations).amax(-1)
-            errors = bellman_target(batch.rewards, best, batch.terminated, gamma=self.config.gamma)
-        errors = errors - values
+            targets = bellman_target(batch.rewards, best, batch.terminated, gamma=self.config.gamma)
+        errors = values - targets
         return batch.mean(squared(errors)), {
             "value/td_error": errors.detach().abs().mean(),
-            "value/mean": values.mean(),
+            "value/mean": values.detach().mean(),
         }
 
     def update(self, fresh: Steps) -> Metrics:

@@ -50,11 +50,11 @@ class Sarsa:
         values = select(policy(batch.observations), batch.actions)
         with torch.no_grad():
             following = self._following(policy(batch.next_observations), batch.next_actions)
-            errors = bellman_target(batch.rewards, following, batch.terminated, gamma=self.config.gamma)
-        errors = errors - values
+            targets = bellman_target(batch.rewards, following, batch.terminated, gamma=self.config.gamma)
+        errors = values - targets
         return batch.mean(squared(errors)), {
             "value/td_error": errors.detach().abs().mean(),
-            "value/mean": values.mean(),
+            "value/mean": values.detach().mean(),
         }
 
     def _following(self, next_values: Tensor, next_actions: Tensor) -> Tensor:

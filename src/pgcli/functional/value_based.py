@@ -1,5 +1,6 @@
 """Temporal differences of action values: what Q(s, a) is moved towards. Sutton & Barto 2018, chapter 6."""
 
+import torch
 from torch import Tensor
 
 
@@ -43,8 +44,7 @@ def huber(errors: Tensor, *, threshold: float = 1.0) -> Tensor:
 
     Source: Huber 1964. With a threshold of 1 its gradient is Mnih et al. 2015's "error term clipped to [-1, 1]".
     """
-    near = errors.abs().clamp(max=threshold)
-    return near * (errors.abs() - near / 2)
+    return torch.nn.functional.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=threshold)
 
 
 def squared(errors: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pgcli.errors import InputError
 from pgcli.functional.value_based import epsilon_greedy
 from pgcli.policies.actor_critic import ArrayNetwork
-from pgcli.types import ControlSpec, Discrete
+from pgcli.types import ControlSpec, Discrete, Memoryless
 
 ActionValueFunction = Callable[[Tensor], Tensor]
 
@@ -22,6 +22,7 @@ class ActionValueNetwork(nn.Module):
 
     Args:
         network: observations (B, *shape) -> Q(s, a), (B, n).
+        actions: n.
         arrays: the same in NumPy, if it is cheap enough to be worth it: a function that returns one, so that it always
             reads the present weights.
         single_node: the same for a gradient step, as one node of the graph; None: the network itself.
@@ -31,11 +32,11 @@ class ActionValueNetwork(nn.Module):
     has_critic = False
 
     def __init__(
-        self, network: nn.Module, arrays: Callable[[], ArrayNetwork] | None = None,
+        self, network: nn.Module, actions: int, arrays: Callable[[], ArrayNetwork] | None = None,
         single_node: Callable[[], ActionValueFunction] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network = network
+        self.network, self.actions = network, actions
         self._arrays, self._single_node = arrays, single_node
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class ActionValueNetwork(nn.Module):
         return Exploring(self, epsilon)
 
     def sampler(self, epsilon: float = 0.0) -> EpsilonGreedy:
-        return EpsilonGreedy(self._arrays() if self._arrays else self._through_torch, epsilon)
+        return EpsilonGreedy(self._arrays() if self._arrays else self._through_torch, self.actions, epsilon)
 
     @torch.no_grad()
     def _through_torch(self, observations: np.ndarray) -> np.ndarray:
@@ -70,25 +71,24 @@ class Exploring:
         return self.policy.sampler(self.epsilon)
 
 
-class EpsilonGreedy:
+class EpsilonGreedy(Memoryless):
     """Draws actions in NumPy: exactly `functional.value_based.epsilon_greedy`, ties broken evenly."""
 
-    def __init__(self, network: ArrayNetwork, epsilon: float) -> None:
-        self.network, self.epsilon = network, epsilon
+    def __init__(self, network: ArrayNetwork, actions: int, epsilon: float) -> None:
+        self.network, self.actions, self.epsilon = network, actions, epsilon
 
     def act(self, observations: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """(N, *shape) -> actions, (N,) int64, and the action values, (N, n). Without noise the first of the best."""
         values = self.network(observations)
         if noise is None:
             return values.argmax(-1), values
-        # Evenly among the best ones, or among all.
-        allowed = (values == values.max(-1, keepdims=True)) | (noise[:, :1] < self.epsilon)
-        counts = allowed.cumsum(-1)
-        return (counts > noise[:, 1:] * counts[:, -1:]).argmax(-1), values
+        # The largest of even draws: evenly among the best actions, or among all.
+        allowed = (values == values.max(-1, keepdims=True)) | (noise[:, :1] <= self.epsilon)
+        return (allowed * noise[:, 1:]).argmax(-1), values
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Uniform on [0, 1), (*shape, 2): whether to explore, and which of the allowed actions to take."""
-        return generator.random((*shape, 2))
+        """Uniform on (0, 1], (*shape, 1 + n): whether to explore, and a draw for each action."""
+        return 1 - generator.random((*shape, 1 + self.actions))
 
     @torch.no_grad()
     def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:

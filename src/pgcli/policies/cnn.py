@@ -39,7 +39,7 @@ class CNN(ActorCritic):
             case ActionValues():
                 spec = control_spec(spec, config.name, dimensions=3)
                 actions = count_actions(spec, config.name)
-                return ActionValueNetwork(_network(spec.observation_shape, config, actions, 1.0, generator))
+                return ActionValueNetwork(_network(spec.observation_shape, config, actions, 1.0, generator), actions)
             case Acting():
                 spec = control_spec(spec, config.name, dimensions=3)
                 network = _network(spec.observation_shape, config, outputs_of(spec.actions), 0.01, generator)

@@ -51,7 +51,7 @@ class MLP(ActorCritic):
                 spec = control_spec(spec, config.name, dimensions=1)
                 actions = count_actions(spec, config.name)
                 network = Perceptron(spec.observation_shape[0], config, actions, 1.0, generator)
-                return ActionValueNetwork(network, network.arrays, network.as_one_node)
+                return ActionValueNetwork(network, actions, network.arrays, network.as_one_node)
             case Acting():
                 spec = control_spec(spec, config.name, dimensions=1)
                 sizes = (spec.observation_shape[0], *config.hidden, outputs_of(spec.actions))
@@ -209,4 +209,5 @@ def _through_tanh(gradient: Tensor, output: Tensor) -> Tensor:
 
 
 def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    return gradient.mul_(output > 0)
+    """gradient where output > 0, else 0, in place."""
+    return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)

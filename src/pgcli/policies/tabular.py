@@ -36,7 +36,7 @@ class Tabular:
         match needs:
             case ActionTable() | ActionValues():
                 table = Table(states, actions, config.initial_value)
-                return ActionValueNetwork(table, table.arrays)
+                return ActionValueNetwork(table, actions, table.arrays)
             case Stochastic(critic):
                 logits = Table(states, actions, 0.0)  # every action alike
                 values = Table(states, 1, config.initial_value) if critic else None
