@@ -41,7 +41,7 @@ def test_each_method_has_the_rows_that_its_settings_call_for(everything):
     for check in everything.checks:
         found.setdefault(check.algo, set()).add(check.quantity)
     # Which of them are biased, and which are not, is a fact of each method: said here, not found out.
-    adding = {"grad, token_mean", "grad, sequence_mean", "the same, mean of 5 minibatches"}
+    adding = {"grad, token_mean", "grad, sequence_mean", "grad, in 5 minibatches"}
     common = {"grad J", *adding}
     bonus = {"grad of the entropy bonus"}
     corners = {row for row in found["ppo"] if row.startswith("A ")}

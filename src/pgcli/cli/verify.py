@@ -68,7 +68,8 @@ def lines(found: "Verification", width: int) -> "Iterator[Text]":
         return
     yield from (Text(line, "dim") for line in textwrap.wrap(LEGEND, width))
     yield Text()
-    name = max(max(len(check.quantity) for check in found.checks) + 2, 36)
+    longest = max(len(check.quantity) for check in found.checks) + 2
+    name = min(longest, 80 - sum(wide for _, wide in COLUMNS))
     for algo, checks in groupby(found.checks, key=lambda check: check.algo):
         title = algo or "what all of them share"
         yield Text.assemble((f"{title:{name}}", "bold"), ("".join(f"{word:>{wide}}" for word, wide in COLUMNS), "dim"))
@@ -84,9 +85,9 @@ def _row(check: "Check", name: int, width: int) -> "Iterator[Text]":
 
     cells = (_number(check.exact), _number(check.ours), _power(check.error), _power(check.tolerance))
     mark = " " if check.passed else "x"
-    row = Text(
-        f"{mark} {check.quantity:{name - 2}}" + "".join(f"{x:>{c[1]}}" for x, c in zip(cells, COLUMNS, strict=True))
-    )
+    numbers = "".join(f"{text:>{wide}}" for text, (_, wide) in zip(cells, COLUMNS, strict=True))
+    first, *rest = textwrap.wrap(check.quantity, name - 2)
+    row = Text(f"{mark} {first:{name - 2}}{numbers}")
     if not check.passed:
         row.stylize("bold red")
     beside = width >= BESIDE
@@ -95,6 +96,7 @@ def _row(check: "Check", name: int, width: int) -> "Iterator[Text]":
     if beside and notes:
         row.append(" " * (indent - len(row))).append(notes.pop(0), "dim")
     yield row
+    yield from (Text(f"    {line}") for line in rest)
     for line in notes:
         yield Text(" " * indent + line, "dim")
 

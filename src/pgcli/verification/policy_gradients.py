@@ -485,7 +485,13 @@ def adding_up(method: Method) -> Iterator[Check]:
         total = sum(one.loss(table, piece, None)[0] for piece in pieces.minibatches(5, order)) / 5
         total = total * method.scale(rollout)
         (ours,) = torch.autograd.grad(total, [table.logits])
-        yield equal(method.option, "the same, mean of 5 minibatches", exact, -ours, note="of single actions, shuffled")
+        yield equal(
+            method.option,
+            "grad, in 5 minibatches",
+            exact,
+            -ours,
+            note="of single actions, shuffled: the mean of their gradients",
+        )
 
 
 def _credit(method: Method, rollout: Rollout) -> Tensor:
