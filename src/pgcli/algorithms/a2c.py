@@ -3,6 +3,8 @@
     A_t = GAE(delta_t; lambda),   delta_t = r_t + gamma V(s_{t+1}) - V(s_t)     lambda = 1: n-step returns, as published
     L   = -E[ log pi(a_t | s_t) A_t ] + c_v E[ (V(s_t) - (A_t + V_old(s_t)))^2 ] - c_e E[ H(pi(. | s_t)) ]
 
+With lambda = 0 and one step a segment A_t is delta_t: the one-step actor-critic (Sutton & Barto 2018, section 13.5), as
+`algo=actor_critic` has it, but for gamma^t in front of the policy's gradient.
 Differs from REINFORCE with a value baseline: it learns from segments, and V stands in for what comes after them.
 Differs from PPO: one gradient step a batch, so no ratio and nothing to clip.
 """
