@@ -175,7 +175,7 @@ class Seeing(Spy):
 
 
 def test_raw_transitions_are_remembered_and_normalised_when_they_are_drawn():
-    config = Normalisation(observations=True, rewards=True, clip=10.0, gamma=0.9)
+    config = Normalisation(observations=True, rewards=True, reward_scale=1.0, reward_clip=None, clip=10.0, gamma=0.9)
     env, policy = wrap(Counting(), config), Seeing()
     c = collector(env)
     c.collect(policy)
@@ -196,7 +196,7 @@ def test_raw_transitions_are_remembered_and_normalised_when_they_are_drawn():
 
 
 def test_the_policy_sees_a_state_as_a_minibatch_would_show_it():
-    config = Normalisation(observations=True, rewards=False, clip=10.0, gamma=0.9)
+    config = Normalisation(observations=True, rewards=False, reward_scale=1.0, reward_clip=None, clip=10.0, gamma=0.9)
     env, policy = wrap(Counting(), config), Seeing()
     c = collector(env, num_steps=1)
     c.collect(policy)
