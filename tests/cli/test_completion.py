@@ -19,7 +19,7 @@ def words(incomplete: str, *before: str) -> list[str]:
 
 
 def test_options_of_a_group():
-    assert words("algo=pp") == ["algo=ppo"]
+    assert words("algo=pp") == ["algo=ppo", "algo=ppo_kl"]
     assert words("device=c") == ["device=cpu", "device=cuda"]
     assert words("env=") == [f"env={name}" for name in options("env", search_path())]
 
@@ -76,7 +76,7 @@ def path(tmp_path):
     ("line", "cut", "reply"),
     [
         ("pgcli tr", "(pgcli tr)", ["train"]),
-        ("pgcli train algo=p", "(pgcli train algo = p)", ["ppo"]),
+        ("pgcli train algo=p", "(pgcli train algo = p)", ["ppo", "ppo_kl"]),
         (
             "pgcli train algo=ppo algo.clip_range_",
             "(pgcli train algo = ppo algo.clip_range_)",

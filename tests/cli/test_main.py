@@ -81,7 +81,7 @@ def test_the_version_is_the_distributions(run):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["train", "algo=ppoo"], "error: no algo is called `ppoo`; did you mean `algo=ppo`?   (algo is one of"),
+        (["train", "algo=ppoo"], "error: no algo is called `ppoo`; did you mean `algo=ppo`?   (pgcli list algos)"),
         (["train", "algo.lrr=3"], "error: `algo.lrr` is not a setting of ppo; did you mean `algo.learning_rate`?"),
         (["train", "algo.learning_rate=abc"], "error: `algo.learning_rate` must be a number > 0"),
         (["train", "algo.clip_range=-3"], "error: `algo.clip_range` must be a number > 0"),

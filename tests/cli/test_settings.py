@@ -47,7 +47,7 @@ def test_help_fits_eighty_columns(out, words):
 
 def test_help_with_choices_shows_their_settings_with_value_bounds_and_meaning(out):
     text = " ".join(out("train", "algo=ppo", "algo.clip_range=0.3", "--help").split())
-    assert "algo.clip_range 0.3 eps: how far the ratio may move and still gain [number > 0]" in text
+    assert "algo.clip_range 0.3 eps: how far the ratio may move and still gain; null: any [number > 0 or null]" in text
     assert "policy.activation tanh of the hidden layers [tanh | relu]" in text
     assert "eval.episodes 20 " in text
 

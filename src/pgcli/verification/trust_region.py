@@ -99,7 +99,7 @@ def reparameterised() -> Iterator[Check]:
     ]
     apart = float((plain[0] - plain[1]).abs().max())
     note = f"logits = M theta; after a plain gradient's step of that size they differ by {apart:.2g}"
-    yield equal("npg", "policy after a step, other coordinates", *policies, note=note)
+    yield equal("npg", "policy, in other coordinates", *policies, note=note)
 
 
 class Reparameterised(Table):
@@ -148,7 +148,7 @@ def trust_region() -> Iterator[Check]:
         yield equal("trpo", f"step{name}", shrink ** (tries - 1) * full.flatten(), step, note=note)
         yield equal("trpo", f"KL of the step{name}", kl, metrics["policy/kl"], note="mean over visited states")
         yield at_most("trpo", f"KL of the step{name}", max_kl, metrics["policy/kl"])
-        yield equal("trpo", f"improvement of the surrogate{name}", gained, metrics["policy/improvement"])
+        yield equal("trpo", f"gain of the surrogate{name}", gained, metrics["policy/improvement"])
 
 
 def lower_bound() -> Iterator[Check]:
@@ -190,9 +190,9 @@ def monotonic_improvement() -> Iterator[Check]:
         largest = max(largest, metrics["policy/kl"])
         returns.append(float(_return(oracle, table)))
     fall = max(before - after for before, after in pairwise(returns))
-    yield at_most("trpo", "largest fall of J in 30 updates", 0.0, fall)
+    yield at_most("trpo", "fall of J in 30 updates", 0.0, fall)
     note = f"J from {returns[0]:.3f} to {returns[-1]:.3f}; the best there is: {float(best):.3f}"
-    yield at_most("trpo", "what is left to gain after them", 0.01, float(best) - returns[-1], note=note)
+    yield at_most("trpo", "left to gain after them", 0.01, float(best) - returns[-1], note=note)
     yield at_most("trpo", "KL of each of them", 0.02, largest)
 
 
