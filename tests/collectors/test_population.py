@@ -12,7 +12,7 @@ from pgcli.experiment.config import compose
 from pgcli.policies.linear import Linear
 from pgcli.policies.mlp import MLP
 from pgcli.policies.rule import Rule
-from pgcli.types import Acting, Population
+from pgcli.types import Acting, ControlSpec, Discrete, Population, Step
 
 POLICIES = {"linear": Linear, "mlp": MLP, "rule": Rule}
 ENVIRONMENTS = {"cartpole": CartPole, "pendulum": Pendulum}
@@ -145,6 +145,30 @@ def test_steps_are_all_the_actions_that_were_taken():
     found = PopulationCollector(env, num_episodes=2, seed=1).collect(population(policy, 5))
     assert found.steps == env.actions == sum(episode.length for episode in found.episodes)
     assert found.steps > 50
+
+
+class Toll:
+    """Row i pays i + 1 at each of its i + 1 steps."""
+
+    spec, num_envs = ControlSpec((1,), Discrete(2)), 6
+
+    def reset(self, rows, seeds):
+        self.clock = np.zeros(6, dtype=np.int64)
+        return np.zeros((len(rows), 1), dtype=np.float32)
+
+    def step(self, actions, rows=None):
+        rows = np.arange(6) if rows is None else rows
+        self.clock[rows] += 1
+        over, paid = self.clock[rows] == rows + 1, rows + 1.0
+        return Step(np.zeros((len(rows), 1), dtype=np.float32), 0 * paid, over & (rows > 2), over & (rows <= 2), paid)
+
+
+def test_returns_and_lengths_are_each_candidate_s_own():
+    # Lengths 1 .. 6, returns 1, 4, 9, ... 36, of the task's rewards: means (1 + 4) / 2, (9 + 16) / 2, (25 + 36) / 2.
+    found = PopulationCollector(Toll(), num_episodes=2, seed=0).collect(population(actor("linear", Toll.spec), 3))
+    assert [(episode.total, episode.length) for episode in found.episodes] == [(n * n, n) for n in range(1, 7)]
+    assert found.returns.tolist() == [2.5, 12.5, 30.5]
+    assert found.steps == 21
 
 
 def test_a_collector_goes_on_where_another_stopped():

@@ -45,3 +45,14 @@ def test_rows_stepped_in_any_company_are_as_rows_stepped_alone():
             assert (together.state_dict()["state"] == states).all()
         if t % 11 == 0:
             together.load_state_dict(together.state_dict())
+
+
+def test_what_is_loaded_is_not_overwritten_by_rows_that_were_out():
+    env = CartPole(compose(["env=cartpole"]).env, 4)
+    env.reset(np.arange(4), [1, 2, 3, 4])
+    saved = env.state_dict()["state"].copy()
+    env.step(np.array([0, 1]), np.array([1, 2]))
+    env.load_state_dict({"state": saved})
+    assert (env.state_dict()["state"] == saved).all()
+    env.step(np.array([1]), np.array([3]))
+    assert (env.state_dict()["state"][:, :3] == saved[:, :3]).all()
