@@ -71,6 +71,27 @@ def test_observations_are_normalised_by_the_mean_and_variance_of_all_that_were_s
     assert step.observations.dtype == np.float32
 
 
+def test_one_environment_gives_the_statistics_that_several_give():
+    observations, rewards = drawn(num_envs=1)
+    env = wrap(Script(observations, rewards), settings(observations=True))
+    env.reset(np.array([0]), [0])
+    for _ in range(7):
+        env.step(np.array([0]))
+    seen = observations.astype(np.float32).astype(np.float64).reshape(-1, 2)
+    state = statistics(env)["observations"]
+    np.testing.assert_allclose(state["mean"], seen.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(state["squares"] / 8, seen.var(axis=0), rtol=1e-12)
+
+
+def test_a_shift_is_added_to_what_is_learned_from_and_to_nothing_else():
+    script = Script([[[0.0]]] * 3, [[4.0], [-1.0]])
+    env = wrap(script, settings().model_copy(update={"reward_shift": 3.0}))
+    env.reset(np.array([0]), [0])
+    first, second = (env.step(np.array([0])) for _ in range(2))
+    assert (first.rewards, second.rewards) == (7.0, 2.0)
+    assert (first.task_rewards, second.task_rewards) == (4.0, -1.0)
+
+
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_return_and_not_shifted():
     # gamma 1/2, rewards 4, 0, 3: G = 4, 0 + 4/2 = 2, 3 + 2/2 = 4. The variance of (4, 2, 4) is 8/9.
     env = wrap(Script([[[0.0]]] * 4, [[4.0], [0.0], [3.0]]), settings(rewards=True))

@@ -29,6 +29,11 @@ from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, S
 class A2C:
     class Config(OptimiserSettings, Either):
         name: Literal["a2c"]
+        epochs: int = Field(
+            ge=1,
+            description="passes over each batch; after the first step its data are stale, and nothing weights them",
+        )
+        minibatches: int = Field(ge=1, description="pieces of the batch, one gradient step each, per epoch")
         gamma: float = Field(ge=0, le=1, description="discount per step")
         gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: n-step return minus V")
         normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and deviation 1")
@@ -75,7 +80,7 @@ class A2C:
 
     def update(self, rollout: Rollout) -> Metrics:
         batch = self.prepare(rollout)
-        metrics = self.updater.one_step(self.loss, batch)
+        metrics = self.updater.epochs(self.loss, batch, epochs=self.config.epochs, minibatches=self.config.minibatches)
         return metrics | {
             "value/explained_variance": float(explained_variance(batch.values, batch.returns, batch.mask))
         }

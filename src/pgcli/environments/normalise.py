@@ -1,11 +1,12 @@
 """What an algorithm sees of observations and rewards, around any stepped environment: scaled, clipped, normalised.
 
     o' = clip((o - mean(o)) / std(o))           over all observations so far, per element
-    r1 = clip(reward_scale * r, -reward_clip, reward_clip)                      r, and nothing else, unless asked for
+    r1 = clip(reward_scale * (r + reward_shift), -reward_clip, reward_clip)     r, and nothing else, unless asked for
     r' = clip(r1 / std(G)),  G_t = gamma G_{t-1} + r1_t    G: per row, starts at 0 with each episode
 
-Rewards are scaled, never shifted: a shift would change which policy is best where episodes differ in length. A clip
-changes it too, where one large reward is worth many small ones (Mnih et al. 2015 clip at 1: games are then alike).
+Normalised rewards are scaled, never shifted: a shift changes which policy is best where episodes differ in length, and
+`reward_shift` is there for studies of just that. A clip changes it too, where one large reward is worth many small ones
+(Mnih et al. 2015 clip at 1: games are then alike).
 The task's own rewards go on as `task_rewards`: episode returns and evaluations never see what is done here.
 Source: Engstrom et al. 2020, section 3; as in OpenAI Baselines' VecNormalize.
 """
@@ -25,6 +26,7 @@ EPSILON = 1e-8
 class Normalisation(Settings):
     observations: bool = Field(description="subtract the running mean of observations and divide by their deviation")
     rewards: bool = Field(description="divide rewards by the running deviation of the discounted return")
+    reward_shift: float = Field(default=0.0, description="added to rewards; 0: as they are")
     reward_scale: float = Field(gt=0, description="rewards are multiplied by it; 1: as they are")
     reward_clip: float | None = Field(gt=0, description="then held within plus and minus this; null: never")
     clip: float = Field(gt=0, description="bound on what is normalised, in standard deviations")
@@ -49,10 +51,12 @@ class RunningMoments:
         if len(batch) == 0:
             return
         batch = batch.astype(np.float64)
-        mean = batch.mean(axis=0)
+        alone = len(batch) == 1  # as with one environment: it does not vary, and costs half
+        mean = batch[0] if alone else batch.mean(axis=0)
+        within = 0.0 if alone else ((batch - mean) ** 2).sum(axis=0)
         total = self.count + len(batch)
         shift = mean - self.mean
-        self.squares = self.squares + ((batch - mean) ** 2).sum(axis=0) + shift**2 * (self.count * len(batch) / total)
+        self.squares = self.squares + within + shift**2 * (self.count * len(batch) / total)
         self.mean = self.mean + shift * (len(batch) / total)
         self.count = total
 
@@ -109,7 +113,7 @@ class Normalised:
         return self.scale(rewards)
 
     def _shaped(self, rewards: np.ndarray) -> np.ndarray:
-        rewards = self._config.reward_scale * rewards
+        rewards = self._config.reward_scale * (rewards + self._config.reward_shift)
         bound = self._config.reward_clip
         return rewards if bound is None else np.clip(rewards, -bound, bound)
 
@@ -155,7 +159,8 @@ class Normalised:
 
 def wrap(environment: VectorEnvironment, config: Normalisation) -> VectorEnvironment:
     """The environment itself where nothing is changed, so that this costs nothing in the hot path."""
-    changes = config.observations or config.rewards or config.reward_scale != 1 or config.reward_clip is not None
+    rewards = config.rewards or config.reward_shift or config.reward_scale != 1 or config.reward_clip is not None
+    changes = config.observations or rewards
     return Normalised(environment, config) if changes else environment
 
 
