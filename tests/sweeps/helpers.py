@@ -18,11 +18,8 @@ def fake_command(sweep, trial, resumed):
 
 def plan(folder, *combinations):
     """A new sweep; each combination is a text such as `do=ok seed=1`."""
-    words = [text.split() for text in combinations]
-    return ledger.create(
-        folder, words, names=[f"run{n}" for n in range(len(words))], total_steps=[100] * len(words), overrides=["all"],
-        config_dirs=[], trust=False, version="0",
-    )  # fmt: skip
+    planned = [ledger.Planned(f"run{n}", text.split(), 100) for n, text in enumerate(combinations)]
+    return ledger.create(folder, planned, overrides=["all"], config_dirs=[], trust=False, version="0")
 
 
 def events(sweep):

@@ -17,6 +17,16 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     assert [t.status for t in read.trials] == ["planned", "planned"]
 
 
+def test_a_plan_that_is_added_to_keeps_what_has_happened(tmp_path):
+    sweep = plan(tmp_path, "algo=ppo seed=0")
+    ledger.record(sweep, "finished", sweep.trials[0])
+    ledger.extend(ledger.load(sweep.path), [ledger.Planned("more", ["algo=ppo", "seed=1"], 200)])
+    read = ledger.load(sweep.path)
+    assert [(t.n, t.run, t.label, t.status, t.total_steps) for t in read.trials] == [
+        (0, "runs/000_run0", "seed=0", "finished", 100), (1, "runs/001_more", "seed=1", "planned", 200),
+    ]  # fmt: skip
+
+
 def test_the_last_event_tells_where_a_run_stands_and_one_that_was_only_started_was_interrupted(tmp_path):
     sweep = plan(tmp_path, "a=0", "a=1", "a=2", "a=3")
     finished, failed, started, _ = sweep.trials

@@ -1,5 +1,6 @@
 """Learning curves with their uncertainty. The one module that imports matplotlib, and only when it draws."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,46 +15,67 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", ":", "-.")
 
 
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    lines: list[tuple[str, Result]]
+    levels: list[tuple[str, float]] = field(default_factory=list)
+    """Heights to be seen beside the curves: a threshold (without a name), a published number."""
+
+
 def plot(comparison: Comparison, file: Path | str) -> None:
     """Draw the curves into a PNG or SVG: a panel for each environment, a line and a 95% band for each group."""
-    file = Path(file)
+    panels: dict[str, Panel] = {}
+    for group in comparison.groups:
+        for result in group.results:
+            panel = panels.setdefault(result.slug, Panel(result.environment, []))
+            panel.lines.append((group.label, result))
+            if result.reach and not panel.levels:
+                panel.levels.append(("", result.reach.threshold))
+    draw(list(panels.values()), AXES.get(comparison.metric, comparison.metric), Path(file))
+
+
+def draw(panels: list[Panel], heights: str, file: Path) -> None:
+    """The panels into a PNG or SVG. heights: what the curves show."""
     if file.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"`{file}`: a plot is a .png or .svg file")
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    slugs = list(dict.fromkeys(result.slug for group in comparison.groups for result in group.results))
-    columns = min(len(slugs), 3)
-    lines = -(-len(slugs) // columns)
-    figure = Figure(figsize=(1.5 + 5.5 * columns, 0.5 + 3.9 * lines), dpi=150, layout="constrained")
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.5 + 5.5 * columns, 0.5 + 3.9 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # no window, no global state
-    panels = figure.subplots(lines, columns, squeeze=False).flat
-    for slug, panel in zip(slugs, panels, strict=False):
-        for i, group in enumerate(comparison.groups):
-            result = group.on(slug)
-            if result is None:
-                continue
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    colours: dict[str, int] = {}  # a method has one colour in all panels
+    for panel, place in zip(panels, places, strict=False):
+        for label, result in panel.lines:
+            i = colours.setdefault(label, len(colours))
             colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
             n = len(result.curves)
             steps, mean, low, high = band(result)
-            panel.plot(steps, mean, style, color=colour, linewidth=1.8, label=f"{group.label} ({n} seed{'s'[: n - 1]})")
-            panel.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-            panel.set_title(result.environment)
-            if result.reach:
-                panel.axhline(result.reach.threshold, color="0.5", linewidth=0.8, linestyle=(0, (4, 4)))
-        panel.set_xlabel("steps")
-        panel.set_ylabel(AXES.get(comparison.metric, comparison.metric))
-        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-        panel.set_xlim(left=0)
-        panel.set_axisbelow(True)
-        panel.grid(color="0.9", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize="small", loc="best", title="mean, 95% band", title_fontsize="small")
-    for panel in panels:  # those left over
-        panel.set_visible(False)
+            place.plot(steps, mean, style, color=colour, linewidth=1.8, label=f"{label} ({n} seed{'s'[: n - 1]})")
+            place.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+        for i, (label, height) in enumerate(panel.levels):
+            dashes = (0, (4 - 2 * (i % 2), 4))
+            place.axhline(height, color="0.5", linewidth=0.8, linestyle=dashes, label=label or None)
+        place.set_title(panel.title)
+        place.set_xlabel("steps")
+        place.set_ylabel(heights)
+        place.xaxis.set_major_formatter(EngFormatter(sep=""))
+        place.set_xlim(left=0)
+        place.set_axisbelow(True)
+        place.grid(color="0.9", linewidth=0.6)
+        place.spines[["top", "right"]].set_visible(False)
+        place.legend(frameon=False, fontsize="small", loc="best", title="mean, 95% band", title_fontsize="small")
+    for place in places:  # those left over
+        place.set_visible(False)
     try:
-        figure.savefig(file)
+        # Text stays text, and the same curves give the same file.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "pgcli"}):
+            figure.savefig(file, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
     except OSError as error:
         raise InputError(f"cannot write `{file}`: {error.strerror}") from error
 

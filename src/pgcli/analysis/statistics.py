@@ -102,6 +102,46 @@ def percentile_interval(samples: np.ndarray, n: int, strata: int = 1) -> tuple[n
     return low, high
 
 
+# ---------------------------------------------------------------- means beside published means
+
+
+class Moments(NamedTuple):
+    """What a paper prints of its runs: mean, standard deviation (by n - 1) and number of seeds; None: not said."""
+
+    mean: float
+    deviation: float | None = None
+    seeds: int | None = None
+
+    @property
+    def squared_error(self) -> float:
+        """Of the mean: s^2 / n. 0 where it is not known: the mean is then taken as exact."""
+        return self.deviation**2 / self.seeds if self.deviation is not None and self.seeds else 0.0
+
+
+def mean_interval(of: Moments, confidence: float = CONFIDENCE) -> Estimate:
+    """mean -+ t_{n - 1} s / sqrt(n). Unlike the bootstrap it needs no values, so it does for published numbers too."""
+    if of.deviation is None or of.seeds is None or of.seeds < 2:
+        return Estimate(of.mean)
+    half = student_quantile((1 + confidence) / 2, of.seeds - 1) * sqrt(of.squared_error)
+    return Estimate(of.mean, of.mean - half, of.mean + half)
+
+
+def welch_interval(x: Moments, y: Moments, confidence: float = CONFIDENCE) -> Estimate:
+    """Of the difference of two means whose variances need not be equal.
+
+        x - y -+ t_nu sqrt(v_x + v_y),   nu = (v_x + v_y)^2 / (v_x^2 / (n_x - 1) + v_y^2 / (n_y - 1)),   v = s^2 / n
+
+    nu is rounded down, which widens the interval a little. Source: Welch 1947.
+    """
+    parts = [(of.squared_error, of.seeds) for of in (x, y) if of.seeds and of.squared_error > 0]
+    total, value = sum(v for v, _ in parts), x.mean - y.mean
+    if not parts:
+        return Estimate(value, value, value)
+    freedom = int(total**2 / sum(v**2 / (n - 1) for v, n in parts) + 1e-9)
+    half = student_quantile((1 + confidence) / 2, freedom) * sqrt(total)
+    return Estimate(value, value - half, value + half)
+
+
 # ---------------------------------------------------------------- the probability of improvement
 
 

@@ -104,14 +104,19 @@ def _problem(model: type[BaseModel], data: Any, prefix: str, error: Any) -> Prob
     path: list[str] = []
     field: FieldInfo | None = None
     inside: type[BaseModel] | None = model
-    value = data
+    value, many = data, False
     for part in error["loc"]:
+        if many and inside is not None:  # which of several settings of one kind
+            path.append(str(part))
+            value, many = value[part], False
+            continue
         if inside is None or part not in inside.model_fields:
             break
         field = inside.model_fields[part]
         path.append(str(part))
         value = value.get(part) if isinstance(value, Mapping) else value
         inside = nested_model(field.annotation)
+        many = get_origin(field.annotation) in (list, tuple, dict)
     if error["type"] == "extra_forbidden":
         return Problem(prefix + ".".join(map(str, error["loc"])), "unknown")
     key = prefix + ".".join(path) if path else prefix.rstrip(".")
@@ -120,7 +125,7 @@ def _problem(model: type[BaseModel], data: Any, prefix: str, error: Any) -> Prob
         return Problem(key, "missing", f"has no value: {expects(field) if field else 'settings'}{help}")
     if error["type"] == "value_error":  # a rule of the model's own, which has said it in words
         return Problem(key, "value", f"is refused: {error['ctx']['error']}")
-    if inside is not None:
+    if inside is not None and not many:
         members = ", ".join(f"{key}.{name}" for name in inside.model_fields)
         return Problem(key, "value", f"is a group of settings ({members}), not {show(value)}")
     return Problem(

@@ -1,6 +1,6 @@
 """Many runs from one command line: expanded, scheduled, and written down so that an interrupted sweep can go on."""
 
-from pgcli.sweeps.driver import resume_sweep, sweep
+from pgcli.sweeps.driver import complete, resume_sweep, sweep
 from pgcli.sweeps.ledger import Sweep, Trial
 
-__all__ = ["Sweep", "Trial", "resume_sweep", "sweep"]
+__all__ = ["Sweep", "Trial", "complete", "resume_sweep", "sweep"]

@@ -1,4 +1,4 @@
-"""The two ways into a sweep: a new one, and one that was interrupted."""
+"""The ways into a sweep: a new one, one that was interrupted, and one that is to hold certain runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from pgcli.environments._slug import slug
 from pgcli.errors import InputError, RunError
 from pgcli.runs import lock
 from pgcli.sweeps import ledger, schedule
-from pgcli.sweeps.ledger import Sweep, Trial
+from pgcli.sweeps.ledger import Planned, Sweep, Trial
 from pgcli.sweeps.schedule import Command, OnChange
 
 if TYPE_CHECKING:
@@ -45,18 +46,13 @@ def sweep(
     All of them are checked before anything is written. `on_change` is called many times a second with how things stand.
     """
     import pgcli
-    from pgcli.experiment.config import compose, expand
+    from pgcli.experiment.config import expand
 
     _check_workers(workers)
     folders = [str(folder) for folder in config_dirs]
-    combinations = expand(overrides)
-    configs = [compose(combination, config_dirs=folders, trust=trust) for combination in combinations]
-    _refuse_twins(combinations, configs)
     planned = ledger.create(
         Path(sweeps_dir),
-        combinations,
-        names=[_name(config) for config in configs],
-        total_steps=[config.total_steps for config in configs],
+        _plan(expand(overrides), folders, trust),
         overrides=overrides,
         config_dirs=folders,
         trust=trust,
@@ -65,6 +61,42 @@ def sweep(
     with _held(planned.path):
         schedule.run(planned, workers=workers, command=command, on_change=on_change or _ignore)
     return planned
+
+
+def complete(
+    path: Path | str,
+    combinations: list[list[str]],
+    *,
+    workers: int = 1,
+    config_dirs: Iterable[Path | str] = (),
+    trust: bool = False,
+    on_change: OnChange | None = None,
+    command: Command = run_command,
+) -> Sweep:
+    """Bring these runs to their end in a sweep directory of a given name: made if it is not there, added to if it lacks
+    some, resumed where it has begun them. Nothing is started for a run that has finished.
+
+    Returns: the sweep with these runs alone, in the order given.
+    """
+    import pgcli
+
+    path = Path(path)
+    _check_workers(workers)
+    folders = [str(folder) for folder in config_dirs]
+    planned = _plan(combinations, folders, trust)
+    if not (path / ledger.PLAN).exists():
+        ledger.create(
+            path.parent, [], overrides=[], config_dirs=folders, trust=trust, version=pgcli.__version__, name=path.name
+        )
+    with _held(path):
+        ledger.mend(path)
+        sweep = ledger.load(path)
+        known = {tuple(trial.overrides) for trial in sweep.trials}
+        ledger.extend(sweep, [plan for plan in planned if tuple(plan.overrides) not in known])
+        by_words = {tuple(trial.overrides): trial for trial in sweep.trials}
+        chosen = replace(sweep, trials=[by_words[tuple(words)] for words in combinations], trust=trust)
+        schedule.run(chosen, workers=workers, command=command, on_change=on_change or _ignore)
+    return chosen
 
 
 def resume_sweep(
@@ -113,6 +145,17 @@ def _name(config: ExperimentConfig) -> str:
     """`ppo_cartpole_s0`, as run directories are named."""
     environment = slug(str(getattr(config.env, "id", None) or config.choices["env"]))
     return re.sub(r"[^\w.-]+", "-", f"{config.choices['algo']}_{environment}_s{config.seed}")[:80]
+
+
+def _plan(combinations: list[list[str]], folders: list[str], trust: bool) -> list[Planned]:
+    """Every run checked, before anything is written."""
+    from pgcli.experiment.config import compose
+
+    configs = [compose(words, config_dirs=folders, trust=trust) for words in combinations]
+    _refuse_twins(combinations, configs)
+    return [
+        Planned(_name(config), words, config.total_steps) for words, config in zip(combinations, configs, strict=True)
+    ]
 
 
 def _refuse_twins(combinations: Sequence[list[str]], configs: Sequence[ExperimentConfig]) -> None:

@@ -1,4 +1,4 @@
-"""A sweep directory: what was planned (`sweep.json`, written once), what has happened (`ledger.jsonl`, appended to).
+"""A sweep directory: what was planned (`sweep.json`), what has happened (`ledger.jsonl`, appended to).
 
     sweeps/<id>/sweep.json      what was asked for, and the runs it stands for
                 ledger.jsonl    {"n", "event", "run", "reason", "time", "pid"}: a line for each event, fsynced
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pgcli.errors import InputError
 from pgcli.runs import files
@@ -84,33 +84,35 @@ def labels(combinations: list[list[str]]) -> list[str]:
     return [" ".join(o for o in overrides if o not in common) for overrides in combinations]
 
 
+class Planned(NamedTuple):
+    """A run that is to be: its name, its words, its budget."""
+
+    name: str
+    overrides: list[str]
+    total_steps: int
+
+
 def create(
     sweeps_dir: Path,
-    combinations: list[list[str]],
+    planned: list[Planned],
     *,
-    names: list[str],
-    total_steps: list[int],
     overrides: Iterable[str],
     config_dirs: Iterable[str],
     trust: bool,
     version: str,
+    name: str | None = None,
 ) -> Sweep:
-    """Make the directory and plan every run in it."""
+    """Make the directory, under a fresh name unless it is given one, and plan every run in it."""
     now = datetime.now(UTC)
+    path = sweeps_dir / (name or f"{now:%Y%m%d-%H%M%S}_{secrets.token_hex(2)}")
     try:
         sweeps_dir.mkdir(parents=True, exist_ok=True)
-        path = sweeps_dir / f"{now:%Y%m%d-%H%M%S}_{secrets.token_hex(2)}"
         for folder in (path, path / RUNS, path / LOGS):
-            files.make_dir(folder)
+            if name is None or not folder.is_dir():
+                files.make_dir(folder)
     except OSError as error:
         raise InputError(f"cannot make a sweep in {sweeps_dir}: {error.strerror}") from error
-    trials = [
-        Trial(n, f"{RUNS}/{n:03d}_{name}", combination, label, steps)
-        for n, (name, combination, label, steps) in enumerate(
-            zip(names, combinations, labels(combinations), total_steps, strict=True)
-        )
-    ]
-    sweep = Sweep(path, trials, list(config_dirs), trust)
+    sweep = Sweep(path, [], list(config_dirs), trust)
     plan = {
         "schema": SCHEMA,
         "id": path.name,
@@ -120,14 +122,33 @@ def create(
         "config_dirs": sweep.config_dirs,
         "trust": trust,
         "version": version,
-        "runs": [
-            {"n": t.n, "run": t.run, "overrides": t.overrides, "label": t.label, "total_steps": t.total_steps}
-            for t in trials
-        ],
+        "runs": [],
     }
-    files.replace(path / PLAN, (json.dumps(plan, indent=1) + "\n").encode())
-    record(sweep, "planned", *trials)
+    _write_plan(sweep, plan, planned)
     return sweep
+
+
+def extend(sweep: Sweep, planned: list[Planned]) -> None:
+    """Plan further runs. Their numbers go on; what has happened stays."""
+    if planned:
+        _write_plan(sweep, json.loads((sweep.path / PLAN).read_text("utf-8")), planned)
+
+
+def _write_plan(sweep: Sweep, plan: dict[str, Any], planned: list[Planned]) -> None:
+    first = len(sweep.trials)
+    added = [
+        Trial(n, f"{RUNS}/{n:03d}_{name}", overrides, "", steps)
+        for n, (name, overrides, steps) in enumerate(planned, start=first)
+    ]
+    sweep.trials += added
+    for trial, label in zip(sweep.trials, labels([trial.overrides for trial in sweep.trials]), strict=True):
+        trial.label = label
+    plan["runs"] = [
+        {"n": t.n, "run": t.run, "overrides": t.overrides, "label": t.label, "total_steps": t.total_steps}
+        for t in sweep.trials
+    ]
+    files.replace(sweep.path / PLAN, (json.dumps(plan, indent=1) + "\n").encode())
+    record(sweep, "planned", *added)
 
 
 def load(path: Path) -> Sweep:
