@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgcli.experiment import resume as resume
     from pgcli.experiment import train as train
     from pgcli.runs import Run as Run
+    from pgcli.studies import reproduce as reproduce
     from pgcli.sweeps import sweep as sweep
     from pgcli.verification import verify as verify
 
@@ -31,6 +32,7 @@ _HOMES = {
     "sweep": "pgcli.sweeps",
     "compare": "pgcli.analysis",
     "verify": "pgcli.verification",
+    "reproduce": "pgcli.studies",
     "Run": "pgcli.runs",
 }
 __all__ = [*_HOMES]  # noqa: PLE0604 (names, though ruff cannot see it)

@@ -16,7 +16,8 @@ from pgcli.errors import PgcliError
 
 COMMANDS = {
     "train": "train", "resume": "resume", "eval": "evaluate", "sweep": "sweep", "compare": "compare",
-    "verify": "verify", "runs": "runs", "list": "list_options", "show": "show", "doctor": "doctor",
+    "reproduce": "reproduce", "verify": "verify", "runs": "runs", "list": "list_options", "show": "show",
+    "doctor": "doctor",
 }  # fmt: skip
 """Command -> function in the module of the command's name."""
 WITH_SETTINGS = ("train", "sweep")

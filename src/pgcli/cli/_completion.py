@@ -77,6 +77,12 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, st
     return [(word, help) for word, help in _words(incomplete, chosen, folders) if word.startswith(incomplete)]
 
 
+def complete_study(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """(name, title) of each study that begins so."""
+    found = options("experiment", search_path(ctx.params.get("config_dir") or ()))
+    return [(name, headline(file)) for name, file in found.items() if name.startswith(incomplete)]
+
+
 def _words(incomplete: str, chosen: Mapping[str, str], folders: list[Path]) -> Iterator[tuple[str, str]]:
     key, equals, value = incomplete.partition("=")
     group = key.partition(".")[0]

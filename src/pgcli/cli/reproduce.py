@@ -1,0 +1,91 @@
+"""`pgcli reproduce`: a named study, and its results beside what others published."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pgcli.cli._completion import complete_study
+
+if TYPE_CHECKING:
+    from pgcli.studies import Reproduction
+
+
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(help="The study; none: list them.", autocompletion=complete_study)
+    ] = None,
+    *,
+    fraction: Annotated[float, typer.Option(help="Share of the budget, for a first look.")] = 1.0,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each line; default: the study's number.")] = None,
+    workers: Annotated[int, typer.Option(help="Runs at a time, a process and a core each.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(metavar="ENV", help="One environment; may be repeated.")] = None,
+    studies_dir: Annotated[Path, typer.Option(help="Where the runs are, in a folder of the study's name.")] = Path(
+        "studies"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report (.md and .svg); default: beside the runs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object, and nothing else.")] = False,
+    config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Import user code that a file names.")] = False,
+) -> None:
+    """Run a named study, and print ours beside theirs. The same command again goes on where it stopped."""
+    from pgcli.cli.sweep import Board, failures, lines, nothing, screen
+    from pgcli.options import headline, options, search_path
+
+    if name is None:
+        found = {study: headline(file) for study, file in options("experiment", search_path(config_dir or ())).items()}
+        if as_json:
+            typer.echo(json.dumps(found, indent=1))
+            return
+        width = max(map(len, found), default=0)
+        for study, title in found.items():
+            typer.echo(f"{study:{width}}  {title}")
+        return
+
+    from pgcli import studies
+    from pgcli.runs.console import Stream, is_plain
+    from pgcli.studies import report
+
+    stream, board = Stream(sys.stdout), Board()
+    view = nothing() if as_json else lines(board, stream) if is_plain(sys.stdout, os.environ) else screen(board, stream)
+    with view as show:
+        done = studies.reproduce(
+            name, fraction=fraction, seeds=seeds, workers=workers, only=only or [], studies_dir=studies_dir, out=out,
+            config_dirs=config_dir or [], trust=trust, on_change=show,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(report.as_data(done), indent=1))
+    else:
+        _print(done, out, failures(done.sweep))
+    if done.sweep.signal is not None:
+        raise typer.Exit(128 + done.sweep.signal)
+    if not done.finished:
+        raise typer.Exit(1)
+
+
+def _print(done: Reproduction, out: Path | None, failed: list[str]) -> None:
+    from rich.console import Console
+
+    from pgcli.studies import report
+
+    console = Console(highlight=False, markup=False)
+    if done.lines:
+        console.print(f"{done.name}: {report.what(done)}; 95% intervals in brackets", soft_wrap=True)
+        console.print(report.as_table(done))
+    for text in [report.scaled(done), *done.study.notes, *done.missing, *report.not_run(done)]:
+        if text:
+            console.print(f"note: {text}", soft_wrap=True)
+    for text in failed:
+        console.print(text, soft_wrap=True)
+    if done.lines:
+        console.print(f"report {(out or done.path) / done.name}.md", soft_wrap=True)
+    console.print(f"runs   {done.path}", soft_wrap=True)
+    again = f"{report.command(done)}: the same command goes on" if not done.finished else f"pgcli compare {done.path}"
+    console.print(f"next   {again}", soft_wrap=True)

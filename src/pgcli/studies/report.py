@@ -1,0 +1,247 @@
+"""A study's results as a table on a terminal, as Markdown, as JSON and as learning curves."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgcli.analysis.comparison import compare
+from pgcli.analysis.plots import Panel, draw
+from pgcli.analysis.report import as_markdown
+from pgcli.analysis.results import estimate_json
+from pgcli.analysis.statistics import Estimate, mean_interval
+from pgcli.analysis.verdict import decimals_for, with_interval
+from pgcli.errors import InputError
+from pgcli.runs import files
+from pgcli.runs.provenance import machine, versions
+from pgcli.studies import definition
+from pgcli.studies.outcome import Line, Reproduction
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MEASURES = {
+    "training_return": "training return, mean of the last {window} episodes",
+    "evaluation_return": "evaluation return at the end",
+    "greedy_return": "evaluation return of the greedy policy at the end",
+    "learning": "evaluation return, mean over all of training",
+}
+VERDICTS = (
+    "Verdicts: **reproduced** where the 95% interval of our mean lies within a margin around theirs, 5% of it or their "
+    "standard deviation between seeds, the larger; else **better** or **worse** where Welch's 95% interval of the "
+    "difference excludes 0; else **unclear**. A number published without spread or number of seeds is taken as exact. "
+    "Theirs: as published, with the 95% interval that their seeds give."
+)
+BESIDE = (
+    "Each method is compared with `{reference}` on the same environment: **same** where Welch's interval of the "
+    "difference lies within 5% of the reference, else **better** or **worse** where it excludes 0, else **unclear**; "
+    "95% over all comparisons together (Bonferroni)."
+)
+
+
+def what(found: Reproduction) -> str:
+    """What is compared, in words."""
+    return MEASURES[found.study.measure].format(window=found.study.window)
+
+
+def scaled(found: Reproduction) -> str:
+    """What must be said where the budgets are not the study's; nothing where they are."""
+    if found.fraction == 1:
+        return ""
+    return (
+        f"budgets were scaled to {found.fraction:g} of the study's: "
+        "the verdicts are on these short runs, not on the published budget"
+    )
+
+
+# ---------------------------------------------------------------- the table
+
+
+def columns(found: Reproduction) -> list[tuple[str, list[str]]]:
+    """(heading, cells) of each column."""
+    lines = found.lines
+    places = {
+        env: decimals_for([x for line in lines if line.cell.environment == env for x in line.ours if x is not None])
+        for env in {line.cell.environment for line in lines}
+    }
+
+    def spell(line: Line, estimate: Estimate) -> str:
+        return with_interval([estimate], decimals=places[line.cell.environment])[0]
+
+    def theirs(line: Line) -> str:
+        if line.theirs is None:
+            return "-"
+        value, bracket, interval = spell(line, mean_interval(line.theirs)).partition(" [")
+        if line.published is not None:
+            deviation = line.published.deviation
+            value = f"{line.published.mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+        return value + bracket + interval
+
+    table = [
+        ("environment", [line.cell.environment for line in lines]),
+        ("method", [line.cell.method for line in lines]),
+        ("ours", [spell(line, line.ours) for line in lines]),
+        ("seeds", [str(len(line.values)) for line in lines]),
+    ]
+    if any(line.theirs for line in lines):
+        table += [
+            ("beside", [line.beside or "-" for line in lines]),
+            ("theirs", [theirs(line) for line in lines]),
+            ("difference", [spell(line, line.judgement.difference) if line.judgement else "-" for line in lines]),
+            ("verdict", [line.judgement.verdict if line.judgement else "-" for line in lines]),
+        ]
+    return table
+
+
+def as_table(found: Reproduction) -> Table:
+    """For a terminal. In brackets: 95% intervals."""
+    from rich import box
+    from rich.table import Table
+
+    shown = columns(found)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading, _ in shown:
+        left = heading in ("environment", "method", "beside", "verdict")
+        whole = heading not in ("environment", "method", "beside")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=whole)
+    for cells in zip(*(cells for _, cells in shown), strict=True):
+        table.add_row(*(cell.replace(" [", "\n[") for cell in cells))
+    return table
+
+
+def markdown(found: Reproduction) -> str:
+    """The whole report."""
+    study, shown = found.study, columns(found)
+    lines = [f"# {found.name}", "", found.title, "", f"*{study.question}*", "", f"`{command(found)}`", ""]
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines += [
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()['cpu']}, one thread a run, the median run {found.seconds:,.0f} s; "
+        f"{made}.",
+        "",
+    ]
+    if scaled(found):
+        lines += [f"**Mind: {scaled(found)}.**", ""]
+    lines += [f"Compared: {what(found)}. In brackets: 95% intervals of the mean over seeds.", ""]
+    lines.append("| " + " | ".join(heading for heading, _ in shown) + " |")
+    lines.append("|" + "".join(" --- |" if i < 2 else " ---: |" for i in range(len(shown))))
+    lines += ["| " + " | ".join(cells) + " |" for cells in zip(*(cells for _, cells in shown), strict=True)]
+    lines.append("")
+    if any(line.cell.published for line in found.lines):
+        lines += [VERDICTS, ""]
+    if study.reference:
+        lines += [BESIDE.format(reference=study.reference), ""]
+    lines += [f"- {source.title}: {source.link}" for source in study.sources.values() if source.link]
+    lines += [f"- {note}" for note in [*study.notes, *found.missing, *not_run(found)]]
+    lines += ["", f"![learning curves]({found.name}.svg)", "", "## By seed", ""]
+    lines += ["| environment | method | steps | by seed |", "| --- | --- | ---: | --- |"]
+    lines += [
+        f"| {cell.environment} | {cell.method} | {result.steps:,} | {seeds} |"
+        for (cell, result), seeds in zip(found.results, by_seed(found), strict=True)
+    ]
+    if not study.reference and len({cell.method for cell, _ in found.results}) > 1:
+        lines += ["", *comparisons(found)]
+    lines += ["", "## The runs", "", "The command above is these sweeps, with their runs in one folder:", "", "```"]
+    return "\n".join([*lines, *sweeps(found), "```", ""])
+
+
+def not_run(found: Reproduction) -> list[str]:
+    """The study's environments that were not asked for."""
+    left = [env for env in dict.fromkeys(cell.env for cell in definition.cells(found.study)) if env not in asked(found)]
+    return [f"Not run: {', '.join(left)}."] if left else []
+
+
+def asked(found: Reproduction) -> list[str]:
+    return list(dict.fromkeys(cell.env for cell in found.cells))
+
+
+def by_seed(found: Reproduction) -> list[str]:
+    texts = []
+    for cell, _ in found.results:
+        values = next(line.values for line in found.lines if line.cell == cell)
+        texts.append(" ".join(f"{value:.4g}" for value in values))
+    return texts
+
+
+def comparisons(found: Reproduction) -> list[str]:
+    """What `pgcli compare` says of the methods on each environment."""
+    lines = []
+    for environment in dict.fromkeys(cell.environment for cell, _ in found.results):
+        own = [result for cell, result in found.results if cell.environment == environment]
+        if len(own) > 1:
+            paths = [curve.run.path for result in own for curve in result.curves]
+            lines += [f"## The methods on {environment}", "", as_markdown(compare(paths)), ""]
+    return lines
+
+
+def command(found: Reproduction) -> str:
+    words = ["pgcli", "reproduce", found.name]
+    words += [f"--fraction={found.fraction:g}"] if found.fraction != 1 else []
+    words += [f"--seeds={found.seeds}"] if found.seeds != found.study.seeds else []
+    words += [f"--only={env}" for env in asked(found)] if not_run(found) else []
+    return " ".join(words)
+
+
+def sweeps(found: Reproduction) -> list[str]:
+    """A `pgcli sweep` for each cell. Its starts, where there are any, are given by seed."""
+    study = found.study
+    lines = []
+    if study.start:
+        lines.append(shlex.join(["pgcli", "sweep", *study.start, f"seed=range(0,{found.seeds})"]))
+    for cell in found.cells:
+        total = max(1, round(cell.total_steps * found.fraction))
+        words = [*cell.words, f"total_steps={total}", f"eval.every={max(1, total // study.evaluations)}"]
+        words += ["init=<the start of the same seed>"] if study.start else []
+        lines.append(shlex.join(["pgcli", "sweep", *words, f"seed=range(0,{found.seeds})"]))
+    return lines
+
+
+# ---------------------------------------------------------------- files and JSON
+
+
+def write(found: Reproduction, folder: Path) -> None:
+    """`<name>.md` and `<name>.svg`, where there is anything to report."""
+    if not found.results:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.replace(folder / f"{found.name}.md", markdown(found).encode())
+    except OSError as error:
+        raise InputError(f"cannot write the report to {folder}: {error.strerror or error}") from error
+    panels: dict[str, Panel] = {}
+    for cell, result in found.results:
+        panel = panels.setdefault(cell.environment, Panel(cell.environment, []))
+        panel.lines.append((cell.method, result))
+    for line in found.lines:
+        if line.cell.published and line.theirs:
+            panels[line.cell.environment].levels.append((line.beside, line.theirs.mean))
+    draw(list(panels.values()), what(found), folder / f"{found.name}.svg")
+
+
+def as_data(found: Reproduction) -> dict[str, Any]:
+    """As JSON can hold it."""
+    return {
+        "study": found.name,
+        "question": found.study.question,
+        "fraction": found.fraction,
+        "published_budget": found.fraction == 1,
+        "measure": what(found),
+        "finished": found.finished,
+        "path": str(found.path),
+        "lines": [
+            {
+                "environment": line.cell.environment,
+                "method": line.cell.method,
+                "overrides": line.cell.words,
+                "values": line.values.tolist(),
+                "ours": estimate_json(line.ours),
+                "beside": line.beside or None,
+                "theirs": estimate_json(mean_interval(line.theirs)) if line.theirs else None,
+                "difference": estimate_json(line.judgement.difference) if line.judgement else None,
+                "verdict": line.judgement.verdict if line.judgement else None,
+            }
+            for line in found.lines
+        ],
+        "missing": found.missing,
+    }

@@ -1,0 +1,80 @@
+"""Run a study as a sweep that can be stopped and gone on with, and put its results beside what others published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pgcli.errors import InputError
+from pgcli.experiment.config import compose
+from pgcli.options import headline, options, search_path
+from pgcli.studies import definition, report
+from pgcli.studies.definition import FOLDER, Cell, Study
+from pgcli.studies.outcome import Reproduction, conclude
+from pgcli.sweeps import Sweep, complete
+from pgcli.sweeps.driver import run_command
+from pgcli.sweeps.schedule import Command, OnChange
+
+
+def reproduce(
+    name: str,
+    *,
+    fraction: float = 1.0,
+    seeds: int | None = None,
+    workers: int = 1,
+    only: Sequence[str] = (),
+    studies_dir: Path | str = "studies",
+    out: Path | str | None = None,
+    config_dirs: Iterable[Path | str] = (),
+    trust: bool = False,
+    on_change: OnChange | None = None,
+    command: Command = run_command,
+) -> Reproduction:
+    """Run the study `name`, or go on with it, and write its report: `pgcli reproduce NAME`.
+
+    Args:
+        fraction: of the published budget. A verdict on less than all of it is not one on the published number.
+        seeds: 0 .. seeds - 1; the study's own number if None.
+        only: environments, by name; all of them if empty.
+        studies_dir: the runs go to a folder of the study's name in it (and of the fraction's, where it is not 1).
+        out: folder of the report `<name>.md` and `<name>.svg`; the study's own if None.
+
+    Raises InputError before anything is written.
+    """
+    study = definition.load(name, config_dirs)
+    if not 0 < fraction <= 1:
+        raise InputError(f"--fraction is a share of the budget, above 0 and at most 1, not {fraction:g}")
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds must be 1 or more, not {seeds}")
+    definition.require(name, study)
+    number = seeds or study.seeds
+    chosen = definition.only(study, only)
+    path = Path(studies_dir) / (name if fraction == 1 else f"{name}_{fraction:g}")
+    folders = [str(folder) for folder in config_dirs]
+
+    title = headline(options(FOLDER, search_path(folders))[name])
+
+    def bring(words: list[list[str]]) -> Sweep:
+        return complete(
+            path, words, workers=workers, config_dirs=folders, trust=trust, on_change=on_change, command=command
+        )
+
+    starts = [[*study.start, f"seed={seed}"] for seed in range(number)] if study.start else []
+    words = [_words(study, cell, seed, fraction) for cell in chosen for seed in range(number)]
+    for combination in [*starts, *words]:  # all that can be refused, before the first run is begun
+        compose(combination, config_dirs=folders, trust=trust)
+    if starts:
+        sweep = bring(starts)
+        if sweep.having("planned", "interrupted", "failed"):
+            return conclude(name, title, study, fraction=fraction, seeds=number, sweep=sweep, cells=[])
+        begun = [sweep.run_path(trial) for trial in sweep.trials]
+        words = [[*own, f"init={begun[i % number]}"] for i, own in enumerate(words)]
+    found = conclude(name, title, study, fraction=fraction, seeds=number, sweep=bring(words), cells=chosen)
+    report.write(found, Path(out) if out is not None else path)
+    return found
+
+
+def _words(study: Study, cell: Cell, seed: int, fraction: float) -> list[str]:
+    total = max(1, round(cell.total_steps * fraction))
+    every = max(1, total // study.evaluations)
+    return [*cell.words, f"total_steps={total}", f"eval.every={every}", f"seed={seed}"]
