@@ -37,8 +37,9 @@ format: install  ## put the code into format
 bench: install  ## measure speed, beside the peers that are installed (see benchmarks/)
 	$(BIN)/python benchmarks/run.py
 
-study: install  ## the learning claims: CartPole over ten seeds, sort over five (a quarter of an hour; writes docs/results)
-	$(BIN)/python benchmarks/study.py
+study: install  ## the learning claims again: every method over ten seeds, and on language over five (writes docs/results)
+	$(BIN)/pgcli reproduce family --workers 2 --out docs/results
+	$(BIN)/pgcli reproduce sort --workers 2 --out docs/results
 
 clean:  ## remove .venv and caches; runs and sweeps stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

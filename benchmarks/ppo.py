@@ -1,4 +1,4 @@
-"""PPO's steps per second on CartPole-v1 beside its peers, at CleanRL's hyperparameters, one core each.
+"""PPO's steps per second on CartPole-v1 and HalfCheetah-v5 beside its peers, at CleanRL's settings, one core each.
 
 The tools take turns, round after round, so that what slows the machine for a while slows all of them; a ratio is of two
 tools in one round, and the median over rounds is reported.
@@ -12,10 +12,30 @@ from typing import Any
 
 from measuring import HERE, Section, finish, median, say, spread
 
-STEPS, MINIBATCHES = 128, 4
-FLOP_PER_STEP = 13 * (2 * (4 * 64 + 64 * 64 + 64 * 2) + 2 * (4 * 64 + 64 * 64 + 64 * 1) + 2 * 128 + 3)
-"""Actor and critic of 2 x 64 units, 2 operations a weight and 1 a bias. Forward once to collect, forward and twice as
-much backward in each of the 4 epochs: 1 + 3 * 4 = 13 passes, 235 kFLOP."""
+
+@dataclass(frozen=True)
+class Task:
+    """An environment at CleanRL's sizes. The networks are an actor and a critic of 2 x 64 units each."""
+
+    env: str
+    steps: int
+    minibatches: int
+    epochs: int
+    observations: int
+    outputs: int
+
+    @property
+    def flop_per_step(self) -> int:
+        """2 operations a weight and 1 a bias. Forward once to collect; forward, and twice as much backward, in each
+        epoch: 13 passes with 4 epochs.
+        """
+        weights = sum(self.observations * 64 + 64 * 64 + 64 * outputs for outputs in (self.outputs, 1))
+        biases = 4 * 64 + self.outputs + 1
+        return (1 + 3 * self.epochs) * (2 * weights + biases)
+
+
+CARTPOLE = Task("CartPole-v1", steps=128, minibatches=4, epochs=4, observations=4, outputs=2)
+HALF_CHEETAH = Task("HalfCheetah-v5", steps=2048, minibatches=32, epochs=10, observations=17, outputs=6)
 LOOP, PIECES = "pgcli, the loop", "pgcli, its parts"
 
 
@@ -26,7 +46,7 @@ class Tool:
     """Without its sizes."""
 
 
-def tools(sb3: str | None, rejax: str | None) -> list[Tool]:
+def tools(sb3: str | None, rejax: str | None = None) -> list[Tool]:
     """What takes part: ourselves twice, and the peers whose Python is known."""
     ours = [sys.executable, str(HERE / "ours_ppo.py")]
     found = [Tool(LOOP, [*ours, "--loop"]), Tool(PIECES, ours)]
@@ -37,10 +57,13 @@ def tools(sb3: str | None, rejax: str | None) -> list[Tool]:
     return found
 
 
-def measure(taking_part: Sequence[Tool], *, envs: int, total: int, rounds: int, core: int | None) -> Section:
+def measure(
+    taking_part: Sequence[Tool], *, envs: int, total: int, rounds: int, core: int | None, task: Task = CARTPOLE
+) -> Section:
     """Steps per second of each tool with `envs` environments, and how many times those of each peer."""
-    sizes = [str(size) for size in (envs, STEPS, MINIBATCHES, total)]
-    rows = envs * STEPS // MINIBATCHES
+    sizes = [str(size) for size in (envs, task.steps, task.minibatches, total)]
+    sizes += [task.env] if task is not CARTPOLE else []
+    rows = envs * task.steps // task.minibatches
     results: dict[str, list[dict[str, Any]]] = {tool.name: [] for tool in taking_part}
     gflops = []
     for turn in range(rounds):
@@ -52,9 +75,9 @@ def measure(taking_part: Sequence[Tool], *, envs: int, total: int, rounds: int, 
             say(f"round {turn + 1}/{rounds}  {envs:3} environments  {tool.name:16}  {rate:9,.0f} steps/CPU s")
 
     peers = [tool.name for tool in taking_part if tool.name not in (LOOP, PIECES)]
-    limit = median(gflops) * 1e9 / FLOP_PER_STEP
+    limit = median(gflops) * 1e9 / task.flop_per_step
     section = Section(
-        f"PPO, {envs} environments x {STEPS} steps",
+        f"PPO on {task.env}, {envs} x {task.steps} steps",
         ["", "steps/s", "steps/CPU s", "of the limit", *(f"/ {peer}{by}" for peer in peers for by in ("", ", CPU"))],
         measurements={"gflops": gflops, "tools": results},
     )
@@ -65,8 +88,9 @@ def measure(taking_part: Sequence[Tool], *, envs: int, total: int, rounds: int, 
         section.rows.append([name, *cells])
 
     section.notes.append(
-        f"Medians of {rounds} rounds of {total:,} steps. The limit is {limit:,.0f} steps/s: {FLOP_PER_STEP / 1000:.0f} "
-        f"kFLOP a step at the {median(gflops):.0f} GFLOP/s of {rows} x 64 x 64 products."
+        f"Medians of {rounds} rounds of {total:,} steps. The limit is {limit:,.0f} steps/s: "
+        f"{task.flop_per_step / 1000:.0f} kFLOP a step at the {median(gflops):.0f} GFLOP/s of {rows} x 64 x 64 "
+        "products."
     )
     for peer in peers:
         ranges = [spread(compared(results[LOOP], results[peer], clock), 2) for clock in ("wall", "cpu")]

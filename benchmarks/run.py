@@ -23,6 +23,7 @@ from rich.console import Console
 class Part(StrEnum):
     ppo = "ppo"
     dqn = "dqn"
+    ppo_mujoco = "ppo_mujoco"
     startup = "startup"
     demo = "demo"
     memory = "memory"
@@ -68,6 +69,11 @@ def main(
             found[-1].notes += missing
         return found
 
+    def mujoco() -> list[Section]:
+        own = ppo.tools(str(sb3.absolute()) if sb3 else None)
+        total = 8_192 if quick else 40_960
+        return [ppo.measure(own, envs=1, total=total, rounds=rounds, core=pinned, task=ppo.HALF_CHEETAH)]
+
     measures: dict[Part, Callable[[], list[Section]]] = {
         Part.ppo: speed,
         Part.dqn: lambda: [
@@ -76,6 +82,7 @@ def main(
             )
             for setting in dqn.SETTINGS
         ],
+        Part.ppo_mujoco: mujoco,
         Part.startup: lambda: [startup.measure(rounds=rounds)],
         Part.demo: lambda: [demo.measure(seeds=range(seeds))],
         Part.memory: lambda: [memory.measure(total=10_000 if quick else 100_000)],
