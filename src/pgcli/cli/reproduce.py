@@ -78,7 +78,7 @@ def _print(done: Reproduction, out: Path | None, failed: list[str]) -> None:
     console = Console(highlight=False, markup=False)
     if done.lines:
         console.print(f"{done.name}: {report.what(done)}; 95% intervals in brackets", soft_wrap=True)
-        console.print(report.as_table(done))
+        console.print(report.as_table(done, console.width))
     for text in [report.scaled(done), *done.study.notes, *done.missing, *report.not_run(done)]:
         if text:
             console.print(f"note: {text}", soft_wrap=True)

@@ -95,17 +95,19 @@ def columns(found: Reproduction) -> list[tuple[str, list[str]]]:
     return table
 
 
-def as_table(found: Reproduction) -> Table:
-    """For a terminal. In brackets: 95% intervals."""
+def as_table(found: Reproduction, width: int) -> Table:
+    """For a terminal so many characters wide. In brackets: 95% intervals."""
     from rich import box
     from rich.table import Table
 
-    shown = columns(found)
+    dull = {"method"} if len({line.cell.method for line in found.lines}) == 1 else set()
+    dull |= {"difference"} if width < 100 else set()
+    shown = [column for column in columns(found) if column[0] not in dull]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, _ in shown:
         left = heading in ("environment", "method", "beside", "verdict")
         whole = heading not in ("environment", "method", "beside")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=whole)
+        table.add_column(heading, justify="left" if left else "right", no_wrap=whole, overflow="fold")
     for cells in zip(*(cells for _, cells in shown), strict=True):
         table.add_row(*(cell.replace(" [", "\n[") for cell in cells))
     return table
