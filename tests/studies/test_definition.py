@@ -49,7 +49,7 @@ def test_what_a_method_is_called(study):
     # The environment's own settings are its own, how a method looks at it is the method's.
     assert methods(
         ["env=cartpole", "env.max_episode_steps=50", "env.normalise.reward_shift=2", "env.normalise.rewards=true"]
-    ) == [("normalise.rewards=true", "cartpole max_episode_steps=50 normalise.reward_shift=2")]
+    ) == [("normalise.rewards=true", "cartpole max_episode_steps=50 reward_shift=2")]
 
 
 def test_words_that_come_with_an_environment_or_a_row_are_not_named(study):

@@ -214,10 +214,15 @@ def _is_where(word: str) -> bool:
 
 
 def _spell(words: Sequence[str]) -> str:
-    """`algo=ppo algo.clip_range=0.2 env.max_episode_steps=50` -> `ppo clip_range=0.2 max_episode_steps=50`."""
-    return " ".join(
-        str(value) if key in ("algo", "env") else text.partition(".")[2] or text for key, value, text in parse(words)
-    )
+    """`algo=ppo algo.clip_range=0.2` -> `ppo clip_range=0.2`, `env=x env.normalise.reward_shift=2` -> `x reward_shift=2`.
+
+    How a method looks at the world keeps its section: `normalise.rewards=true`.
+    """
+    texts = []
+    for key, value, text in parse(words):
+        short = key.rpartition(".")[2] if _is_where(text) else key.partition(".")[2]
+        texts.append(str(value) if key in ("algo", "env") else f"{short or key}={text.partition('=')[2]}")
+    return " ".join(texts)
 
 
 def only(study: Study, wanted: Sequence[str]) -> list[Cell]:
