@@ -214,7 +214,7 @@ def _is_where(word: str) -> bool:
 
 
 def _spell(words: Sequence[str]) -> str:
-    """`algo=ppo algo.clip_range=0.2` -> `ppo clip_range=0.2`, `env=x env.normalise.reward_shift=2` -> `x reward_shift=2`.
+    """`algo=ppo algo.gamma=1` -> `ppo gamma=1`; `env=x env.normalise.reward_shift=2` -> `x reward_shift=2`.
 
     How a method looks at the world keeps its section: `normalise.rewards=true`.
     """
