@@ -1,9 +1,9 @@
 """What a core can do at best: GFLOP/s of the matrix products that a minibatch of PPO consists of. Prints one JSON line.
 
-    python benchmarks/arithmetic.py ROWS
+    python benchmarks/arithmetic.py ROWS [UNITS]
 
-(ROWS, 64) @ (64, 64) in float32, one thread: the largest product of a 2x64 network, 2 * ROWS * 64 * 64 operations. By
-torch's own product or by oneDNN's, whichever is faster here.
+(ROWS, 64) @ (64, 64) in float32, one thread: the largest product of a 2x64 network, 2 * ROWS * 64 * 64 operations; or
+of one with so many units. By torch's own product or by oneDNN's, whichever is faster here.
 """
 
 import json
@@ -17,9 +17,10 @@ from pgcli.policies.mlp import ONEDNN
 
 torch.set_num_threads(1)
 rows = int(sys.argv[1])
-x, weight = torch.randn(rows, 64), torch.randn(64, 64)
-out = torch.empty(rows, 64)
-flop = 2 * rows * 64 * 64
+units = int(sys.argv[2]) if len(sys.argv) > 2 else 64
+x, weight = torch.randn(rows, units), torch.randn(units, units)
+out = torch.empty(rows, units)
+flop = 2 * rows * units * units
 repeats = 1 + int(2e9 / flop)  # some thirty milliseconds
 
 

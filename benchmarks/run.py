@@ -13,6 +13,7 @@ import dqn
 import es
 import memory
 import ppo
+import sac
 import sort
 import startup
 import typer
@@ -30,6 +31,7 @@ class Part(StrEnum):
     compare = "compare"
     sort = "sort"
     es = "es"
+    sac = "sac"
 
 
 TOTAL = {4: 61_440, 64: 409_600}
@@ -40,6 +42,9 @@ def main(
     parts: Annotated[list[Part] | None, typer.Argument(help="Which; all of them by default.")] = None,
     sb3: Annotated[Path | None, typer.Option(envvar="BENCH_SB3", help="The Python that has Stable-Baselines3.")] = None,
     rejax: Annotated[Path | None, typer.Option(envvar="BENCH_REJAX", help="The Python that has rejax.")] = None,
+    sbx: Annotated[
+        Path | None, typer.Option(envvar="BENCH_SBX", help="The Python that has SBX, for the part sac.")
+    ] = None,
     envs: Annotated[list[int] | None, typer.Option(help="Environments of the part ppo; may be repeated.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the tools take turns.")] = 5,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the demo (and half as many of sort): 0, 1, ...")] = 10,
@@ -58,7 +63,7 @@ def main(
     pinned = core if core >= 0 and shutil.which("taskset") else None
     if quick:
         rounds, seeds = 1, 1
-    missing = _check_peers(sb3, rejax)
+    missing = _check_peers(sb3, rejax, sbx)
     peers = ppo.tools(str(sb3.absolute()) if sb3 else None, str(rejax.absolute()) if rejax else None)
 
     def speed() -> list[Section]:
@@ -92,6 +97,12 @@ def main(
         ],
         Part.es: lambda: es.measure(total=200_000 if quick else 2_000_000, rounds=rounds, core=pinned),
     }
+    measures[Part.sac] = lambda: [
+        sac.measure(
+            str(sb3.absolute()) if sb3 else None, str(sbx.absolute()) if sbx else None,
+            total=300 if quick else 2_000, rounds=rounds, core=pinned,
+        )
+    ]  # fmt: skip
     console = Console(highlight=False)
     sections = []
     for part in parts or list(Part):
@@ -107,10 +118,10 @@ def main(
         say(f"written to {path}")
 
 
-def _check_peers(sb3: Path | None, rejax: Path | None) -> list[str]:
+def _check_peers(sb3: Path | None, rejax: Path | None, sbx: Path | None) -> list[str]:
     """What to do about the peers that are missing. Refuses an interpreter that is not there."""
     notes = []
-    for name, option, python in (("SB3", "--sb3", sb3), ("rejax", "--rejax", rejax)):
+    for name, option, python in (("SB3", "--sb3", sb3), ("rejax", "--rejax", rejax), ("SBX", "--sbx", sbx)):
         if python is None:
             notes.append(f"{name} did not take part: name its Python with {option} (see benchmarks/README.md).")
             say(notes[-1])

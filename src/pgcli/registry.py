@@ -24,6 +24,11 @@ def plugins(group: str) -> "list[EntryPoint]":
     return list(entry_points(group=f"pgcli.{KINDS[group]}"))
 
 
+def has_class(group: str, name: str) -> bool:
+    """Whether `find` has one: an option that only changes another's values has not."""
+    return bool(importlib.util.find_spec(f"pgcli.{KINDS[group]}.{name}")) or name in {e.name for e in plugins(group)}
+
+
 def find(group: str, name: str) -> type:
     """The class called `name`. Raises InputError if no module and no entry point has it."""
     path = f"pgcli.{KINDS[group]}.{name}"

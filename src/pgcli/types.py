@@ -233,6 +233,35 @@ PolicyFunction: TypeAlias = Callable[[Observations, Tensor], Evaluation]
 """The policy as a loss sees it: a module, or `torch.func.functional_call` bound to other parameters."""
 
 
+class ActorCritics(Protocol):
+    """What an off-policy loss asks of an actor with K critics: each pass says what it has a gradient of.
+
+    observations (B, *shape), actions and noise (B, A).
+    """
+
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions from standard normal noise, (B, A), and their log-probs (B,), densities in the unit box: the actor's
+        gradient. A deterministic actor has no log-probs (ABSENT) and does not look at the noise.
+        """
+        ...
+
+    def target_act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The target copy of a deterministic actor, (B, A), moved by noise in units of the unit box, and kept in it."""
+        ...
+
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_k(s, a), (K, B): the critics' gradient."""
+        ...
+
+    def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_k(s, a), (K, B): the actions' gradient, the critics are constants."""
+        ...
+
+    def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_k(s, a) of the critics' target copies, (K, B): no gradient."""
+        ...
+
+
 # ---------------------------------------------------------------- what a collector hands on
 
 

@@ -18,6 +18,8 @@ from pgcli.experiment.config import compose
 from pgcli.policies.gru import GRU
 from pgcli.types import ControlSpec, Discrete, Step
 
+HEAD = {"distribution": "auto", "std": "parameter", "log_std_bounds": (-20, 2)}
+
 CPU = torch.device("cpu")
 SPEC = ControlSpec((1,), Discrete(2))
 
@@ -70,7 +72,7 @@ def followed(seed, clock):
 
 
 def transparent():
-    config = GRU.Config(name="gru", hidden=1, orthogonal=True, initial_log_std=0.0)
+    config = GRU.Config(name="gru", hidden=1, orthogonal=True, initial_log_std=0.0, **HEAD)
     policy = GRU(SPEC, config, critic=True, generator=torch.Generator())
     with torch.no_grad():
         for p in policy.parameters():
@@ -136,7 +138,7 @@ def test_two_segments_are_one_of_twice_the_length():
 
 
 def random_gru():
-    config = GRU.Config(name="gru", hidden=8, orthogonal=True, initial_log_std=0.0)
+    config = GRU.Config(name="gru", hidden=8, orthogonal=True, initial_log_std=0.0, **HEAD)
     policy = GRU(SPEC, config, critic=True, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         for p in policy.parameters():

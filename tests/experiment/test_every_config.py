@@ -21,7 +21,8 @@ def options(group):
 
 ENVIRONMENTS = [name for name in options("env") if name != "gymnasium"]
 SEARCHES = {"es", "ga", "nelder_mead"}
-CONTROL_ONLY = {"a3c", "dqn", "q_learning", "sarsa", *SEARCHES}
+REAL_ONLY = {"ddpg", "sac", "td3"}
+CONTROL_ONLY = {"a3c", "dqn", "q_learning", "sarsa", *SEARCHES, *REAL_ONLY}
 SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
     "epochs": 2, "minibatches": 2, "value_epochs": 2, "value_minibatches": 2, "num_workers": 1,
@@ -46,7 +47,8 @@ def why_not(algo, env):
     environment.close()
     if algo == "nelder_mead" and env in {"probe_image", "frozen_lake", "taxi", "cliff_walking", "cliff_walk"}:
         return "at most 50 parameters"
-    if isinstance(environment.spec.actions, Continuous) and "continuous" not in find("algo", config.algo.name).actions:
+    kind = "continuous" if isinstance(environment.spec.actions, Continuous) else "discrete"
+    if kind not in find("algo", config.algo.name).actions:
         return "actions"
     if type(find("algo", config.algo.name).needs(config.algo)) not in find("policy", config.policy.name).offers:
         return "does not offer"

@@ -41,6 +41,8 @@ EXPERIMENTS = {
     "dqn": ("algo=dqn", *REPLAY),
     "sarsa": ("algo=sarsa", "env=frozen_lake", "algo.num_envs=4"),
     "sft": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
+    "sac": ("algo=sac", "env=pendulum", "algo.learning_starts=100", "algo.batch_size=8", MLP),
+    "td3": ("algo=td3", "env=pendulum", "algo.learning_starts=100", "algo.batch_size=8", MLP),
 }
 KILLED = -signal.SIGKILL
 

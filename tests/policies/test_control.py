@@ -12,13 +12,21 @@ DISCRETE = ControlSpec((4,), Discrete(3))
 REAL = ControlSpec((4,), Continuous(-np.ones(2), np.ones(2)))
 
 
-def mlp(spec, *, critic=True, activation="tanh", orthogonal=True, seed=0):
-    config = MLP.Config(name="mlp", hidden=(16, 8), activation=activation, orthogonal=orthogonal, initial_log_std=-0.5)
+HEAD = {"distribution": "auto", "std": "parameter", "log_std_bounds": (-20, 2)}
+
+
+def mlp(spec, *, critic=True, activation="tanh", orthogonal=True, seed=0, **head):
+    config = MLP.Config(
+        name="mlp", hidden=(16, 8), activation=activation, orthogonal=orthogonal,
+        **(HEAD | {"initial_log_std": -0.5} | head),
+    )  # fmt: skip
     return MLP(spec, config, critic=critic, generator=torch.Generator().manual_seed(seed))
 
 
 def cnn(spec, *, critic=True):
-    config = CNN.Config(name="cnn", channels=(4, 8), dense=16, activation="relu", orthogonal=True, initial_log_std=0.0)
+    config = CNN.Config(
+        name="cnn", channels=(4, 8), dense=16, activation="relu", orthogonal=True, initial_log_std=0.0, **HEAD
+    )
     return CNN(spec, config, critic=critic, generator=torch.Generator().manual_seed(0))
 
 

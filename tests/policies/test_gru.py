@@ -19,7 +19,10 @@ N, T, H = 3, 12, 8
 
 
 def gru(spec=DISCRETE, *, critic=True, hidden=H, dtype=torch.float64):
-    config = GRU.Config(name="gru", hidden=hidden, orthogonal=True, initial_log_std=-0.5)
+    config = GRU.Config(
+        name="gru", hidden=hidden, orthogonal=True, distribution="auto", std="parameter", initial_log_std=-0.5,
+        log_std_bounds=(-20, 2),
+    )  # fmt: skip
     policy = GRU(spec, config, critic=critic, generator=torch.Generator().manual_seed(0)).to(dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

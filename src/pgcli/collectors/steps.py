@@ -40,7 +40,7 @@ class SegmentCollector:
 
         # Time-major while collecting, so that each step writes one contiguous block.
         observations = np.empty((T + 1, *self.observations.shape), dtype=np.float32)
-        outputs = np.empty(noise.shape, dtype=np.float32)
+        outputs: list[np.ndarray] = []
         rewards = np.empty((T, N), dtype=np.float32)
         terminated, truncated = np.empty((T, N), dtype=bool), np.empty((T, N), dtype=bool)
         discrete = not isinstance(env.spec.actions, Continuous)
@@ -51,7 +51,8 @@ class SegmentCollector:
         current = self.observations
         for t in range(T):
             observations[t] = current
-            actions[t], outputs[t] = sampler.act(current, noise[t])
+            actions[t], said = sampler.act(current, noise[t])
+            outputs.append(said)
             step = env.step(actions[t])
             rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
             current = step.observations
@@ -74,7 +75,7 @@ class SegmentCollector:
             truncated=self._rows_first(truncated), mask=torch.ones((N, T), dtype=torch.bool, device=self.device),
             episodes=episodes,
         )  # fmt: skip
-        rollout.log_probs = sampler.log_probs(self._rows_first(outputs), rollout.actions)
+        rollout.log_probs = sampler.log_probs(self._rows_first(np.array(outputs)), rollout.actions)
         if sampler.memory is not None:
             self._remember(policy, sampler, rollout, first, observations[-1], cut)
         elif policy.has_critic:

@@ -25,7 +25,7 @@ from pgcli.environments.normalise import statistics, use_statistics, wrap
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
 from pgcli.options import built_in_folder, options
-from pgcli.registry import find
+from pgcli.registry import find, has_class
 from pgcli.seeding import derive
 from pgcli.types import Algorithm, Collector, Continuous, Gradients, Needs, Rollout, Spec, State
 
@@ -314,8 +314,10 @@ def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
     chosen: Any = find("policy", config.policy.name)
     if type(needs) in chosen.offers:
         return chosen
-    known: list[Any] = [find("policy", name) for name in options("policy", [built_in_folder()])]
-    others = [other.__module__.rpartition(".")[2] for other in known if type(needs) in other.offers]
+    known: dict[str, Any] = {
+        name: find("policy", name) for name in options("policy", [built_in_folder()]) if has_class("policy", name)
+    }
+    others = [name for name, other in known.items() if type(needs) in other.offers]
     raise InputError(
         f"algo={config.choices['algo']} needs {needs.meaning}, which policy={config.policy.name} does not offer; "
         f"try policy={' or policy='.join(others)}"
@@ -337,7 +339,7 @@ def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec, w
     kind = "continuous" if isinstance(getattr(spec, "actions", None), Continuous) else "discrete"
     if kind not in algorithm_class.actions:
         raise InputError(
-            f"algo={config.algo.name} is for {' or '.join(algorithm_class.actions)} actions; "
+            f"algo={config.choices['algo']} is for {' or '.join(algorithm_class.actions)} actions; "
             f"those of env={getattr(config.env, 'id', config.env.name)} are {kind}: try algo={_fitting(world, kind)}"
         )
 

@@ -136,8 +136,15 @@ class Pending:
         self.finished += episodes
 
     def take(self) -> Metrics:
-        """Means over the updates and over the episodes; without episodes there is no return to speak of."""
-        row = {key: sum(m[key] for m in self.metrics) / len(self.metrics) for key in self.metrics[0]}
+        """Means over the updates and over the episodes; without episodes there is no return to speak of.
+
+        Of a key that only some updates have (an actor that waits for its critics), the mean over those.
+        """
+        found: dict[str, list[float]] = {}
+        for metrics in self.metrics:
+            for key, value in metrics.items():
+                found.setdefault(key, []).append(value)
+        row = {key: sum(values) / len(values) for key, values in found.items()}
         if self.finished:
             row["rollout/return_mean"] = sum(e.total for e in self.finished) / len(self.finished)
             row["rollout/length_mean"] = sum(e.length for e in self.finished) / len(self.finished)

@@ -13,8 +13,7 @@ from torch import nn
 from pgcli.policies.acting import Actor, ModuleCrowd, outputs_of
 from pgcli.policies.action_values import ActionValueNetwork, count_actions
 from pgcli.policies.actor_critic import ACTIVATIONS, ActorCritic, control_spec, initialise
-from pgcli.policies.heads import make_head
-from pgcli.settings import Settings
+from pgcli.policies.heads import HeadSettings, make_head
 from pgcli.types import Acting, ActionValues, Needs, Spec, Stochastic
 
 
@@ -23,13 +22,12 @@ class CNN(ActorCritic):
 
     offers: ClassVar = (Stochastic, ActionValues, Acting)
 
-    class Config(Settings):
+    class Config(HeadSettings):
         name: Literal["cnn"]
         channels: tuple[PositiveInt, ...] = Field(description="of each convolution; each halves height and width")
         dense: PositiveInt = Field(description="units of the dense layer")
         activation: Literal["tanh", "relu"] = Field(description="of the hidden layers")
         orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
-        initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
 
     @classmethod
     def make(
@@ -50,7 +48,7 @@ class CNN(ActorCritic):
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         spec = control_spec(spec, config.name, dimensions=3)
-        head = make_head(spec.actions, config.initial_log_std)
+        head = make_head(spec.actions, config)
         actor = _network(spec.observation_shape, config, head.size, 0.01, generator)
         super().__init__(actor, head, _network(spec.observation_shape, config, 1, 1.0, generator) if critic else None)
 

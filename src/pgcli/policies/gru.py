@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pgcli.policies.actor_critic import ActorCritic, Sampler, control_spec, initialise
-from pgcli.policies.heads import Head, make_head
-from pgcli.settings import Settings
+from pgcli.policies.heads import Head, HeadSettings, make_head
 from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec, Stochastic
 
 Tree = dict[str, Tensor]
@@ -40,11 +39,10 @@ Memory = dict[str, np.ndarray]
 class GRU(ActorCritic):
     offers: ClassVar = (Stochastic,)
 
-    class Config(Settings):
+    class Config(HeadSettings):
         name: Literal["gru"]
         hidden: PositiveInt = Field(description="units of the actor's GRU, and of the critic's")
         orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
-        initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
 
     unit = "sequence"
     actor: Recurrent
@@ -56,7 +54,7 @@ class GRU(ActorCritic):
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         spec = control_spec(spec, config.name, dimensions=1)
-        head = make_head(spec.actions, config.initial_log_std)
+        head = make_head(spec.actions, config)
         inputs = spec.observation_shape[0]
         actor = Recurrent("actor", inputs, config, head.size, 0.01, generator)
         super().__init__(actor, head, Recurrent("critic", inputs, config, 1, 1.0, generator) if critic else None)

@@ -7,14 +7,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from pgcli.errors import InputError
 from pgcli.policies.acting import Actor, choose, outputs_of
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork
-from pgcli.policies.heads import make_head
-from pgcli.settings import Settings
+from pgcli.policies.heads import HeadSettings, make_head
 from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Needs, Spec, Stochastic
 
 
@@ -27,9 +25,8 @@ class Linear(ActorCritic):
 
     offers: ClassVar = (Stochastic, Acting)
 
-    class Config(Settings):
+    class Config(HeadSettings):
         name: Literal["linear"]
-        initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
 
     @classmethod
     def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Linear | Actor:
@@ -44,7 +41,7 @@ class Linear(ActorCritic):
         raise AssertionError(needs)
 
     def __init__(self, spec: ControlSpec, config: Config, *, critic: bool) -> None:
-        head = make_head(spec.actions, config.initial_log_std)
+        head = make_head(spec.actions, config)
         actor = Affine(spec, head.size)
         super().__init__(actor, head, Affine(spec, 1) if critic else None, actor.arrays)
 

@@ -17,12 +17,23 @@ from torch.autograd.function import once_differentiable
 from pgcli.policies.acting import Actor, PerceptronCrowd, outputs_of
 from pgcli.policies.action_values import ActionValueNetwork, count_actions
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork, control_spec, initialise
-from pgcli.policies.heads import make_head
-from pgcli.settings import Settings
-from pgcli.types import ABSENT, Acting, ActionValues, Evaluation, Needs, PolicyFunction, Spec, Stochastic
+from pgcli.policies.actor_q import ActorQ, make_actor_head
+from pgcli.policies.heads import HeadSettings, make_head
+from pgcli.types import (
+    ABSENT,
+    Acting,
+    ActionValues,
+    ActorWithQ,
+    ControlSpec,
+    Evaluation,
+    Needs,
+    PolicyFunction,
+    Spec,
+    Stochastic,
+)
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-LARGE = 2**21
+LARGE = 1_300_000
 """Multiplications from which oneDNN's product is faster than torch's own: 79 us instead of 164 for 2048 x 64 x 64 on a
 recent AMD EPYC. It prepares itself for each new number of rows, which takes 0.4 ms."""
 
@@ -33,19 +44,18 @@ class MLP(ActorCritic):
     (Andrychowicz et al. 2021: separate networks and a small last policy layer are what matters most.)
     """
 
-    offers: ClassVar = (Stochastic, ActionValues, Acting)
+    offers: ClassVar = (Stochastic, ActionValues, ActorWithQ, Acting)
 
-    class Config(Settings):
+    class Config(HeadSettings):
         name: Literal["mlp"]
         hidden: tuple[PositiveInt, ...] = Field(description="units of each hidden layer")
         activation: Literal["tanh", "relu"] = Field(description="of the hidden layers")
         orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
-        initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
 
     @classmethod
     def make(
         cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator
-    ) -> MLP | ActionValueNetwork | Actor:
+    ) -> MLP | ActionValueNetwork | ActorQ | Actor:
         match needs:
             case ActionValues():
                 spec = control_spec(spec, config.name, dimensions=1)
@@ -57,13 +67,15 @@ class MLP(ActorCritic):
                 sizes = (spec.observation_shape[0], *config.hidden, outputs_of(spec.actions))
                 network = Perceptron(sizes[0], config, sizes[-1], 0.01, generator)
                 return Actor(network, partial(PerceptronCrowd, sizes, config.activation, spec.actions))
+            case ActorWithQ():
+                return _actor_q(control_spec(spec, config.name, dimensions=1), config, needs, generator)
             case Stochastic(critic):
                 return cls(spec, config, critic=critic, generator=generator)
         raise AssertionError(needs)
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         spec = control_spec(spec, config.name, dimensions=1)
-        head = make_head(spec.actions, config.initial_log_std)
+        head = make_head(spec.actions, config)
         inputs = spec.observation_shape[0]
         actor = Perceptron(inputs, config, head.size, 0.01, generator)
         super().__init__(actor, head, Perceptron(inputs, config, 1, 1.0, generator) if critic else None, actor.arrays)
@@ -85,6 +97,22 @@ class MLP(ActorCritic):
             return Evaluation(log_probs, entropy, found, self.head.distribution(outputs))
 
         return evaluate
+
+
+def _actor_q(spec: ControlSpec, config: MLP.Config, needs: ActorWithQ, generator: torch.Generator) -> ActorQ:
+    head = make_actor_head(spec, config, needs)
+    inputs = spec.observation_shape[0]
+    actor = Perceptron(inputs, config, head.size, 0.01, generator)
+    critics = [Perceptron(inputs + len(head.box.low), config, 1, 1.0, generator) for _ in range(needs.critics)]
+    return ActorQ(head, actor, critics, arrays=actor.arrays, fused=_in_one_node)
+
+
+def _in_one_node(networks: Sequence[Any], x: Tensor, constant: bool) -> tuple[Tensor, ...]:
+    """Perceptrons of one input, for a gradient step; of constant weights no gradient is computed."""
+    weights = [tensor for network in networks for tensor in network.tensors()]
+    if constant:
+        weights = [tensor.detach() for tensor in weights]
+    return Perceptrons.apply(x, len(networks), networks[0].activation, *weights)
 
 
 class Perceptron(nn.Module):
@@ -145,12 +173,11 @@ def _activations(x: Tensor, weights: Sequence[Tensor], activation: str) -> list[
     """Of every layer, the last one linear. No graph is built."""
     found = []
     for i in range(0, len(weights), 2):
-        x = _product(x, weights[i], weights[i + 1])
+        hidden = i + 2 < len(weights)
+        x = _product(x, weights[i], weights[i + 1], relu=hidden and activation == "relu")
         found.append(x)
-        if i + 2 < len(weights):
-            if activation == "relu":
-                x.relu_()
-            elif x.is_cpu:
+        if hidden and activation == "tanh":
+            if x.is_cpu:
                 array = x.numpy()
                 np.tanh(array, out=array)  # a tenth of the time of torch's
             else:
@@ -159,7 +186,7 @@ def _activations(x: Tensor, weights: Sequence[Tensor], activation: str) -> list[
 
 
 class Perceptrons(torch.autograd.Function):
-    """Several perceptrons of one input, in one node. Differentiable once, and not with respect to the input."""
+    """Several perceptrons of one input, in one node. Differentiable once; only the gradients that are asked for."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int, activation: str, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -178,29 +205,39 @@ class Perceptrons(torch.autograd.Function):
         )  # a network of L layers saves 2 L weights, L - 1 activations
         weights, hidden = saved[: 2 * layers * ctx.count], saved[2 * layers * ctx.count :]
         through = _through_tanh if ctx.activation == "tanh" else _through_relu
+        of_input, trained = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
         found: list[Tensor | None] = []
+        of_x: Tensor | None = None
         for n, output_gradient in enumerate(gradients):
             gradient = output_gradient
             inputs = [x, *hidden[n * (layers - 1) : (n + 1) * (layers - 1)]]
             own: list[Tensor | None] = []
             for i in reversed(range(layers)):
-                own = [_outer(gradient, inputs[i]), gradient.sum(0), *own]
+                own = [*([_outer(gradient, inputs[i]), gradient.sum(0)] if trained else [None, None]), *own]
+                weight = weights[2 * (n * layers + i)]
                 if i:
-                    gradient = through(_product(gradient, weights[2 * (n * layers + i)].t()), inputs[i])
+                    # Of a single output it is an outer product, which a matrix multiplication takes longer for.
+                    single = gradient.shape[1] == 1
+                    back = gradient * weight if single else _product(gradient, weight.t())
+                    gradient = through(back, inputs[i])
+                elif of_input:
+                    back = _product(gradient, weight.t())
+                    of_x = back if of_x is None else of_x.add_(back)
             found += own
-        return None, None, None, *found
+        return of_x, None, None, *found
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weight^T + bias, of (B, n), (m, n) and (m,) -> (B, m). No graph is built."""
-    if ONEDNN and x.is_cpu and x.dtype == torch.float32 and len(x) * weight.numel() >= LARGE:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """x weight^T + bias, of (B, n), (m, n) and (m,) -> (B, m), or its positive part. No graph is built."""
+    if ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.shape[0] * weight.numel() >= LARGE:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    found = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+    return found.relu_() if relu else found
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     """a^T b of (B, m) and (B, n). The narrower one first: the other way round takes up to eight times as long."""
-    return a.t() @ b if a.shape[1] <= b.shape[1] else (b.t() @ a).t()
+    return _product(a.t(), b.t()) if a.shape[1] <= b.shape[1] else _product(b.t(), a.t()).t()
 
 
 def _through_tanh(gradient: Tensor, output: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ TOPICS = (
     "policy_gradients",
     "trust_region",
     "gradient_free",
+    "continuous",
 )  # fmt: skip
 
 
