@@ -213,6 +213,13 @@ def test_robbins_monro_counts_the_visits_of_each_state_and_action():
     assert table.tolist() == [[0, pytest.approx(3)], [8, 0], [0, 0]]
 
 
+def test_several_environments_in_one_state_do_not_overshoot():
+    policy, algorithm = tabular("q_learning", "algo.learning_rate=0.5", "algo.gamma=0")
+    [table] = policy.parameters()
+    algorithm.update(fresh([0, 0, 0, 0, 1], [1, 1, 1, 1, 0], [2.0, 4.0, 6.0, 8.0, 8.0], [1] * 5, [False] * 5))
+    assert table.tolist() == [[0, 5], [4, 0], [0, 0]]  # the mean of four targets; half-way to a single one
+
+
 @pytest.mark.parametrize("name", ["q_learning", "sarsa"])
 def test_an_update_that_is_not_finite_stops_before_it_is_made(name):
     policy, algorithm = tabular(name)
@@ -272,19 +279,30 @@ def test_epsilon_falls_with_the_actions_taken():
 # ---------------------------------------------------------------- tasks, and what is refused
 
 
-@pytest.mark.parametrize("name", ["q_learning", "sarsa"])
-def test_frozen_lake_without_slipping_is_solved(name):
-    words = [f"algo={name}", "env=frozen_lake", "env.kwargs.is_slippery=false", "tuned=none", "device=cpu"]
-    words += ["algo.learning_rate=0.5", "algo.epsilon_start=1", "algo.epsilon_end=0.05", "algo.epsilon_steps=4000"]
-    parts = build(compose([*words, "eval.episodes=3"]))
-    steps = 0
-    while steps < 6000:
+def greedy_episode(*words, steps):
+    """Return and length, after so many steps of training."""
+    parts = build(compose([*words, "tuned=none", "device=cpu", "eval.episodes=1"]))
+    done = 0
+    while done < steps:
         fresh = parts.collector.collect(parts.behaviour())
         parts.algorithm.update(fresh)
-        steps += fresh.steps
-    rollout = parts.evaluator.play(parts.policy, [1, 2, 3], None)
-    assert [(e.total, e.length) for e in rollout.episodes] == [(1, 6)] * 3  # six moves are the shortest way
+        done += fresh.steps
+    [episode] = parts.evaluator.play(parts.policy, [1], None).episodes
     parts.close()
+    return episode.total, episode.length
+
+
+def test_q_learning_takes_the_edge_of_the_cliff_and_sarsa_the_safe_way():
+    # Sutton & Barto 2018, example 6.6: 13 moves along the edge; two rows above it, 17, for who expects to slip.
+    words = ["env=cliff_walking", "algo.num_envs=8", "algo.learning_rate=0.2", "algo.gamma=1"]
+    assert greedy_episode("algo=q_learning", *words, steps=20_000) == (-13, 13)
+    assert greedy_episode("algo=sarsa", *words, steps=30_000) == (-17, 17)
+
+
+def test_q_learning_finds_the_way_over_the_ice():
+    words = ["algo=q_learning", "env=frozen_lake", "env.kwargs.is_slippery=false", "algo.num_envs=8"]
+    words += ["algo.learning_rate=0.2", "algo.epsilon_start=1", "algo.epsilon_end=0.05", "algo.epsilon_steps=10000"]
+    assert greedy_episode(*words, steps=12_000) == (1, 6)  # six moves are the shortest way
 
 
 def test_a_tabular_method_chooses_its_policy_unless_one_is_named():

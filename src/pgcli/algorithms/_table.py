@@ -41,7 +41,11 @@ class TableSettings(Exploration, Fresh):
 
 
 class TableUpdater:
-    """Q(s, a) <- Q(s, a) + alpha (target - Q(s, a)), and the count of visits that alpha may depend on."""
+    """Q(s, a) <- Q(s, a) + alpha (target - Q(s, a)), and the count of visits that alpha may depend on.
+
+    Where several environments try the same state and action at once, their alphas together are at most 1: Q goes to the
+    mean of their targets at most, and never beyond.
+    """
 
     def __init__(self, policy: Any, settings: TableSettings) -> None:
         self.policy, self.settings = policy, settings
@@ -57,8 +61,9 @@ class TableUpdater:
         """Learn from one transition of each environment."""
         transitions, epsilon = fresh.transitions, self.epsilon
         where = (transitions.observations.argmax(-1), transitions.actions)
-        self.visits.index_put_(where, torch.ones_like(transitions.rewards), accumulate=True)
-        step_sizes = self._step_sizes(self.visits[where])
+        now = torch.zeros_like(self.visits).index_put_(where, torch.ones_like(transitions.rewards), accumulate=True)
+        self.visits += now
+        step_sizes = torch.minimum(self._step_sizes(self.visits[where]), 1 / now[where])
         total, terms = loss(self.policy, replace(transitions, weights=step_sizes), None)
         if not bool(torch.isfinite(total)):
             raise RunError(f"step {self.steps}: a temporal-difference error is not finite; stopped before the update")

@@ -146,7 +146,13 @@ class Perceptron(nn.Module):
     def as_one_node(self) -> Callable[[Tensor], Tensor]:
         """The same network on the same weights, for a gradient step."""
         weights = self.tensors()
-        return lambda x: Perceptrons.apply(x, 1, self.activation, *weights)[0]
+
+        def evaluate(x: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():  # a target, say: a node of no graph is only slower
+                return _activations(x, weights, self.activation)[-1]
+            return Perceptrons.apply(x, 1, self.activation, *weights)[0]
+
+        return evaluate
 
     def arrays(self) -> ArrayNetwork:
         """The same network on the same weights in NumPy: without torch's few microseconds an operation."""
