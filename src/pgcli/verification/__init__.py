@@ -25,6 +25,7 @@ TOPICS = (
     "trust_region",
     "gradient_free",
     "continuous",
+    "value_based",
 )  # fmt: skip
 
 
