@@ -147,7 +147,7 @@ def test_what_is_not_finite_stops_before_the_parameters_change_and_is_named(valu
     with pytest.raises(RunError, match=rf"policy/entropy = {value}; stopped before the optimiser step"):
         one.one_step(loss, batch())
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
-    assert not one.first.any()
+    assert not one.adam.first.any()
 
 
 def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is():

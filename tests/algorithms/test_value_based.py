@@ -294,7 +294,7 @@ def greedy_episode(*words, steps):
 
 def test_q_learning_takes_the_edge_of_the_cliff_and_sarsa_the_safe_way():
     # Sutton & Barto 2018, example 6.6: 13 moves along the edge; two rows above it, 17, for who expects to slip.
-    words = ["env=cliff_walking", "algo.num_envs=8", "algo.learning_rate=0.2", "algo.gamma=1"]
+    words = ["env=cliff_walk", "algo.num_envs=8", "algo.learning_rate=0.2", "algo.gamma=1"]
     assert greedy_episode("algo=q_learning", *words, steps=20_000) == (-13, 13)
     assert greedy_episode("algo=sarsa", *words, steps=30_000) == (-17, 17)
 

@@ -45,7 +45,7 @@ def why_not(algo, env):
         return None
     environment = find("env", config.env.name)(config.env, 1)
     environment.close()
-    if algo == "nelder_mead" and env in {"probe_image", "frozen_lake", "taxi", "cliff_walking", "cliff_walk"}:
+    if algo == "nelder_mead" and env in {"probe_image", "frozen_lake", "taxi", "cliff_walk"}:
         return "at most 50 parameters"
     kind = "continuous" if isinstance(environment.spec.actions, Continuous) else "discrete"
     if kind not in find("algo", config.algo.name).actions:

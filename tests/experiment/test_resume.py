@@ -27,7 +27,7 @@ REPLAY = (
 NORMALISED = ("env.normalise.observations=true", "env.normalise.rewards=true")
 MEMORY = ("env=cartpole_positions", "policy.hidden=8", "env.max_episode_steps=50")
 SORT = ("env=sort", *TRANSFORMER)
-REPLAY = ("env=pendulum", "env.max_episode_steps=50", "algo.learning_starts=100", "algo.batch_size=8", MLP)
+PENDULUM = ("env=pendulum", "env.max_episode_steps=50", "algo.learning_starts=100", "algo.batch_size=8", MLP)
 
 EXPERIMENTS = {
     "vanilla_pg": ("algo=vanilla_pg", *EPISODES),
@@ -66,9 +66,9 @@ EXPERIMENTS = {
     "Acrobot of Gymnasium": ("algo=a2c", "env=Acrobot-v1", *SEGMENTS, "env.max_episode_steps=70", *NORMALISED),
     "Pendulum of Gymnasium": ("algo=ppo", "env=Pendulum-v1", *SEGMENTS, "env.max_episode_steps=50"),
     "groups in Gymnasium": ("algo=grpo", "env=CartPole-v1", *GROUPS),
-    "ddpg": ("algo=ddpg", *REPLAY, "algo.exploration=ornstein_uhlenbeck"),
-    "td3": ("algo=td3", *REPLAY, *NORMALISED),
-    "sac": ("algo=sac", *REPLAY, "algo.num_envs=2", "algo.schedule=linear"),
+    "ddpg": ("algo=ddpg", *PENDULUM, "algo.exploration=ornstein_uhlenbeck"),
+    "td3": ("algo=td3", *PENDULUM, *NORMALISED),
+    "sac": ("algo=sac", *PENDULUM, "algo.num_envs=2", "algo.schedule=linear"),
     "probe": ("algo=a2c", "env=probe_delayed_reward_continuous", *SEGMENTS),
     "image": ("algo=ppo", "env=probe_image", "algo.num_steps=32", "policy=cnn", "policy.channels=[2,2]"),
     "a memory in segments": ("algo=ppo", *MEMORY, "algo.num_envs=4", "algo.num_steps=32", *NORMALISED),

@@ -1,23 +1,18 @@
-"""What off-policy actor-critics share: Adam on one flat buffer for each network, its settings, honest averages.
+"""What off-policy actor-critics share: their settings, honest averages.
 
 An algorithm says which loss is minimised and whose turn it is; nothing here knows either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.optim.adam import adam
 
+from pgcli.algorithms._adam import AdamSettings
 from pgcli.algorithms._update import Terms
 from pgcli.errors import RunError
-from pgcli.functional.schedules import linear, robbins_monro
-from pgcli.settings import Settings
-from pgcli.types import Metrics, State
+from pgcli.types import Metrics
 
 METRICS = {
     "loss/critic": "mean squared error of the critics against their targets, summed over the critics",
@@ -32,7 +27,7 @@ METRICS = {
 }
 
 
-class OffPolicySettings(Settings):
+class OffPolicySettings(AdamSettings):
     """What every off-policy actor-critic can set."""
 
     gamma: float = Field(ge=0, le=1, description="discount per step")
@@ -40,72 +35,6 @@ class OffPolicySettings(Settings):
     reward_scale: float = Field(gt=0, description="rewards are multiplied by it before anything is learned from them")
     actor_learning_rate: float = Field(gt=0, le=10, description="Adam's step size for the actor at the start")
     critic_learning_rate: float = Field(gt=0, le=10, description="Adam's step size for the critics at the start")
-    schedule: Literal["constant", "linear", "robbins_monro"] = Field(
-        description="of all learning rates; linear falls to 0 at total_steps, robbins_monro is c / (k + offset)"
-    )
-    schedule_c: float = Field(gt=0, description="c of the robbins_monro schedule; 1 with offset 0 is 1/k")
-    schedule_offset: float = Field(ge=0, description="offset of the robbins_monro schedule")
-    adam_epsilon: float = Field(gt=0, lt=1, description="added to Adam's denominator")
-    max_grad_norm: float | None = Field(gt=0, description="each network's gradient is scaled down to it; null: never")
-
-    @property
-    def depends_on_total(self) -> bool:
-        """Whether more total_steps would have changed the updates already made."""
-        return self.schedule == "linear"
-
-    def rate(self, update: int, steps: int, total_steps: int) -> float:
-        """The factor on every learning rate in update number `update` (from 1), after `steps` actions."""
-        match self.schedule:
-            case "constant":
-                return 1.0
-            case "linear":
-                return linear(1.0, progress=steps / total_steps)
-            case "robbins_monro":
-                return robbins_monro(update, c=self.schedule_c, offset=self.schedule_offset)
-
-
-def flatten(parameters: Iterable[Tensor]) -> Tensor:
-    """Make them views of one flat buffer, and return it: what moves them is then one operation."""
-    parameters = list(parameters)
-    flat = torch.cat([p.detach().flatten() for p in parameters])
-    for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        p.data = piece.view_as(p)
-    return flat
-
-
-class Trained:
-    """Parameters that one Adam moves. Kingma & Ba 2015, algorithm 1."""
-
-    def __init__(self, parameters: Iterable[Tensor], settings: OffPolicySettings) -> None:
-        parameters = list(parameters)
-        self.settings = settings
-        self.flat = flatten(parameters)
-        self.gradient = torch.zeros_like(self.flat)
-        for p, piece in zip(parameters, self.gradient.split([p.numel() for p in parameters]), strict=True):
-            p.grad = piece.view_as(p)
-        self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.count = torch.zeros((), device=self.flat.device)
-
-    def norm(self) -> Tensor:
-        return torch.linalg.vector_norm(self.gradient)
-
-    def step(self, learning_rate: float) -> None:
-        """One step of Adam along the gradient, clipped if that is asked for."""
-        limit = self.settings.max_grad_norm
-        if limit is not None:
-            self.gradient.mul_(torch.clamp(limit / (self.norm() + 1e-6), max=1.0))
-        adam(
-            [self.flat], [self.gradient], [self.first], [self.second], [], [self.count], fused=True, amsgrad=False,
-            beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=self.settings.adam_epsilon, maximize=False,
-        )  # fmt: skip
-
-    def state_dict(self) -> State:
-        return {"first": self.first, "second": self.second, "count": self.count}
-
-    def load_state_dict(self, state: State) -> None:
-        self.first.copy_(state["first"])
-        self.second.copy_(state["second"])
-        self.count.copy_(state["count"])
 
 
 class Averages:

@@ -1,4 +1,4 @@
-"""From a loss to new parameters: Adam on one flat buffer, schedules, epochs of minibatches, honest averages.
+"""From a loss to new parameters: epochs of minibatches, honest averages, refusals of what is not finite.
 
 An algorithm hands over its `loss(policy, batch, noise) -> (total, terms)`, which knows nothing of what is here.
 """
@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pgcli.algorithms._adam import Adam, AdamSettings
 from pgcli.errors import RunError
-from pgcli.functional.schedules import constant, linear, robbins_monro
-from pgcli.settings import Settings
 from pgcli.types import Batch, Distribution, Metrics, Rollout, State, each_tensor
 
 Terms: TypeAlias = dict[str, Tensor]
@@ -33,43 +32,19 @@ METRICS = {
 }
 
 
-class OptimiserSettings(Settings):
-    """What every algorithm that takes gradient steps can set."""
+class OptimiserSettings(AdamSettings):
+    """What every algorithm that trains all of its policy by one loss can set."""
 
     learning_rate: float = Field(gt=0, le=10, description="Adam's step size at the start")
-    schedule: Literal["constant", "linear", "robbins_monro"] = Field(
-        description="of the learning rate; linear falls to 0 at total_steps, robbins_monro is c / (k + offset)"
-    )
-    schedule_c: float = Field(gt=0, description="c of the robbins_monro schedule; 1 with offset 0 is 1/k")
-    schedule_offset: float = Field(ge=0, description="offset of the robbins_monro schedule")
-    adam_epsilon: float = Field(gt=0, lt=1, description="added to Adam's denominator")
-    max_grad_norm: float | None = Field(gt=0, description="gradients are scaled down to this norm; null: never")
-
-    @property
-    def depends_on_total(self) -> bool:
-        """Whether more total_steps would have changed the updates already made."""
-        return self.schedule == "linear"
 
 
 class Updater:
-    """Owns the optimiser of one policy. Kingma & Ba 2015, algorithm 1.
-
-    All parameters become views of one flat buffer, and all gradients of another: clipping, the check for NaN and Adam
-    are each one operation on it instead of one a parameter.
-    """
+    """Owns the optimiser of one policy."""
 
     def __init__(self, policy: Any, settings: OptimiserSettings, *, total_steps: int, seed: int) -> None:
         self.policy, self.settings, self.total_steps = policy, settings, total_steps
-        parameters = list(policy.parameters())
-        self.flat = torch.cat([p.detach().flatten() for p in parameters])
-        self.gradient = torch.zeros_like(self.flat)
-        at = 0
-        for p in parameters:
-            p.data = self.flat[at : at + p.numel()].view_as(p)
-            p.grad = self.gradient[at : at + p.numel()].view_as(p)
-            at += p.numel()
-        self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.count = torch.zeros((), device=self.flat.device)
+        self.adam = Adam(policy.parameters(), settings)
+        self.flat = self.adam.flat
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
         self.steps = 0  # actions seen before this update
@@ -105,14 +80,14 @@ class Updater:
         names: list[str] = []
         for piece in pieces:
             total, terms = loss(evaluate, piece, None)
-            self.gradient.zero_()
+            self.adam.gradient.zero_()
             total.backward()
-            norm = torch.linalg.vector_norm(self.gradient)
+            norm = self.adam.norm()
             names = ["loss/total", "optimiser/grad_norm", *terms]
             values = torch.stack([total, norm, *terms.values()]).tolist()
             if not all(map(math.isfinite, values)):
                 self._refuse(names, values)
-            self._adam(learning_rate, norm)
+            self.adam.step(learning_rate, norm)
             steps.append(values)
             if target_kl is not None and terms["policy/approx_kl"] > target_kl:
                 break
@@ -124,11 +99,11 @@ class Updater:
         """The gradient on the whole batch, (P,), and what the loss reports of itself. The parameters stay."""
         batch = by_unit(self.policy, batch)
         total, terms = loss(self.policy.once_differentiable(), batch, None)
-        self.gradient.zero_()
+        self.adam.gradient.zero_()
         total.backward()
         names = ["loss/total", *terms]
         values = torch.stack([total, *terms.values()])
-        return self.gradient.clone(), dict(zip(names, values.tolist(), strict=True))
+        return self.adam.gradient.clone(), dict(zip(names, values.tolist(), strict=True))
 
     def apply(self, gradient: Tensor, terms: Metrics, *, steps: int, adaptive: bool = True) -> Metrics:
         """One step along a gradient that was computed elsewhere, of a loss on `steps` actions.
@@ -139,16 +114,16 @@ class Updater:
         learning_rate = self._learning_rate()
         self.steps += steps
         self.updates += 1
-        self.gradient.copy_(gradient)
-        norm = torch.linalg.vector_norm(self.gradient)
+        self.adam.gradient.copy_(gradient)
+        norm = self.adam.norm()
         metrics = {"optimiser/grad_norm": float(norm), **terms}
         if not all(map(math.isfinite, metrics.values())):
             self._refuse(list(metrics), list(metrics.values()))
         if adaptive:
-            self._adam(learning_rate, norm)
+            self.adam.step(learning_rate, norm)
         else:
-            self._clip(norm)
-            self.flat.sub_(learning_rate * self.gradient)
+            self.adam.clip(norm)
+            self.flat.sub_(learning_rate * self.adam.gradient)
         return metrics | {"optimiser/learning_rate": learning_rate, "optimiser/gradient_steps": 1.0}
 
     def _pieces(self, batch: Batch, epochs: int, minibatches: int) -> Any:
@@ -159,33 +134,12 @@ class Updater:
                 order = torch.randperm(len(batch), generator=self.generator).to(self.flat.device)
                 yield from batch.minibatches(min(minibatches, len(batch)), order)
 
-    def _clip(self, norm: Tensor) -> None:
-        limit = self.settings.max_grad_norm
-        if limit is not None:
-            self.gradient.mul_(torch.clamp(limit / (norm + 1e-6), max=1.0))
-
-    def _adam(self, learning_rate: float, norm: Tensor) -> None:
-        self._clip(norm)
-        # What torch.optim.Adam(fused=True) calls, without the wrapping, which takes longer than the step itself.
-        self.count += 1
-        torch._fused_adam_(
-            [self.flat], [self.gradient], [self.first], [self.second], [], [self.count], amsgrad=False, maximize=False,
-            beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=self.settings.adam_epsilon,
-        )  # fmt: skip
-
     def _learning_rate(self) -> float:
         return self.settings.learning_rate * self.schedule()
 
     def schedule(self) -> float:
         """The factor of the next update's step size."""
-        s = self.settings
-        match s.schedule:
-            case "constant":
-                return constant(1.0)
-            case "linear":
-                return linear(1.0, progress=self.steps / self.total_steps)
-            case "robbins_monro":
-                return robbins_monro(self.updates + 1, c=s.schedule_c, offset=s.schedule_offset)
+        return self.settings.factor(update=self.updates + 1, steps=self.steps, total_steps=self.total_steps)
 
     def _refuse(self, names: list[str], values: list[float]) -> None:
         bad = [f"{name} = {value}" for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
@@ -198,18 +152,14 @@ class Updater:
 
     def state_dict(self) -> State:
         return {
-            "first": self.first,
-            "second": self.second,
-            "count": self.count,
+            **self.adam.state_dict(),
             "generator": self.generator.get_state(),
             "updates": self.updates,
             "steps": self.steps,
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.first.copy_(state["first"])
-        self.second.copy_(state["second"])
-        self.count.copy_(state["count"])
+        self.adam.load_state_dict(state)
         self.generator.set_state(state["generator"])
         self.updates, self.steps = state["updates"], state["steps"]
 

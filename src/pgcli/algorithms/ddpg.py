@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.algorithms import _off_policy
-from pgcli.algorithms._off_policy import Averages, OffPolicySettings, Trained, flatten
+from pgcli.algorithms._adam import Adam, flatten
+from pgcli.algorithms._off_policy import Averages, OffPolicySettings
 from pgcli.algorithms._update import Terms
 from pgcli.collectors.exploration import Exploring, OrnsteinUhlenbeck, WhiteNoise
 from pgcli.collectors.settings import Replay as ReplaySettings
@@ -53,8 +54,8 @@ class DDPG:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.policy, self.config, self.total_steps = policy, config, total_steps
-        self.actor = Trained(policy.actor_parameters(), config)
-        self.critics = Trained(policy.critics.parameters(), config)
+        self.actor = Adam(policy.actor_parameters(), config)
+        self.critics = Adam(policy.critics.parameters(), config)
         self.target_actor = flatten(policy.target_actor.parameters())
         self.target_critics = flatten(policy.target_critics.parameters())
         self.generator = torch.Generator().manual_seed(seed)
@@ -93,7 +94,7 @@ class DDPG:
     def update(self, replay: Replay) -> Metrics:
         c, seen = self.config, Averages()
         self.updates += 1
-        rate = c.rate(self.updates, self.steps, self.total_steps)
+        rate = c.factor(update=self.updates, steps=self.steps, total_steps=self.total_steps)
         self.steps += replay.steps
         evaluate = self.policy.once_differentiable()
         for _ in range(c.gradient_steps):
@@ -109,9 +110,9 @@ class DDPG:
             if actor_too:
                 norms["optimiser/actor_grad_norm"] = self.actor.norm()
             seen.add(terms | norms, self.updates)
-            self.critics.step(rate * c.critic_learning_rate)
+            self.critics.step(rate * c.critic_learning_rate, norms["optimiser/critic_grad_norm"])
             if actor_too:
-                self.actor.step(rate * c.actor_learning_rate)
+                self.actor.step(rate * c.actor_learning_rate, norms["optimiser/actor_grad_norm"])
                 follow(self.target_critics, self.critics.flat, tau=c.tau)
                 follow(self.target_actor, self.actor.flat, tau=c.tau)
         return seen.metrics() | {

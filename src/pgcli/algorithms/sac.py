@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.algorithms import _off_policy
-from pgcli.algorithms._off_policy import Averages, OffPolicySettings, Trained, flatten
+from pgcli.algorithms._adam import Adam, flatten
+from pgcli.algorithms._off_policy import Averages, OffPolicySettings
 from pgcli.algorithms._update import Terms
 from pgcli.collectors.settings import Replay as ReplaySettings
 from pgcli.functional.off_policy import bellman_targets, follow, mean, soft_value, squared_errors, temperature_loss
@@ -64,12 +65,12 @@ class SAC:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.policy, self.config, self.total_steps = policy, config, total_steps
-        self.actor = Trained(policy.actor_parameters(), config)
-        self.critics = Trained(policy.critics.parameters(), config)
+        self.actor = Adam(policy.actor_parameters(), config)
+        self.critics = Adam(policy.critics.parameters(), config)
         self.target_critics = flatten(policy.target_critics.parameters())
         start = self.actor.flat.new_full((1,), math.log(config.initial_temperature))
         self.log_temperature = start.requires_grad_()
-        self.temperature = Trained([self.log_temperature], config)
+        self.temperature = Adam([self.log_temperature], config)
         self.target_entropy = -float(policy.actions) if config.target_entropy is None else config.target_entropy
         self.generator = torch.Generator().manual_seed(seed)
         self.updates, self.steps = 0, 0
@@ -112,7 +113,7 @@ class SAC:
     def update(self, replay: Replay) -> Metrics:
         c, seen = self.config, Averages()
         self.updates += 1
-        rate = c.rate(self.updates, self.steps, self.total_steps)
+        rate = c.factor(update=self.updates, steps=self.steps, total_steps=self.total_steps)
         self.steps += replay.steps
         evaluate = self.policy.once_differentiable()
         for _ in range(c.gradient_steps):
@@ -122,15 +123,13 @@ class SAC:
             for part in (self.critics, self.actor, self.temperature):
                 part.gradient.zero_()
             total.backward()
-            norms = {
-                "optimiser/critic_grad_norm": self.critics.norm(),
-                "optimiser/actor_grad_norm": self.actor.norm(),
-            }
+            critic_norm, actor_norm = self.critics.norm(), self.actor.norm()
+            norms = {"optimiser/critic_grad_norm": critic_norm, "optimiser/actor_grad_norm": actor_norm}
             seen.add(terms | norms, self.updates)
-            self.critics.step(rate * c.critic_learning_rate)
-            self.actor.step(rate * c.actor_learning_rate)
+            self.critics.step(rate * c.critic_learning_rate, critic_norm)
+            self.actor.step(rate * c.actor_learning_rate, actor_norm)
             if c.learn_temperature:
-                self.temperature.step(rate * c.temperature_learning_rate)
+                self.temperature.step(rate * c.temperature_learning_rate, self.temperature.norm())
             follow(self.target_critics, self.critics.flat, tau=c.tau)
         return seen.metrics() | {
             "optimiser/rate": rate,
