@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -176,8 +177,7 @@ def test_an_installed_wheel_finds_its_own_conf_from_any_folder(installed, tmp_pa
 
 
 def test_an_unpacked_sdist_finds_its_conf_beside_src(built, tmp_path):
-    with tarfile.open(built["sdist"]) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(built["sdist"], tmp_path)
     root = next(tmp_path.glob("policy_gradient_cli-*"))
     found = call("-c", "import pgcli.options as o; print(o.built_in_folder())", cwd=tmp_path, path=root / "src")
     assert found.strip() == str(root / "conf")
