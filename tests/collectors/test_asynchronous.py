@@ -139,7 +139,7 @@ def test_a_worker_that_is_killed_is_named(start):
     collector.collect(policy())
     os.kill(collector.workers[1].process.pid, signal.SIGKILL)
     with pytest.raises(RunError, match=r"worker 1 of 2 \(process \d+\) has died: killed by SIGKILL"):
-        gather(collector, 100)
+        gather(collector, 100_000)  # a killed process takes its time to be gone
 
 
 @pytest.mark.parametrize(("make", "reason"), [(Broken, "the reward is nan"), (Clumsy, "KeyError: 'reward'")])

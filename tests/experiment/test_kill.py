@@ -25,7 +25,6 @@ EXPERIMENTS = {
     "vanilla_pg": ("algo=vanilla_pg", *EPISODES),
     "reinforce": ("algo=reinforce", *EPISODES),
     "a2c": ("algo=a2c", "env=pendulum", *SEGMENTS),
-    "a3c with one worker": ("algo=a3c", "algo.num_workers=1", "algo.num_envs=4", MLP),
     "ppo": ("algo=ppo", *SEGMENTS, "env.normalise.observations=true", "env.normalise.rewards=true"),
     "ppo_kl": ("algo=ppo_kl", *SEGMENTS),
     "trpo": ("algo=trpo", *SEGMENTS),

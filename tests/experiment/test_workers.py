@@ -12,7 +12,10 @@ import pytest
 from pgcli.errors import InputError
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
+from pgcli.experiment.session import resume
 from pgcli.runs import Run
+
+from .conftest import MLP, TINY, assert_same_end
 
 
 def children(pid):
@@ -66,6 +69,24 @@ def test_a_worker_that_is_killed_fails_the_run_in_one_line_that_names_it(trainin
     assert "Traceback" not in err
     assert Run(run.path).status == "failed"
     assert run.checkpoints()
+
+
+def test_a_killed_run_with_one_worker_is_resumed_to_the_same_bytes(tmp_path):
+    words = ["algo=a3c", "algo.num_workers=1", "algo.num_envs=4", MLP, "total_steps=4000", *TINY, "checkpoint.keep=1"]
+
+    def start(folder):
+        command = [sys.executable, "-m", "pgcli", "train", *words, "--run-dir", str(folder), "-q"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert start(straight).wait() == 0
+    process = start(killed)
+    wait_for(lambda: any(path.name > "step-000000000" for path in killed.glob("checkpoints/step-*")))
+    process.kill()
+    process.wait()
+    assert Run(killed).status == "died"
+    resume(killed, quiet=True)
+    assert_same_end(killed, straight)
 
 
 def test_statistics_that_workers_cannot_share_are_refused():
