@@ -29,10 +29,9 @@ COLUMNS = (("policy/",), ("loss/",), ("value/", "optimiser/"))
 LABELS = {
     "policy/approx_kl": "KL",
     "policy/kl": "KL",
-    "loss/policy": "policy loss",
-    "loss/value": "value loss",
-    "loss/total": "total loss",
     "optimiser/grad_norm": "gradient norm",
+    "optimiser/actor_grad_norm": "actor's gradient",
+    "optimiser/critic_grad_norm": "critics' gradient",
 }
 COLUMN_WIDTH, GAP = 28, 3
 
@@ -247,11 +246,17 @@ def metric_lines(latest: Mapping[str, float], width: int) -> list[Text]:
             if i >= len(column):
                 line.append(" " * COLUMN_WIDTH)
                 continue
-            label = LABELS.get(column[i], column[i].split("/", 1)[1].replace("_", " "))[: COLUMN_WIDTH - 9]
+            label = _label(column[i])[: COLUMN_WIDTH - 9]
             value = number(latest[column[i]])
             line.append(label, "bright_black").append(f"{value:>{COLUMN_WIDTH - len(label)}}")
         lines.append(line)
     return lines
+
+
+def _label(key: str) -> str:
+    """`loss/policy` -> `policy loss`; `value/explained_variance` -> `explained variance`."""
+    group, name = key.split("/", 1)
+    return LABELS.get(key, name.replace("_", " ") + (" loss" if group == "loss" else ""))
 
 
 def time_lines(progress: Progress, width: int, glyphs: Glyphs) -> list[Text]:
