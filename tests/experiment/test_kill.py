@@ -16,7 +16,11 @@ SEGMENTS = ("algo.num_envs=4", "algo.num_steps=32", MLP)
 SORT = ("env=sort", *TRANSFORMER)
 EPISODES = ("algo.num_episodes=4", "env.max_episode_steps=50", MLP)
 GROUPS = ("algo.num_groups=2", "algo.group_size=2", "env.max_episode_steps=50", MLP)
-CANDIDATES = ("algo.num_episodes=2", "env.max_episode_steps=50")
+CANDIDATES = (
+    "algo.num_episodes=2",
+    "env.max_episode_steps=50",
+    "total_steps=10000",
+)  # they are fast: long enough to be hit
 REPLAY = (
     "algo.num_envs=2", "algo.num_steps=5", "algo.gradient_steps=2", "algo.batch_size=8", "algo.learning_starts=50",
     "algo.capacity=500", MLP,
