@@ -84,6 +84,12 @@ def test_every_pair_is_built_and_learns_twice_or_is_refused(algo, env):
     parts.close()
 
 
+@pytest.mark.parametrize("algo", ["trpo", "npg", "ppo"])
+def test_a_method_that_needs_a_distribution_refuses_a_policy_without_one(algo):
+    with pytest.raises(InputError, match=f"algo={algo} needs a distribution over actions, which policy=rule does not"):
+        build(compose([f"algo={algo}", "env=cartpole", "policy=rule"]))
+
+
 def test_every_tuned_file_belongs_to_an_algorithm_and_composes():
     for path in (CONF / "tuned").glob("*.yaml"):
         algo = max((name for name in options("algo") if path.stem.startswith(f"{name}_")), key=len)
