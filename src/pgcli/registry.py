@@ -1,7 +1,8 @@
 """From a name in a config to a class. A config is data: it holds names, never import paths.
 
-`pgcli.<kind>.<name>` is the module of a built-in; an installed package adds its own by an entry point of the group
-`pgcli.<kind>` that names a class. A module's registered class is the one that declares a `Config`.
+`pgcli.<kind>.<name>` is the module of a built-in (`pgcli.environments.text.<name>` of a text task); an installed
+package adds its own by an entry point of the group `pgcli.<kind>` that names a class. A module's registered class is
+the one that declares a `Config`.
 """
 
 import importlib
@@ -26,13 +27,20 @@ def plugins(group: str) -> "list[EntryPoint]":
 
 def has_class(group: str, name: str) -> bool:
     """Whether `find` has one: an option that only changes another's values has not."""
-    return bool(importlib.util.find_spec(f"pgcli.{KINDS[group]}.{name}")) or name in {e.name for e in plugins(group)}
+    return _module(group, name) is not None or name in {e.name for e in plugins(group)}
+
+
+def _module(group: str, name: str) -> str | None:
+    """The built-in module called `name`; None where there is none."""
+    rooms = [KINDS[group], "environments.text"] if group == "env" else [KINDS[group]]
+    paths = (f"pgcli.{room}.{name}" for room in rooms if name.isidentifier() and not name.startswith("_"))
+    return next((path for path in paths if importlib.util.find_spec(path)), None)
 
 
 def find(group: str, name: str) -> type:
     """The class called `name`. Raises InputError if no module and no entry point has it."""
-    path = f"pgcli.{KINDS[group]}.{name}"
-    if name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(path):
+    path = _module(group, name)
+    if path:
         module = importlib.import_module(path)
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == path and "Config" in vars(value):

@@ -27,3 +27,19 @@ def _continue(prefix: "hashlib.blake2b", number: int) -> int:
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(derive(seed, *names)))
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64 (Steele, Lea & Flood 2014) of each uint64: a hash that is the same on every machine."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
+    """(N,) uint64 keys -> (N, count) float64 in (0, 1): row i is a function of key i alone, not of its neighbours."""
+    with np.errstate(over="ignore"):
+        counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+        bits = mix(mix(keys)[:, None] ^ counters)
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

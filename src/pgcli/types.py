@@ -71,13 +71,17 @@ class ControlSpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """What a policy must know of a text task. Prompts have one length; a completion ends with `end` or at the limit."""
+    """What a policy must know of a text task. A completion ends with `end` or at the limit."""
 
     vocabulary: int
     prompt_length: int
+    """Of the longest prompt."""
     completion_length: int
+    """At most, the end token included."""
     end: int
     pad: int
+    reply_length: int = 0
+    """Tokens with which the task goes on after the policy's first end token, before a second turn; 0: one turn."""
 
 
 Spec: TypeAlias = ControlSpec | TextSpec
@@ -127,24 +131,47 @@ class VectorEnvironment(Protocol):
     def close(self) -> None: ...
 
 
+class Written(NamedTuple):
+    """Completions that no policy sampled: a teacher's answers, or a corpus."""
+
+    observations: Observations
+    actions: Tensor
+    """(N, T) int64, each row with its end token and padded after it."""
+
+
 class TextTask(Protocol):
-    """Prompts, each made by a seed, and a reward for a finished completion."""
+    """Prompts, each made by a seed, and a reward for a finished completion.
+
+    Prompts are {"prompt": (N, P) int64}; where their lengths differ they are padded on the left, and "lengths" (N,)
+    says how many of the last tokens are theirs. Everything is a function of the seeds alone.
+    """
 
     spec: TextSpec
+    COMPONENTS: ClassVar[dict[str, str]]
+    """Each key of `rewards`, with its meaning."""
 
-    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Tensor:
-        """(N, P) int64 token ids. A held-out prompt never occurs among the others."""
+    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
+        """A held-out prompt never occurs among the others."""
         ...
 
-    def rewards(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Reward components, each (N,) float32; `reward` is the one that is trained, the others are reported.
+    def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Reward components, float32; `reward` is the one that is trained, the others are reported, (N,) each.
 
         completions: (N, T) int64, mask: (N, T) bool, 1 up to and including the end token.
+        `reward` is (N,), received with the last token, or (N, T), received token by token.
         """
         ...
 
-    def demonstrations(self, prompts: Tensor) -> Tensor:
-        """Right answers, (N, T) int64, each with its end token and padded after it."""
+    def demonstrations(self, seeds: Sequence[int]) -> Written:
+        """Right answers to training prompts: what supervised fine-tuning learns from."""
+        ...
+
+    def corpus(self, seeds: Sequence[int]) -> Written:
+        """Text to learn the language from, prompts included: what pretraining learns from."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Raises InputError for what the vocabulary has not."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str: ...
@@ -191,7 +218,19 @@ class Acting:
     meaning: ClassVar[str] = "parameters to search over"
 
 
-Needs: TypeAlias = Stochastic | ActionValues | ActionTable | ActorWithQ | Acting
+@dataclass(frozen=True)
+class Scores:
+    """How good a text is, after each of its tokens: `members` of an ensemble, each by itself.
+
+    Such a policy is called with (observations, actions (N, T)) and returns (members, N, T): the score at [.., t] has
+    read the prompt and the actions up to and including t.
+    """
+
+    members: int = 1
+    meaning: ClassVar[str] = "scores of texts"
+
+
+Needs: TypeAlias = Stochastic | ActionValues | ActionTable | ActorWithQ | Acting | Scores
 """What an algorithm asks of its policy. A policy class says in `offers` which of them it can be."""
 
 
@@ -287,7 +326,7 @@ class Rollout:
     """What was seen, done and received: the one thing that both worlds hand on. (N, T), right-padded."""
 
     observations: Observations
-    """(N, T, *shape) in control; {"prompt": (N, P)} in language, where a prompt takes no T."""
+    """(N, T, *shape) in control; {"prompt": (N, P)} in language, where a prompt takes no T (see `TextTask`)."""
     actions: Tensor
     """(N, T) int64 or (N, T, A) float."""
     rewards: Tensor
@@ -310,8 +349,12 @@ class Rollout:
     """(N,) int64: rows with the same initial state share a number."""
     weights: Tensor | None = None
     """(N,): None when sampled; the probability of each row when the rows enumerate a distribution."""
+    distribution: Distribution = ABSENT
+    """The behaviour policy's, of each state, where its collector was asked to keep it."""
     aux: dict[str, Tensor] = field(default_factory=dict)
-    """(N,) each: reward components and the like, for the metrics."""
+    """(N,) each: reward components and the like, one for each episode."""
+    metrics: Metrics = field(default_factory=dict)
+    """What the collector has to say of it."""
     episodes: list[Episode] = field(default_factory=list)
     """Those that finished here."""
 

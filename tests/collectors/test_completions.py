@@ -2,9 +2,9 @@ import numpy as np
 import torch
 
 from pgcli.collectors.completions import Decoding
-from pgcli.collectors.dataset import DemonstrationCollector
+from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import EpisodeCollector
-from pgcli.types import Evaluation, TextSpec
+from pgcli.types import Evaluation, TextSpec, Written
 
 CPU = torch.device("cpu")
 END, PAD = 3, 4
@@ -16,15 +16,16 @@ class Copy:
     spec = TextSpec(vocabulary=5, prompt_length=1, completion_length=3, end=END, pad=PAD)
 
     def prompts(self, seeds, *, held_out):
-        return torch.tensor([[seed % 2] for seed in seeds])
+        return {"prompt": torch.tensor([[seed % 2] for seed in seeds])}
 
-    def rewards(self, prompts, completions, mask):
-        right = (completions[:, 0] == prompts[:, 0]) & (completions[:, 1] == END)
+    def rewards(self, observations, completions, mask):
+        right = (completions[:, 0] == observations["prompt"][:, 0]) & (completions[:, 1] == END)
         cut = ~(completions == END).any(1)
         return {"reward": torch.where(cut, -1.0, right.float()), "right": right.float()}
 
-    def demonstrations(self, prompts):
-        return torch.cat([prompts, torch.tensor([[END, PAD]] * len(prompts))], dim=1)
+    def demonstrations(self, seeds):
+        asked = self.prompts(seeds, held_out=False)
+        return Written(asked, torch.cat([asked["prompt"], torch.tensor([[END, PAD]] * len(seeds))], dim=1))
 
 
 class Echo:
@@ -32,8 +33,8 @@ class Echo:
 
     has_critic = True
 
-    def prefill(self, prompt):
-        self.prompt, self.t = prompt[:, 0], 0
+    def prefill(self, observations):
+        self.prompt, self.t = observations["prompt"][:, 0], 0
         return self._logits(), None
 
     def step(self, tokens, cache):
@@ -75,12 +76,12 @@ def test_completions_of_one_prompt_are_a_group():
 
 
 def test_demonstrations_end_with_the_end_token_and_go_on_after_a_restart():
-    first = DemonstrationCollector(Copy(), num_demonstrations=4, seed=0, device=CPU)
+    first = DatasetCollector(Copy().demonstrations, end=END, rows=4, seed=0, device=CPU)
     rollout = first.collect(None)
     assert rollout.mask.tolist() == [[True, True, False]] * 4
     assert rollout.actions[:, 0].tolist() == rollout.observations["prompt"][:, 0].tolist()
     assert rollout.log_probs is None
-    second = DemonstrationCollector(Copy(), num_demonstrations=4, seed=0, device=CPU)
+    second = DatasetCollector(Copy().demonstrations, end=END, rows=4, seed=0, device=CPU)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.collect(None).actions, second.collect(None).actions)
 

@@ -39,8 +39,8 @@ def small(algo, env):
 def why_not(algo, env):
     """What the refusal says, where one is due: some need what a text task has not, one what nothing else has."""
     config = compose([f"algo={algo}", f"env={env}"])
-    if algo == "sft" or (env == "sort" and algo in CONTROL_ONLY):
-        return None if (algo, env) == ("sft", "sort") else "learns from"
+    if algo in {"sft", "pretrain"} or (env == "sort" and algo in CONTROL_ONLY):
+        return None if env == "sort" and algo not in CONTROL_ONLY else "learns from"
     if env == "sort":
         return None
     environment = find("env", config.env.name)(config.env, 1)

@@ -2,6 +2,9 @@
 
     L = -E_demonstrations[ log pi(a_t | s_t) ]
 
+    algo=sft        a teacher's answers, given prompts
+    algo=pretrain   a corpus, prompts included
+
 Differs from REINFORCE: the actions are a teacher's, not the policy's own, and every one of them is taken to be right.
 """
 

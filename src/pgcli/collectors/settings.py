@@ -28,9 +28,12 @@ class Groups(Settings):
 
 
 class Demonstrations(Settings):
-    """For `demonstrations`: answers that a text task knows to be right."""
+    """For `demonstrations`: text that a task has written itself."""
 
-    num_demonstrations: int = Field(ge=1, description="demonstrations per update")
+    num_demonstrations: int = Field(ge=1, description="demonstrations (or texts of the corpus) per update")
+    source: Literal["demonstrations", "corpus"] = Field(
+        description="right answers to prompts, or text to learn the language from, prompts included"
+    )
 
 
 class Workers(Settings):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch.nn.utils import vector_to_parameters
 from pgcli import algorithms
 from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.collectors.completions import Decoding
-from pgcli.collectors.dataset import DemonstrationCollector
+from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
 from pgcli.collectors.population import PopulationCollector
+from pgcli.collectors.reference import Referenced
 from pgcli.collectors.replay import ReplayCollector
 from pgcli.collectors.steps import SegmentCollector
 from pgcli.collectors.transitions import TransitionCollector
@@ -27,7 +28,7 @@ from pgcli.experiment.config import ExperimentConfig
 from pgcli.options import built_in_folder, options
 from pgcli.registry import find, has_class
 from pgcli.seeding import derive
-from pgcli.types import Algorithm, Collector, Continuous, Gradients, Needs, Rollout, Spec, State
+from pgcli.types import Algorithm, Collector, Continuous, Gradients, Needs, Rollout, Spec, State, Stochastic
 
 
 @dataclass
@@ -49,25 +50,47 @@ class Parts:
     """Lets the environments go."""
     evaluator: Player
     """Plays episodes that training never sees, with whatever statistics training has gathered."""
+    frozen: dict[str, Any]
+    """Modules that never learn here: the `reference` policy, the `reward` model. By name, those that are used."""
 
     def state_dict(self) -> State:
         return {
             "policy": self.policy.state_dict(),
             "algorithm": self.algorithm.state_dict(),
             "collector": self.collector.state_dict(),
+            "frozen": {name: module.state_dict() for name, module in self.frozen.items()},
         }
 
     def load_state_dict(self, state: State) -> None:
         self.policy.load_state_dict(state["policy"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.collector.load_state_dict(state["collector"])
+        for name, module in self.frozen.items():
+            module.load_state_dict(state["frozen"][name])
 
 
-def build(config: ExperimentConfig, *, initial_policy: State | None = None) -> Parts:
+class Trained(NamedTuple):
+    """Another run, as far as this one builds on it."""
+
+    config: ExperimentConfig
+    policy: State
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The runs that a config names, read."""
+
+    init: State | None = None
+    reference: State | None = None
+    reward: Trained | None = None
+
+
+def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
     """Config -> device, environment, policy, algorithm, collector.
 
     Args:
-        initial_policy: parameters to start from, by name; those it lacks (a critic, say) keep their initialisation.
+        sources: what `init`, `reference` and `reward` name. Parameters that the initial policy lacks (a critic, say)
+            keep their initialisation.
 
     Raises InputError for parts that do not fit together.
     """
@@ -79,24 +102,43 @@ def build(config: ExperimentConfig, *, initial_policy: State | None = None) -> P
     environment = world.make(environment_class, config, world.rows(config, way))
     _check_actions(config, algorithm_class, environment.spec, world)
 
-    policy = _policy(config, algorithm_class, environment.spec)
-    if initial_policy is not None:
-        _initialise(policy, initial_policy, config)
+    policy = _policy(config, environment.spec, algorithm_class.needs(config.algo))
+    if sources.init is not None:
+        _initialise(policy, sources.init, f"init={config.init}")
     size = sum(p.numel() for p in policy.parameters())
     device: Any = find("device", config.device.name)(config.device, parameters=size)
     policy = policy.to(device.torch)
+    frozen = {}
+    if _refers(config, algorithm_class):
+        frozen["reference"] = _reference(config, environment.spec, sources).to(device.torch)
 
     algorithm = algorithm_class(
         policy, config.algo, total_steps=config.total_steps, seed=derive(config.seed, "minibatches")
     )
     collector = world.collectors[way](environment, config, device.torch)
+    if frozen:
+        collector = Referenced(collector, frozen["reference"])
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
     close = partial(_close, collector, world.close, environment, evaluator)
     behaviour = getattr(algorithm, "behaviour", lambda: policy)
     return Parts(
         config, device, environment.spec, policy, behaviour, algorithm, collector, environment, world.unit, close,
-        evaluator,
+        evaluator, frozen,
     )  # fmt: skip
+
+
+def _refers(config: ExperimentConfig, algorithm_class: Any) -> bool:
+    """Whether the algorithm compares its policy with a frozen one."""
+    return getattr(algorithm_class, "refers", lambda algo: False)(config.algo)
+
+
+def _reference(config: ExperimentConfig, spec: Spec, sources: Sources) -> Any:
+    """A frozen distribution over actions: that of the run `reference`, or what training starts from."""
+    reference = _policy(config, spec, Stochastic())
+    source, name = (sources.reference, "reference") if sources.reference else (sources.init, "init")
+    if source is not None:
+        _initialise(reference, source, f"{name}={getattr(config, name)}")
+    return reference.requires_grad_(False)
 
 
 def _close(collector: Any, close_world: Callable[[Any, Any], None], environment: Any, evaluator: Any) -> None:
@@ -162,7 +204,8 @@ def _close_control(environment: Any, evaluator: Any) -> None:
     evaluator.env.close()
 
 
-def _player(environment: Any, device: torch.device) -> Player:
+def _player(environment: Any, config: ExperimentConfig, device: torch.device) -> Player:
+    del config
     return Stepping(environment, device=device)
 
 
@@ -184,13 +227,15 @@ def _replay(environment: Any, config: ExperimentConfig, device: torch.device) ->
     )  # fmt: skip
 
 
-def _whole(player: Callable[[Any, torch.device], Player], *, grouped: bool) -> Any:
+def _whole(player: Callable[[Any, ExperimentConfig, torch.device], Player], *, grouped: bool) -> Any:
     """Whole episodes of a world's player: single ones, or groups."""
 
     def collector(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
         algo: Any = config.algo
         groups, size = (algo.num_groups, algo.group_size) if grouped else (algo.num_episodes, 1)
-        return EpisodeCollector(player(environment, device), num_groups=groups, group_size=size, seed=config.seed)
+        return EpisodeCollector(
+            player(environment, config, device), num_groups=groups, group_size=size, seed=config.seed
+        )
 
     return collector
 
@@ -214,7 +259,7 @@ class Worker:
         algo: Any = config.algo
         algorithm_class: Any = find("algo", algo.name)
         self.environment = _make_control(find("env", config.env.name), config, algo.num_envs)
-        self.policy = _policy(config, algorithm_class, self.environment.spec)
+        self.policy = _policy(config, self.environment.spec, algorithm_class.needs(algo))
         self.algorithm = algorithm_class(self.policy, algo, total_steps=config.total_steps, seed=config.seed)
         self.collector = SegmentCollector(
             self.environment, num_steps=algo.num_steps, seed=derive(config.seed, "worker", number),
@@ -245,13 +290,14 @@ def _population(environment: Any, config: ExperimentConfig, device: torch.device
     return PopulationCollector(environment, num_episodes=algo.num_episodes, seed=config.seed)
 
 
-def _decoding(task: Any, device: torch.device) -> Player:
-    return Decoding(task, device=device)
+def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
+    return Decoding(task, device=device, distributions=_refers(config, find("algo", config.algo.name)))
 
 
-def _demonstrations(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
     algo: Any = config.algo
-    return DemonstrationCollector(task, num_demonstrations=algo.num_demonstrations, seed=config.seed, device=device)
+    source = task.corpus if algo.source == "corpus" else task.demonstrations
+    return DatasetCollector(source, end=task.spec.end, rows=algo.num_demonstrations, seed=config.seed, device=device)
 
 
 WORLDS = {
@@ -280,7 +326,7 @@ WORLDS = {
         collectors={
             "episodes": _whole(_decoding, grouped=False),
             "groups": _whole(_decoding, grouped=True),
-            "demonstrations": _demonstrations,
+            "demonstrations": _dataset,
         },
     ),
 }
@@ -302,9 +348,8 @@ def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
     )
 
 
-def _policy(config: ExperimentConfig, algorithm_class: Any, spec: Spec) -> Any:
+def _policy(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
     """Freshly initialised, as the seed says."""
-    needs = algorithm_class.needs(config.algo)
     generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
     return _policy_class(config, needs).make(spec, config.policy, needs, generator)
 
@@ -344,14 +389,14 @@ def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec, w
         )
 
 
-def _initialise(policy: Any, given: State, config: ExperimentConfig) -> None:
+def _initialise(policy: Any, given: State, source: str) -> None:
     own = policy.state_dict()
     wrong = [k for k, v in given.items() if k in own and own[k].shape != v.shape] + [
         k for k in given if k not in own and not k.startswith("critic")
     ]
     if wrong or not any(k in own for k in given):
         raise InputError(
-            f"init={config.init}: its policy does not fit this one ({wrong[0] if wrong else 'nothing'} differs); "
+            f"{source}: its policy does not fit this one ({wrong[0] if wrong else 'nothing'} differs); "
             "train with the same policy and env settings"
         )
     policy.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)

@@ -66,6 +66,12 @@ class ExperimentConfig(Settings):
     )
     stop_at: float | None = Field(description="stop once an evaluation's greedy return reaches it; null: never")
     init: str | None = Field(description="run whose last checkpoint gives the initial weights; null: fresh ones")
+    reference: str | None = Field(
+        description="run whose last checkpoint is the frozen reference, where one is used; null: the initial policy"
+    )
+    reward: str | None = Field(
+        description="run of a reward model that scores completions in place of the task; null: the task's own reward"
+    )
     runs_dir: str = Field(min_length=1, description="folder of the run directories")
     log_every: int = Field(
         ge=1, description="actions between two rows of metrics; 1: a row for each update, however small"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pgcli.collectors import completions, reference
 from pgcli.experiment import evaluation
 from pgcli.experiment.build import Parts
 from pgcli.experiment.signals import StopRequest
@@ -16,16 +17,21 @@ from pgcli.runs.console import Console
 from pgcli.runs.writer import RunWriter
 from pgcli.types import Episode, Metrics, State
 
-METRICS = evaluation.METRICS | {
-    "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",
-    "rollout/length_mean": "their mean length, in actions",
-    "rollout/episodes": "how many they are",
-    "time/collect": "seconds spent on collecting since the last row",
-    "time/update": "seconds spent on updating since the last row",
-    "time/evaluate": "seconds spent on evaluating since the last row",
-    "time/write": "seconds spent on writing since the last row",
-    "time/steps_per_second": "actions per second of collecting and updating since the last row",
-}
+METRICS = (
+    evaluation.METRICS
+    | completions.METRICS
+    | reference.METRICS
+    | {
+        "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",
+        "rollout/length_mean": "their mean length, in actions",
+        "rollout/episodes": "how many they are",
+        "time/collect": "seconds spent on collecting since the last row",
+        "time/update": "seconds spent on updating since the last row",
+        "time/evaluate": "seconds spent on evaluating since the last row",
+        "time/write": "seconds spent on writing since the last row",
+        "time/steps_per_second": "actions per second of collecting and updating since the last row",
+    }
+)
 CONFIRMING_EPISODES = 100
 
 
@@ -66,7 +72,7 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
             metrics = parts.algorithm.update(rollout)
         progress.steps += rollout.steps
         progress.updates += 1
-        pending.add(metrics, rollout.episodes)
+        pending.add(metrics | getattr(rollout, "metrics", {}), rollout.episodes)
 
         evaluated: Metrics = {}
         spent = progress.steps >= config.total_steps

@@ -12,7 +12,7 @@ from typing import Any
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError, PgcliError
 from pgcli.experiment import evaluation
-from pgcli.experiment.build import Parts, build
+from pgcli.experiment.build import Parts, Sources, Trained, build
 from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
@@ -49,7 +49,7 @@ def train(
         settings = load(config, overrides, trust=trust)
     else:
         settings = compose(overrides, config_dirs=config_dirs, trust=trust)
-    parts = build(settings, initial_policy=_initial_policy(settings))
+    parts = build(settings, _sources(settings))
     with _closing(parts), stop_requests() as stop:
         writer = _create(settings, parts, list(overrides), run_dir)
         progress = Progress()
@@ -81,7 +81,7 @@ def resume(
         _check_extension(before, settings)
     _check_unfinished(old, before, settings, fork=fork)
     begun = _has_begun(old)
-    parts = build(settings, initial_policy=None if begun else _initial_policy(settings))
+    parts = build(settings, _sources(settings, begun=begun))
     with _closing(parts), stop_requests() as stop:
         if fork:
             loaded = checkpoint.load_newest(old.path / "checkpoints")
@@ -122,7 +122,7 @@ def evaluate(
     found = find_run(str(run), runs_dir)
     settings = load(found.path, [f"eval.episodes={episodes}"], trust=trust)
     loaded = checkpoint.load_newest(found.path / "checkpoints", memory=False)
-    parts = build(settings)
+    parts = build(settings, _sources(settings, begun=True))
     with _closing(parts):
         restore(parts, loaded.state)
         answer: dict[str, Any] = {"run": str(found.path), "step": loaded.step, "episodes": episodes}
@@ -211,11 +211,22 @@ def _promise(parts: Parts) -> bool | str:
     return True
 
 
-def _initial_policy(settings: ExperimentConfig) -> State | None:
-    """The parameters that `init` names, or None."""
-    if settings.init is None:
-        return None
-    return checkpoint.load_newest(find_run(settings.init).path / "checkpoints", memory=False).state["policy"]
+def _sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
+    """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights: only a reward
+    model is read again, because its config says what it is.
+    """
+
+    def policy(name: str | None) -> State | None:
+        if name is None or begun:
+            return None
+        return checkpoint.load_newest(find_run(name).path / "checkpoints", memory=False).state["policy"]
+
+    reward = None
+    if settings.reward is not None:
+        run = find_run(settings.reward)
+        weights = checkpoint.load_newest(run.path / "checkpoints", memory=False).state["policy"]
+        reward = Trained(load(run.path), weights)
+    return Sources(init=policy(settings.init), reference=policy(settings.reference), reward=reward)
 
 
 def _has_begun(run: Run) -> bool:

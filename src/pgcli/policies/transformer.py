@@ -82,9 +82,9 @@ class Transformer(nn.Module):
     def once_differentiable(self) -> PolicyFunction:
         return self
 
-    def prefill(self, prompt: Tensor) -> tuple[Tensor, Cache]:
-        """(N, P) -> logits of the first action, (N, V), and the cache that `step` goes on with."""
-        c = self.config
+    def prefill(self, observations: dict[str, Tensor]) -> tuple[Tensor, Cache]:
+        """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache that `step` goes on with."""
+        c, prompt = self.config, observations["prompt"]
         memory = self.norm.new_empty(c.layers, 2, len(prompt), c.heads, self.capacity, c.width // c.heads)
         cache = Cache(memory, 0)
         return F.linear(self._hidden(prompt, last=1, cache=cache)[:, 0], self.unembedding), cache

@@ -8,26 +8,21 @@ its seed, so that training never sees it whatever the seeds.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pgcli.errors import InputError
+from pgcli.seeding import mix
 from pgcli.settings import Settings
-from pgcli.types import TextSpec
+from pgcli.types import Observations, TextSpec, Written
 
 EQUALS, BOS, END, PAD = 10, 11, 12, 13
 SYMBOLS = (*"0123456789=", "<bos>", "<end>", "<pad>")
 HELD_OUT_ONE_IN = 20
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64 (Steele, Lea & Flood 2014) of each uint64: a hash that is the same on every machine."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def is_held_out(numbers: np.ndarray) -> np.ndarray:
@@ -43,6 +38,10 @@ class Sort:
         solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
 
     world = "text"
+    COMPONENTS: ClassVar = {
+        "reward": "1 for the digits in order and the end, 0 for anything else that ended, cut_reward if cut",
+        "exact_match": "share of completions that are the digits in order and the end",
+    }
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -54,8 +53,8 @@ class Sort:
             pad=PAD,
         )
 
-    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Tensor:
-        """(N, P) int64: each seed draws numbers of so many digits until one is on the asked side of the split."""
+    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
+        """Each seed draws numbers of so many digits until one is on the asked side of the split."""
         state = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
         numbers = np.zeros_like(state)
         open_rows = np.arange(len(state))
@@ -65,19 +64,36 @@ class Sort:
             open_rows = open_rows[is_held_out(numbers[open_rows]) != held_out]
         powers = 10 ** np.arange(self.config.digits - 1, -1, -1, dtype=np.uint64)
         digits = torch.from_numpy((numbers[:, None] // powers % np.uint64(10)).astype(np.int64))
-        return torch.cat([torch.full_like(digits[:, :1], BOS), digits, torch.full_like(digits[:, :1], EQUALS)], dim=1)
+        first, last = torch.full_like(digits[:, :1], BOS), torch.full_like(digits[:, :1], EQUALS)
+        return {"prompt": torch.cat([first, digits, last], dim=1)}
 
-    def rewards(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """(N,) each: 1 for the digits in order and the end, 0 for anything else that ended, `cut_reward` if cut."""
-        exact = (completions == self.demonstrations(prompts)).all(dim=1)
+    def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        exact = (completions == _answers(observations["prompt"])).all(dim=1)
         finished = ((completions == END) & mask).any(dim=1)
         reward = torch.where(finished, exact.float(), self.config.cut_reward)
-        return {"reward": reward, "exact_match": exact.float(), "finished": finished.float()}
+        return {"reward": reward, "exact_match": exact.float()}
 
-    def demonstrations(self, prompts: Tensor) -> Tensor:
-        """(N, T) int64; each right answer takes the whole completion, so there is nothing to pad."""
-        digits = prompts[:, 1:-1].sort(dim=1).values
-        return torch.cat([digits, torch.full_like(digits[:, :1], END)], dim=1)
+    def demonstrations(self, seeds: Sequence[int]) -> Written:
+        observations = self.prompts(seeds, held_out=False)
+        return Written(observations, _answers(observations["prompt"]))
+
+    def corpus(self, seeds: Sequence[int]) -> Written:
+        """A prompt and its answer, all of it to be learned but the first token."""
+        observations, answers = self.demonstrations(seeds)
+        text = torch.cat([observations["prompt"], answers], dim=1)
+        return Written({"prompt": text[:, :1]}, text[:, 1:])
+
+    def encode(self, text: str) -> list[int]:
+        unknown = set(text) - set("0123456789=")
+        if unknown:
+            raise InputError(f"sort reads digits and `=`, not {', '.join(map(repr, sorted(unknown)))}")
+        return [SYMBOLS.index(character) for character in text]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(SYMBOLS[token] for token in tokens)
+
+
+def _answers(prompts: Tensor) -> Tensor:
+    """(N, T) int64; each right answer takes the whole completion, so there is nothing to pad."""
+    digits = prompts[:, 1:-1].sort(dim=1).values
+    return torch.cat([digits, torch.full_like(digits[:, :1], END)], dim=1)

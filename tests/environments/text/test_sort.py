@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgcli.environments.sort import BOS, END, EQUALS, PAD, Sort, is_held_out, mix
+from pgcli.environments.text.sort import BOS, END, EQUALS, PAD, Sort, is_held_out
+from pgcli.errors import InputError
 
 
 def sort(digits=6, cut_reward=0.0):
@@ -18,21 +19,15 @@ def mask_of(completions):
     return torch.tensor([[END not in row[:t] for t in range(len(row))] for row in completions.tolist()])
 
 
-def test_the_hash_is_splitmix64():
-    # The generator's first two outputs from the state 0, as published with it.
-    states = np.array([0, 0x9E3779B97F4A7C15], dtype=np.uint64)
-    assert mix(states).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
-
-
 def test_a_prompt_is_a_function_of_its_seed_alone():
-    together = sort().prompts([3, 1, 2], held_out=True)
-    alone = torch.cat([sort().prompts([seed], held_out=True) for seed in (3, 1, 2)])
+    together = sort().prompts([3, 1, 2], held_out=True)["prompt"]
+    alone = torch.cat([sort().prompts([seed], held_out=True)["prompt"] for seed in (3, 1, 2)])
     assert torch.equal(together, alone)
 
 
 def test_a_prompt_is_bos_digits_equals():
     task = sort()
-    prompts = task.prompts(range(200), held_out=False)
+    prompts = task.prompts(range(200), held_out=False)["prompt"]
     assert prompts.shape == (200, task.spec.prompt_length) == (200, 8)
     assert prompts.dtype == torch.int64
     assert (prompts[:, 0] == BOS).all()
@@ -44,10 +39,10 @@ def test_a_prompt_is_bos_digits_equals():
 def test_every_prompt_is_on_one_side_of_the_split_whatever_the_seeds():
     # Two digits make a hundred prompts: with 5,000 draws a side, every one of them turns up, and on one side only.
     task = sort(digits=2)
-    training = rows(task.prompts(range(5_000), held_out=False))
-    held_out = rows(task.prompts(range(5_000), held_out=True))
+    training = rows(task.prompts(range(5_000), held_out=False)["prompt"])
+    held_out = rows(task.prompts(range(5_000), held_out=True)["prompt"])
     assert len(training) + len(held_out) == len(training | held_out) == 100
-    assert rows(task.prompts(range(10**9, 10**9 + 1_000), held_out=True)) <= held_out
+    assert rows(task.prompts(range(10**9, 10**9 + 1_000), held_out=True)["prompt"]) <= held_out
 
 
 def test_one_prompt_in_twenty_is_held_out():
@@ -57,7 +52,7 @@ def test_one_prompt_in_twenty_is_held_out():
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_digits_are_uniform_at_every_position(held_out):
-    digits = sort().prompts(range(20_000), held_out=held_out)[:, 1:-1]
+    digits = sort().prompts(range(20_000), held_out=held_out)["prompt"][:, 1:-1]
     # Standard error of one of the 60 shares: sqrt(0.1 * 0.9 / 20,000) = 0.0021; four of them.
     shares = torch.stack([(digits == d).float().mean(dim=0) for d in range(10)])
     torch.testing.assert_close(shares, torch.full((10, 6), 0.1), atol=0.0085, rtol=0)
@@ -78,19 +73,31 @@ def test_the_verifier_pays_for_the_right_digits_and_the_end_and_for_nothing_else
         ]
     )
     prompts = torch.tensor([[BOS, 5, 0, 5, EQUALS]]).expand(len(completions), -1)
-    rewards = task.rewards(prompts, completions, mask_of(completions))
+    rewards = task.rewards({"prompt": prompts}, completions, mask_of(completions))
     assert rewards["reward"].tolist() == [1, 0, 0, 0, 0, 0, -0.5]
     assert rewards["exact_match"].tolist() == [1, 0, 0, 0, 0, 0, 0]
-    assert rewards["finished"].tolist() == [1, 1, 1, 1, 1, 1, 0]
     assert all(component.dtype == torch.float32 for component in rewards.values())
 
 
 def test_demonstrations_are_right_answers():
     task = sort()
-    prompts = task.prompts(range(50), held_out=False)
-    demonstrations = task.demonstrations(prompts)
-    assert demonstrations.tolist() == [[*sorted(row[1:-1]), END] for row in prompts.tolist()]
-    assert (task.rewards(prompts, demonstrations, mask_of(demonstrations))["reward"] == 1).all()
+    observations, answers = task.demonstrations(range(50))
+    assert torch.equal(observations["prompt"], task.prompts(range(50), held_out=False)["prompt"])
+    assert answers.tolist() == [[*sorted(row[1:-1]), END] for row in observations["prompt"].tolist()]
+    assert (task.rewards(observations, answers, mask_of(answers))["reward"] == 1).all()
+
+
+def test_the_corpus_is_prompts_and_their_answers():
+    observations, text = sort(digits=3).corpus(range(20))
+    asked, answers = sort(digits=3).demonstrations(range(20))
+    assert observations["prompt"].tolist() == [[BOS]] * 20
+    assert text.tolist() == torch.cat([asked["prompt"][:, 1:], answers], dim=1).tolist()
+
+
+def test_text_reads_as_tokens_and_what_is_no_symbol_is_refused():
+    assert sort().encode("509=") == [5, 0, 9, EQUALS]
+    with pytest.raises(InputError, match="digits and `=`, not 'x'"):
+        sort().encode("50x")
 
 
 def test_pad_is_not_the_end_and_both_are_in_the_vocabulary():
