@@ -38,6 +38,20 @@ def test_a_row_is_every_combination_of_its_words(study):
     assert found[3].words == ["algo=ppo", "tuned=none", "algo.clip_range=0.2", "env=acrobot"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"common": ["init=sft"]}, "`init=sft`: sft is not a stage; there is no stage before it"),
+        ({"stages": {"sft": ["algo=sft", "init=sft"]}}, "`init=sft`: sft is not a stage; there is no stage before it"),
+        ({"stages": {"a": ["algo=sft"]}, "common": ["reward=b"]}, "`reward=b`: b is not a stage; the stages before it"),
+        ({"measure": "the best"}, "measure"),
+    ],
+)
+def test_a_run_that_no_stage_makes_is_refused(study, changes, message):
+    with pytest.raises(InputError, match=message):
+        study(**changes)
+
+
 def test_what_a_method_is_called(study):
     def methods(*rows, **changes):
         return [
@@ -141,8 +155,8 @@ def test_a_shipped_study_has_a_title_and_composes(name):
         if unbuilt:
             pytest.skip(f"{unbuilt[0]} is not built yet")
         compose([*cell.words, "seed=0", f"total_steps={cell.total_steps}"])
-    if study.start:
-        compose(study.start)
+    for stage in study.stages.values():
+        compose(stage)
 
 
 def published(name):

@@ -133,16 +133,43 @@ def test_methods_are_compared_with_the_reference(folder):
     assert "compared with `epochs=1`" in report.markdown(done)
 
 
-def test_each_seed_starts_from_its_own_start(folder):
-    start = [*TINY["common"], "env=cartpole", "total_steps=256"]
-    rows = [{"words": ["algo.epochs=1", "env=cartpole"]}]
-    study = TINY | {"rows": rows, "start": start, "measure": "greedy_return", "sources": {}, "seeds": 2}
-    write(folder, "started", study)
-    done = reproduce("started", config_dirs=[folder])
+def test_each_seed_builds_on_its_own_stages(folder):
+    common = [*TINY["common"], "env=cartpole"]
+    study = TINY | {
+        "stages": {"first": [*common, "total_steps=256"], "second": [*common, "init=first", "total_steps=512"]},
+        "rows": [{"words": ["algo.epochs=1", "init=first,second", "env=cartpole"]}],
+        "measure": "greedy_return", "sources": {}, "seeds": 2,
+    }  # fmt: skip
+    write(folder, "staged", study)
+    done = reproduce("staged", config_dirs=[folder])
     assert done.finished
-    inits = [Run(done.sweep.run_path(trial)).config["init"] for trial in done.sweep.trials]
-    assert [(Run(init).seed, Run(init).steps) for init in inits] == [(0, 256), (1, 256)]
-    assert "pgcli sweep algo=ppo tuned=none algo.num_envs=4" in report.markdown(done)
+    assert [cell.method for cell in done.cells] == ["epochs=1 init=first", "epochs=1 init=second"]
+    inits = [Run(Run(done.sweep.run_path(trial)).config["init"]) for trial in done.sweep.trials]
+    assert [(init.seed, init.steps) for init in inits] == [(0, 256), (1, 256), (0, 512), (1, 512)]
+    assert Run(inits[3].config["init"]).path == inits[1].path
+    text = report.markdown(done)
+    assert "pgcli sweep algo=ppo tuned=none algo.num_envs=4" in text
+    assert "'init=<first of the same seed>'" in text
+
+
+def test_any_metric_is_a_measure_and_others_are_beside_it(folder):
+    rows = [{"words": ["algo.epochs=1,2", "env=cartpole"]}]
+    plane = {"x": "policy/approx_kl", "y": ["eval/return_mean"], "root": True}
+    changes = {"rows": rows, "measure": "eval/length_mean", "columns": ["policy/entropy"], "plane": plane}
+    write(folder, "measured", TINY | changes | {"sources": {}, "seeds": 1})
+    done = reproduce("measured", config_dirs=[folder])
+    run = Run(done.sweep.run_path(done.sweep.trials[1]))
+    assert done.lines[1].values == pytest.approx([run.points("eval/length_mean")[1][-1]])
+    heading, cells = report.columns(done)[-1]
+    assert heading == "policy/entropy"
+    assert float(cells[1]) == pytest.approx(run.points("policy/entropy")[1][-1], rel=0.01)
+    (panel,) = report.planes(done, done.study.plane)
+    name, path = panel.paths[1]
+    evaluated = run.rows("eval/return_mean")
+    assert name == "epochs=2"
+    assert path[:, 0] == pytest.approx([row["policy/approx_kl"] ** 0.5 for row in evaluated])
+    assert path[:, 1] == pytest.approx([row["eval/return_mean"] for row in evaluated])
+    assert (done.path / "measured_plane.svg").is_file()
 
 
 def test_the_listing(folder, capsys):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ POINTS = 200
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind readers can tell apart; beyond them, line styles."""
 STYLES = ("-", "--", ":", "-.")
+REPEATABLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "pgcli"}
+"""Text stays text, and the same curves give the same file."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,54 @@ def draw(panels: list[Panel], heights: str, file: Path) -> None:
         place.set_ylabel(heights)
         place.xaxis.set_major_formatter(EngFormatter(sep=""))
         place.set_xlim(left=0)
-        place.set_axisbelow(True)
-        place.grid(color="0.9", linewidth=0.6)
-        place.spines[["top", "right"]].set_visible(False)
+        _plain(place)
         place.legend(frameon=False, fontsize="small", loc="best", title="mean, 95% band", title_fontsize="small")
     for place in places:  # those left over
         place.set_visible(False)
     try:
-        # Text stays text, and the same curves give the same file.
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "pgcli"}):
+        with rc_context(REPEATABLE):
             figure.savefig(file, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
     except OSError as error:
         raise InputError(f"cannot write `{file}`: {error.strerror}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Paths of points: (name, (E, 2)) each, in the order in which they were reached."""
+
+    heights: str
+    widths: str
+    paths: list[tuple[str, np.ndarray]]
+
+
+def draw_planes(panels: list[Scatter], file: Path) -> None:
+    """Metrics against another one, a panel each; a path ends where its marker is filled."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 5.5 * len(panels), 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, place in zip(panels, figure.subplots(1, len(panels), squeeze=False).flat, strict=True):
+        for i, (label, path) in enumerate(panel.paths):
+            colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
+            place.plot(*path.T, style, color=colour, marker="o", markersize=3, markerfacecolor="white", label=label)
+            place.plot(*path[-1:].T, color=colour, marker="o", markersize=5)
+        place.set_xlabel(panel.widths)
+        place.set_ylabel(panel.heights)
+        _plain(place)
+        place.legend(frameon=False, fontsize="small", loc="best", title="mean over seeds", title_fontsize="small")
+    try:
+        with rc_context(REPEATABLE):
+            figure.savefig(file, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
+    except OSError as error:
+        raise InputError(f"cannot write `{file}`: {error.strerror}") from error
+
+
+def _plain(place: Any) -> None:
+    place.set_axisbelow(True)
+    place.grid(color="0.9", linewidth=0.6)
+    place.spines[["top", "right"]].set_visible(False)
 
 
 AXES = {"eval/return_mean": "evaluation return", "eval/greedy_return_mean": "evaluation return, greedy policy"}

@@ -3,12 +3,15 @@
 A row's words are those of `pgcli sweep`. What begins with `env` says where (the environment, in the table), all else
 says what (the method), and so does the normalisation of observations and rewards. A method on an environment, over the
 seeds, is a *cell*, and a line of the table.
+
+Runs that others build on are *stages*, made once for each seed: `init=sft`, `reference=sft` or `reward=rm` in a row, or
+in a later stage, stands for the run of that stage with the same seed.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from math import sqrt
 from pathlib import Path
@@ -25,8 +28,11 @@ from pgcli.settings import Settings
 FOLDER = "experiment"
 MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py"}
 """Gymnasium's extra -> what it brings."""
-OWN = ("seed", "total_steps", "eval.every", "init", "runs_dir")
+OWN = ("seed", "total_steps", "eval.every", "runs_dir")
 """Settings that a study sets by keys of its own."""
+SOURCES = ("init", "reference", "reward")
+"""Settings that name another run: here, a stage."""
+MEASURES = ("training_return", "evaluation_return", "greedy_return", "learning")
 
 
 class Source(Settings):
@@ -46,6 +52,14 @@ class Published(Settings):
     deviation: float | None = Field(default=None, ge=0, description="the published +-, between seeds; null: none")
 
 
+class Plane(Settings):
+    """A plot of metrics against another one, each run's evaluations in their order."""
+
+    x: str = Field(description="metric along the horizontal axis, such as kl/exact")
+    y: tuple[str, ...] = Field(min_length=1, description="metrics along the vertical axis, a panel each")
+    root: bool = Field(default=False, description="the square root of x: a distance, where x is a divergence")
+
+
 class Row(Settings):
     words: tuple[str, ...] = Field(min_length=1, description="as after `pgcli sweep`: algo=ppo,a2c env=cartpole")
     fixed: tuple[str, ...] = Field(default=(), description="further words, which the method's name leaves out")
@@ -57,10 +71,13 @@ class Study(Settings):
     """A file of `conf/experiment/`. Its first comment is its title."""
 
     question: str = Field(description="what the study answers, as a question")
-    measure: Literal["training_return", "evaluation_return", "greedy_return", "learning"] = Field(
+    measure: str = Field(
         description="training_return: mean of the last `window` training episodes, as CleanRL reports; "
-        "evaluation_return, greedy_return: the last evaluation; learning: the evaluation's mean over all steps"
+        "evaluation_return, greedy_return: the last evaluation; learning: the evaluation's mean over all steps; "
+        "any metric's key: its last value",
     )
+    columns: tuple[str, ...] = Field(default=(), description="metrics whose last values are shown beside the measure")
+    plane: Plane | None = Field(default=None, description="a further plot, of metrics against one another")
     window: int = Field(default=100, ge=1, description="training episodes that training_return averages over")
     seeds: int = Field(ge=1, description="runs of each cell, with seeds 0, 1, ...")
     total_steps: int = Field(ge=1, description="budget of a run in steps (or tokens)")
@@ -69,8 +86,9 @@ class Study(Settings):
     environments: dict[str, tuple[str, ...]] = Field(
         default={}, description="words that come with an environment, for all methods alike"
     )
-    start: tuple[str, ...] = Field(
-        default=(), description="words of a run that gives each seed its initial weights, whole at any --fraction"
+    stages: dict[str, tuple[str, ...]] = Field(
+        default={},
+        description="name -> words of a run that others build on, one for each seed; whole at any --fraction",
     )
     rows: tuple[Row, ...] = Field(description="what is run")
     reference: str | None = Field(default=None, description="the method that the others are compared with, by its name")
@@ -92,7 +110,7 @@ class Cell(NamedTuple):
     environment: str
     method: str
     words: list[str]
-    """Of `pgcli train`, but for what each run has of its own: seed, budget and initial weights."""
+    """Of `pgcli train`, but for what each run has of its own: seed and budget. Stages are names."""
     total_steps: int
     published: tuple[Published, ...]
 
@@ -157,15 +175,23 @@ def _sentence(key: str, kind: str, text: str) -> str:
 
 def _check(study: Study) -> None:
     """What the models cannot say by themselves."""
+    if study.measure not in MEASURES and study.measure.count("/") != 1:
+        raise InputError(
+            f"`measure` must be one of {', '.join(MEASURES)}, or a metric's key such as eval/gold, not {study.measure}"
+        )
     for word in [
         *study.common,
-        *(word for word in study.start if not word.startswith("total_steps=")),
+        *(word for own in study.stages.values() for word in own if not word.startswith("total_steps=")),
         *chain(*study.environments.values()),
         *chain(*((*row.words, *row.fixed) for row in study.rows)),
     ]:
         key = word.partition("=")[0]
         if key in OWN:
-            raise InputError(f"`{word}`: a study sets {key} by its own keys (seeds, total_steps, evaluations, start)")
+            raise InputError(f"`{word}`: a study sets {key} by its own keys (seeds, total_steps, evaluations)")
+    for i, own in enumerate(study.stages.values()):
+        _check_sources(own, list(study.stages)[:i])
+    for words in [study.common, *study.environments.values(), *((*row.words, *row.fixed) for row in study.rows)]:
+        _check_sources(words, list(study.stages))
     if not study.rows:
         raise InputError("`rows` is empty: there is nothing to run")
     for row in study.rows:
@@ -177,6 +203,22 @@ def _check(study: Study) -> None:
     methods = list(dict.fromkeys(cell.method for cell in everything))
     if study.reference is not None and study.reference not in methods:
         raise InputError(f"reference: `{study.reference}` is not one of the methods {', '.join(methods)}")
+
+
+def _check_sources(words: Sequence[str], stages: Sequence[str]) -> None:
+    """Each names a stage that was made before."""
+    for word in words:
+        key, _, values = word.partition("=")
+        for value in values.split(",") if key in SOURCES else ():
+            if value not in stages:
+                known = f"the stages before it are {', '.join(stages)}" if stages else "there is no stage before it"
+                raise InputError(f"`{word}`: {value} is not a stage; {known}")
+
+
+def with_sources(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
+    """The words, with the run of each stage in place of its name."""
+    pairs = [word.partition("=") for word in words]
+    return [f"{key}={runs[value]}" if key in SOURCES else f"{key}{equals}{value}" for key, equals, value in pairs]
 
 
 def require(name: str, study: Study) -> None:

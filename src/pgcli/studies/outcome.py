@@ -100,7 +100,8 @@ def _curve(study: Study, sweep: Sweep, trial: Trial) -> Curve | None:
     if trial.status != "finished":
         return None
     run = Run(sweep.run_path(trial))
-    curve = read_curve(run, GREEDY_RETURN if study.measure == "greedy_return" else RETURN)
+    key = study.measure if "/" in study.measure else GREEDY_RETURN if study.measure == "greedy_return" else RETURN
+    curve = read_curve(run, key)
     if curve is None or study.measure != "training_return":
         return curve
     return _training_curve(curve, run, study.window)

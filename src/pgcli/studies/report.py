@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pgcli.analysis.comparison import compare
-from pgcli.analysis.plots import Panel, draw
+from pgcli.analysis.plots import Panel, Scatter, draw, draw_planes
 from pgcli.analysis.report import as_markdown
 from pgcli.analysis.results import estimate_json
 from pgcli.analysis.statistics import Estimate, mean_interval
 from pgcli.analysis.verdict import decimals_for, with_interval
 from pgcli.errors import InputError
-from pgcli.runs import files
+from pgcli.runs import Run, files
 from pgcli.runs.provenance import machine, versions
 from pgcli.studies import definition
+from pgcli.studies.definition import SOURCES, Cell, Plane
 from pgcli.studies.outcome import Line, Reproduction
+from pgcli.studies.verdict import moments
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,7 +48,8 @@ BESIDE = (
 
 def what(found: Reproduction) -> str:
     """What is compared, in words."""
-    return MEASURES[found.study.measure].format(window=found.study.window)
+    measure = found.study.measure
+    return MEASURES.get(measure, f"{measure} at the end").format(window=found.study.window)
 
 
 def scaled(found: Reproduction) -> str:
@@ -85,6 +91,10 @@ def columns(found: Reproduction) -> list[tuple[str, list[str]]]:
         ("ours", [spell(line, line.ours) for line in lines]),
         ("seeds", [str(len(line.values)) for line in lines]),
     ]
+    for key in found.study.columns:
+        column = [last_values(line.cell, found, key) for line in lines]
+        spread = decimals_for([float(value) for values in column for value in values])
+        table.append((key, [_spell_values(values, spread) for values in column]))
     if any(line.theirs for line in lines):
         table += [
             ("beside", [line.beside or "-" for line in lines]),
@@ -93,6 +103,17 @@ def columns(found: Reproduction) -> list[tuple[str, list[str]]]:
             ("verdict", [line.judgement.verdict if line.judgement else "-" for line in lines]),
         ]
     return table
+
+
+def last_values(cell: Cell, found: Reproduction, key: str) -> np.ndarray:
+    """(n,): the last value that each run of a cell has logged of a metric; those that never did are left out."""
+    result = next(result for own, result in found.results if own == cell)
+    points = [curve.run.points(key)[1] for curve in result.curves]
+    return np.array([values[-1] for values in points if values])
+
+
+def _spell_values(values: np.ndarray, decimals: int) -> str:
+    return with_interval([mean_interval(moments(values))], decimals=decimals)[0] if len(values) else "-"
 
 
 def as_table(found: Reproduction, width: int) -> Table:
@@ -136,7 +157,9 @@ def markdown(found: Reproduction) -> str:
         lines += [BESIDE.format(reference=study.reference), ""]
     lines += [f"- {source.title}: {source.link}" for source in study.sources.values() if source.link]
     lines += [f"- {note}" for note in [*study.notes, *found.missing, *not_run(found)]]
-    lines += ["", f"![learning curves]({found.name}.svg)", "", "## By seed", ""]
+    lines += ["", f"![learning curves]({found.name}.svg)"]
+    lines += ["", f"![{plane_title(study.plane)}]({found.name}_plane.svg)"] if study.plane else []
+    lines += ["", "## By seed", ""]
     lines += ["| environment | method | steps | by seed |", "| --- | --- | ---: | --- |"]
     lines += [
         f"| {cell.environment} | {cell.method} | {result.steps:,} | {seeds} |"
@@ -186,17 +209,21 @@ def command(found: Reproduction) -> str:
 
 
 def sweeps(found: Reproduction) -> list[str]:
-    """A `pgcli sweep` for each cell. Its starts, where there are any, are given by seed."""
+    """A `pgcli sweep` for each stage and each cell. The runs of a stage are given by seed."""
     study = found.study
-    lines = []
-    if study.start:
-        lines.append(shlex.join(["pgcli", "sweep", *study.start, f"seed=range(0,{found.seeds})"]))
+    lines = [
+        shlex.join(["pgcli", "sweep", *_named(own), f"seed=range(0,{found.seeds})"]) for own in study.stages.values()
+    ]
     for cell in found.cells:
         total = max(1, round(cell.total_steps * found.fraction))
         words = [*cell.words, f"total_steps={total}", f"eval.every={max(1, total // study.evaluations)}"]
-        words += ["init=<the start of the same seed>"] if study.start else []
-        lines.append(shlex.join(["pgcli", "sweep", *words, f"seed=range(0,{found.seeds})"]))
+        lines.append(shlex.join(["pgcli", "sweep", *_named(words), f"seed=range(0,{found.seeds})"]))
     return lines
+
+
+def _named(words: Iterable[str]) -> list[str]:
+    pairs = [word.partition("=") for word in words]
+    return [f"{key}=<{value} of the same seed>" if key in SOURCES else f"{key}={value}" for key, _, value in pairs]
 
 
 # ---------------------------------------------------------------- files and JSON
@@ -219,6 +246,35 @@ def write(found: Reproduction, folder: Path) -> None:
         if line.cell.published and line.theirs:
             panels[line.cell.environment].levels.append((line.beside, line.theirs.mean))
     draw(list(panels.values()), what(found), folder / f"{found.name}.svg")
+    if found.study.plane:
+        draw_planes(planes(found, found.study.plane), folder / f"{found.name}_plane.svg")
+
+
+def plane_title(plane: Plane) -> str:
+    return f"{', '.join(plane.y)} against {'the square root of ' if plane.root else ''}{plane.x}"
+
+
+def planes(found: Reproduction, plane: Plane) -> list[Scatter]:
+    """A panel for each metric: each method's path, the mean over its seeds at each evaluation."""
+    panels = []
+    for key in plane.y:
+        paths = []
+        for cell, result in found.results:
+            runs = [_path(curve.run, plane, key) for curve in result.curves]
+            length = min(len(run) for run in runs)
+            if length:
+                paths.append((cell.method, np.mean([run[:length] for run in runs], axis=0)))
+        panels.append(Scatter(key, f"{'√ ' if plane.root else ''}{plane.x}", paths))
+    return panels
+
+
+def _path(run: Run, plane: Plane, key: str) -> np.ndarray:
+    """(E, 2): both metrics in each row that has both."""
+    rows = [row for row in run.rows(key) if plane.x in row]
+    x = np.array([row[plane.x] for row in rows], dtype=np.float64)
+    if plane.root:
+        x = np.sqrt(np.maximum(x, 0))
+    return np.stack([x, np.array([row[key] for row in rows], dtype=np.float64)], axis=1)
 
 
 def as_data(found: Reproduction) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose
 from pgcli.options import headline, options, search_path
 from pgcli.studies import definition, report
-from pgcli.studies.definition import FOLDER, Cell, Study
+from pgcli.studies.definition import FOLDER, Cell, Study, with_sources
 from pgcli.studies.outcome import Reproduction, conclude
 from pgcli.sweeps import Sweep, complete
 from pgcli.sweeps.driver import run_command
@@ -59,16 +60,18 @@ def reproduce(
             path, words, workers=workers, config_dirs=folders, trust=trust, on_change=on_change, command=command
         )
 
-    starts = [[*study.start, f"seed={seed}"] for seed in range(number)] if study.start else []
+    stages = [[[*own, f"seed={seed}"] for seed in range(number)] for own in study.stages.values()]
     words = [_words(study, cell, seed, fraction) for cell in chosen for seed in range(number)]
-    for combination in [*starts, *words]:  # all that can be refused, before the first run is begun
+    for combination in [*chain(*stages), *words]:  # all that can be refused, before the first run is begun
         compose(combination, config_dirs=folders, trust=trust)
-    if starts:
-        sweep = bring(starts)
+    made: list[dict[str, Path]] = [{} for _ in range(number)]  # of each seed, stage -> its run
+    for stage, own in zip(study.stages, stages, strict=True):
+        sweep = bring([with_sources(words, runs) for words, runs in zip(own, made, strict=True)])
         if sweep.having("planned", "interrupted", "failed"):
             return conclude(name, title, study, fraction=fraction, seeds=number, sweep=sweep, cells=[])
-        begun = [sweep.run_path(trial) for trial in sweep.trials]
-        words = [[*own, f"init={begun[i % number]}"] for i, own in enumerate(words)]
+        for runs, trial in zip(made, sweep.trials, strict=True):
+            runs[stage] = sweep.run_path(trial)
+    words = [with_sources(own, made[i % number]) for i, own in enumerate(words)]
     found = conclude(name, title, study, fraction=fraction, seeds=number, sweep=bring(words), cells=chosen)
     report.write(found, Path(out) if out is not None else path)
     return found
