@@ -148,7 +148,9 @@ class TextTask(Protocol):
 
     spec: TextSpec
     COMPONENTS: ClassVar[dict[str, str]]
-    """Each key of `rewards`, with its meaning."""
+    """Each key of `rewards`, with its meaning. `exact_match`, where there is one, is 1 for a right completion and 0 for
+    any other: it is what pass@k counts.
+    """
 
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
         """A held-out prompt never occurs among the others."""

@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
+import torch
 
+from pgcli.cli.show import metrics
+from pgcli.collectors.reference import view
+from pgcli.errors import InputError
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 from pgcli.experiment.evaluation import Evaluation, evaluate_both, play
+from pgcli.types import Episode, Rollout
 
 
 def test_the_interval_of_a_mean_is_student_s():
@@ -28,8 +33,8 @@ def parts():
 def test_an_evaluation_is_the_same_each_time_and_changes_nothing(parts):
     parts.collector.collect(parts.policy)
     before = repr(parts.collector.state_dict())
-    first = evaluate_both(parts.evaluator, parts.policy, episodes=4, seed=0, stream="evaluate")
-    assert first == evaluate_both(parts.evaluator, parts.policy, episodes=4, seed=0, stream="evaluate")
+    first, _ = evaluate_both(parts.evaluator, parts.policy, episodes=4, seed=0, stream="evaluate")
+    assert first == evaluate_both(parts.evaluator, parts.policy, episodes=4, seed=0, stream="evaluate")[0]
     assert repr(parts.collector.state_dict()) == before
 
 
@@ -47,3 +52,91 @@ def test_an_evaluation_sees_what_training_has_normalised_by(parts):
     own, theirs = parts.evaluator.env.statistics(), parts.environment.statistics()
     assert own["observations"]["count"] == theirs["observations"]["count"] > 0
     assert own["observations"]["mean"].tolist() == theirs["observations"]["mean"].tolist()
+
+
+class Attempts:
+    """A player whose completions of two prompts are right or wrong as it is told, one column for each time."""
+
+    def __init__(self, right, lengths=((2, 3),)):
+        self.right, self.lengths, self.time = torch.tensor(right), lengths, 0
+
+    def play(self, policy, seeds, generator, *, held_out=False):
+        assert held_out
+        lengths = torch.tensor(self.lengths[self.time % len(self.lengths)])
+        exact = self.right[:, self.time % self.right.shape[1]].float()
+        self.time += 1
+        mask = torch.arange(3) < lengths[:, None]
+        ended = torch.zeros(2, 3, dtype=torch.bool)
+        ended[0, lengths[0] - 1] = True  # the second one is always cut
+        episodes = [Episode(float(e), int(n), s) for e, n, s in zip(exact, lengths, seeds, strict=True)]
+        return Rollout(
+            observations=None, actions=torch.zeros(2, 3), rewards=torch.zeros(2, 3), terminated=ended,
+            truncated=~ended, mask=mask, aux={"reward": exact, "exact_match": exact}, episodes=episodes,
+        )  # fmt: skip
+
+
+def test_components_lengths_and_pass_at_k_of_a_text_task():
+    # The first prompt is solved in 1 of 4 attempts, the second in 3: pass@2 is 1 - C(3,2)/C(4,2) = 1/2, and 1.
+    player = Attempts([[0, 1, 0, 0], [1, 1, 1, 0]], lengths=((2, 3), (1, 3)))
+    found, rollout = evaluate_both(player, None, episodes=2, seed=0, stream="evaluate", samples=4)
+    assert found["eval/exact_match"] == found["eval/return_mean"] == found["eval/pass@1"] == pytest.approx(0.5)
+    assert found["eval/pass@2"] == pytest.approx(0.75)
+    assert found["eval/pass@4"] == pytest.approx(1)
+    assert (found["eval/finished"], found["eval/length_finished"], found["eval/length_cut"]) == (0.5, 1.5, 3)
+    assert "eval/reward" not in found, "it is the return"
+    assert rollout.aux["exact_match"].tolist() == [0, 1], "the first attempts are what is shown"
+
+
+def test_without_samples_nothing_is_said_of_pass_at_k():
+    found, _ = evaluate_both(Attempts([[1], [1]], ((2, 2),)), None, episodes=2, seed=0, stream="evaluate")
+    assert not [key for key in found if "pass" in key]
+    assert "eval/length_cut" in found
+
+
+def test_nothing_is_cut_where_all_end():
+    player = Attempts([[1], [1]])
+    play_one = player.play
+
+    def both_end(*args, **kwargs):
+        rollout = play_one(*args, **kwargs)
+        rollout.terminated[1, 2] = True
+        return rollout
+
+    player.play = both_end
+    found, _ = evaluate_both(player, None, episodes=2, seed=0, stream="evaluate")
+    assert "eval/length_cut" not in found
+    assert found["eval/finished"] == 1
+
+
+def test_pass_at_k_is_refused_where_nothing_is_right_or_wrong():
+    with pytest.raises(InputError, match=r"eval.samples=4: pass@k counts exact_match, which env=cartpole has not"):
+        build(compose(["env=cartpole", "eval.samples=4"]))
+
+
+@pytest.mark.parametrize("words", [["algo=grpo", "env=sort", "policy.width=8", "policy.heads=2"], ["algo=ppo"]])
+def test_the_divergence_from_a_reference_is_that_of_the_states_that_were_seen(words):
+    parts, other = build(compose([*words, "eval.episodes=3"])), build(compose([*words, "eval.episodes=3", "seed=1"]))
+    given = {"episodes": 3, "seed": 0, "stream": "evaluate"}
+    same, _ = evaluate_both(parts.evaluator, parts.policy, **given, reference=parts.policy)
+    assert same["eval/kl"] == same["eval/kl_k1"] == 0
+    found, rollout = evaluate_both(parts.evaluator, parts.policy, **given, reference=other.policy)
+    own, theirs = (
+        torch.log_softmax(view(p, rollout).distribution.logits, -1).double() for p in (parts.policy, other.policy)
+    )
+    expected = ((own.exp() * (own - theirs)).sum(-1) * rollout.mask).sum(1)
+    torch.testing.assert_close(rollout.aux["kl"].double(), expected, rtol=1e-4, atol=1e-6)
+    assert found["eval/kl"] == pytest.approx(float(expected.mean()), rel=1e-4)
+    ratio = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean()
+    assert found["eval/kl_k1"] == pytest.approx(float(ratio), rel=1e-3)
+    assert not set(evaluate_both(parts.evaluator, parts.policy, **given)[0]) & {"eval/kl", "eval/kl_k1"}
+
+
+def test_every_key_of_an_evaluation_is_in_the_dictionary():
+    declared = dict(metrics())
+    parts = build(compose(["algo=grpo", "env=sort", "eval.episodes=3", "eval.samples=2"]))
+    found, _ = evaluate_both(
+        parts.evaluator, parts.policy, episodes=3, seed=0, stream="evaluate", samples=2, reference=parts.policy
+    )
+    keys = {"eval/pass@k" if "pass@" in key else key for key in found}
+    assert keys <= set(declared)
+    assert {"eval/exact_match", "eval/pass@k", "eval/kl"} <= keys

@@ -72,7 +72,7 @@ def _yaml_lines(settings: Mapping[str, Any], prefix: str = "", indent: str = "")
 
 
 def metrics() -> list[tuple[str, str]]:
-    """(key, meaning) by key: what the loop declares and what each algorithm does, by name where they differ."""
+    """(key, meaning) by key: of the loop, of each algorithm and of each text task, by name where they differ."""
     from pgcli.cli._completion import defaults_of
     from pgcli.experiment.loop import METRICS
     from pgcli.options import options, search_path
@@ -83,6 +83,11 @@ def metrics() -> list[tuple[str, str]]:
     for name in sorted({str(defaults_of("algo", option, folders).get("name")) for option in options("algo", folders)}):
         for entry in find("algo", name).METRICS.items():  # type: ignore[attr-defined]
             declared.setdefault(entry, []).append(name)
+    for name in sorted({str(defaults_of("env", option, folders).get("name")) for option in options("env", folders)}):
+        for component, meaning in getattr(find("env", name), "COMPONENTS", {}).items():
+            # What is trained is the return of an evaluation.
+            for prefix in ("reward", "eval") if component != "reward" else ("reward",):
+                declared.setdefault((f"{prefix}/{component}", meaning), []).append(name)
     keys = [key for key, _ in declared]
     shared = {key for key in keys if keys.count(key) > 1}
     return sorted(

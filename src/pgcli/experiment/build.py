@@ -25,6 +25,7 @@ from pgcli.collectors.transitions import TransitionCollector
 from pgcli.environments.normalise import statistics, use_statistics, wrap
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
+from pgcli.experiment.evaluation import SUCCESS
 from pgcli.options import built_in_folder, options
 from pgcli.registry import find, has_class
 from pgcli.seeding import derive
@@ -99,6 +100,7 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
     world = WORLDS[environment_class.world]
     way = _pair(config, algorithm_class, world)
 
+    _check_samples(config, environment_class)
     environment = world.make(environment_class, config, world.rows(config, way))
     _check_actions(config, algorithm_class, environment.spec, world)
 
@@ -386,6 +388,14 @@ def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec, w
         raise InputError(
             f"algo={config.choices['algo']} is for {' or '.join(algorithm_class.actions)} actions; "
             f"those of env={getattr(config.env, 'id', config.env.name)} are {kind}: try algo={_fitting(world, kind)}"
+        )
+
+
+def _check_samples(config: ExperimentConfig, environment_class: Any) -> None:
+    if config.eval.samples > 1 and SUCCESS not in getattr(environment_class, "COMPONENTS", {}):
+        raise InputError(
+            f"eval.samples={config.eval.samples}: pass@k counts {SUCCESS}, which env={config.choices['env']} has not; "
+            "leave it at 1"
         )
 
 

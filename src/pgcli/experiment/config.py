@@ -50,6 +50,9 @@ _hydra_is_a_singleton = threading.Lock()
 class Evaluation(Settings):
     every: int = Field(ge=1, description="actions between evaluations (environment steps, or tokens)")
     episodes: int = Field(ge=1, description="episodes of each evaluation, for the greedy and for the stochastic policy")
+    samples: int = Field(
+        ge=1, description="sampled completions of each held-out prompt; from 2, pass@k of a task with exact_match"
+    )
 
 
 class Checkpoint(Settings):

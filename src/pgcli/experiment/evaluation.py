@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from pgcli.collectors.episodes import Player
+from pgcli.collectors.reference import view
+from pgcli.functional.masked import masked_sum
+from pgcli.functional.pass_at_k import pass_at_k
 from pgcli.seeding import episode_seeds, numpy_generator
 from pgcli.student import student_quantile
-from pgcli.types import Metrics
+from pgcli.types import Metrics, Rollout
 
 METRICS = {
     "eval/return_mean": "mean undiscounted return of evaluation episodes, actions sampled from the policy",
@@ -19,7 +24,15 @@ METRICS = {
     "eval/greedy_return_mean": "mean undiscounted return of evaluation episodes, each action the most probable",
     "eval/greedy_return_std": "their standard deviation",
     "eval/length_mean": "mean length of the sampled evaluation episodes, in actions",
+    "eval/finished": "share of sampled evaluation completions that ended by themselves, before the length limit",
+    "eval/length_finished": "mean length of those that did, the end token included",
+    "eval/length_cut": "mean length of those that the limit cut",
+    "eval/kl": "KL(policy || reference) of a sampled evaluation episode: exact in each of its states, summed; mean",
+    "eval/kl_k1": "the same, estimated by the sum of log-ratios",
+    "eval/pass@k": "chance that one of k completions of a prompt is an exact match, for k = 1, 2, 4 up to eval.samples",
 }
+SUCCESS = "exact_match"
+"""The component that pass@k counts: 1 for a right completion, 0 for any other."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,10 @@ class Evaluation:
 
     returns: np.ndarray
     lengths: np.ndarray
+    components: dict[str, np.ndarray] = field(default_factory=dict)
+    """Of a text task: what its reward is made of, and what is reported beside it."""
+    finished: np.ndarray | None = None
+    """Of a text task: which completions ended by themselves."""
 
     @property
     def mean(self) -> float:
@@ -48,23 +65,89 @@ class Evaluation:
 
 def play(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, greedy: bool) -> Evaluation:
     """`episodes` of `stream`: the same initial states for every policy that is evaluated with this seed and stream."""
-    seeds = episode_seeds(seed, stream, range(episodes))
-    generator = None if greedy else numpy_generator(seed, stream, "actions")
-    rollout = player.play(policy, seeds, generator, held_out=True)
-    return Evaluation(
-        np.array([episode.total for episode in rollout.episodes]),
-        np.array([episode.length for episode in rollout.episodes]),
-    )
+    return read(next(_played(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=greedy)))
 
 
-def evaluate_both(player: Player, policy: Any, *, episodes: int, seed: int, stream: str) -> Metrics:
-    """Greedy and stochastic, as metrics."""
-    sampled = play(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=False)
+def evaluate_both(
+    player: Player, policy: Any, *, episodes: int, seed: int, stream: str, samples: int = 1, reference: Any = None
+) -> tuple[Metrics, Rollout]:
+    """Greedy and stochastic, as metrics; and the sampled episodes, the first from each initial state.
+
+    samples: episodes from each initial state; what is sampled is averaged over all of them.
+    reference: a frozen policy; the rollout then has its log-probs, and `aux["kl"]`, each episode's divergence from it.
+    """
+    played = _played(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=False)
+    rollouts = [next(played) for _ in range(samples)]
+    each = [read(rollout) for rollout in rollouts]
+    sampled = join(each)
     greedy = play(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=True)
-    return {
+    metrics = {
         "eval/return_mean": sampled.mean,
         "eval/return_std": sampled.std,
         "eval/greedy_return_mean": greedy.mean,
         "eval/greedy_return_std": greedy.std,
         "eval/length_mean": float(sampled.lengths.mean()),
     }
+    metrics |= {f"eval/{name}": float(x.mean()) for name, x in sampled.components.items() if name != "reward"}
+    metrics |= lengths(sampled)
+    if samples > 1 and SUCCESS in sampled.components:
+        metrics |= passes(np.stack([one.components[SUCCESS] for one in each], axis=1))
+    if reference is not None:
+        metrics |= diverge(policy, reference, rollouts[0])
+    return metrics, rollouts[0]
+
+
+def _played(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, greedy: bool) -> Iterator[Rollout]:
+    """The same initial states again and again, with other noise each time."""
+    seeds = episode_seeds(seed, stream, range(episodes))
+    generator = None if greedy else numpy_generator(seed, stream, "actions")
+    while True:
+        yield player.play(policy, seeds, generator, held_out=True)
+
+
+def read(rollout: Rollout) -> Evaluation:
+    """What whole episodes come to, one a row."""
+    return Evaluation(
+        np.array([episode.total for episode in rollout.episodes]),
+        np.array([episode.length for episode in rollout.episodes]),
+        {name: value.double().cpu().numpy() for name, value in rollout.aux.items()},
+        rollout.terminated.any(1).cpu().numpy() if rollout.aux else None,
+    )
+
+
+def join(parts: list[Evaluation]) -> Evaluation:
+    return Evaluation(
+        np.concatenate([part.returns for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        {name: np.concatenate([part.components[name] for part in parts]) for name in parts[0].components},
+        None if parts[0].finished is None else np.concatenate([part.finished for part in parts]),
+    )
+
+
+def lengths(found: Evaluation) -> Metrics:
+    """Of completions that ended and of those that were cut, where there are any; nothing in control."""
+    if found.finished is None:
+        return {}
+    kinds = {"eval/length_finished": found.finished, "eval/length_cut": ~found.finished}
+    of_kind = {key: float(found.lengths[rows].mean()) for key, rows in kinds.items() if rows.any()}
+    return {"eval/finished": float(found.finished.mean())} | of_kind
+
+
+def passes(successes: np.ndarray) -> Metrics:
+    """(prompts, samples) of zeros and ones -> pass@1, pass@2, pass@4 and so on."""
+    samples = successes.shape[1]
+    counts = torch.from_numpy(successes).sum(1)
+    sizes = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    return {f"eval/pass@{k}": float(pass_at_k(counts, samples, k).mean()) for k in sizes}
+
+
+def diverge(policy: Any, reference: Any, rollout: Rollout) -> Metrics:
+    """How far the policy is from the reference where it went. The rollout is given what the reference says of it."""
+    own, other = view(policy, rollout), view(reference, rollout)
+    rollout.reference_log_probs = torch.where(rollout.mask, other.log_probs, 0)
+    ratio = masked_sum(own.log_probs - other.log_probs, rollout.mask, dim=1)
+    metrics = {"eval/kl_k1": float(ratio.mean())}
+    if own.distribution is not None:
+        rollout.aux = rollout.aux | {"kl": masked_sum(own.distribution.kl(other.distribution), rollout.mask, dim=1)}
+        metrics["eval/kl"] = float(rollout.aux["kl"].mean())
+    return metrics

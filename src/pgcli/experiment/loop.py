@@ -112,9 +112,10 @@ def _evaluate(parts: Parts, progress: Progress) -> Metrics:
     """Both evaluations; where the greedy one reaches stop_at, a hundred fresh episodes must confirm it."""
     config = parts.config
     progress.evaluated = progress.steps // config.eval.every
-    metrics = evaluation.evaluate_both(
-        parts.evaluator, parts.policy, episodes=config.eval.episodes, seed=config.seed, stream="evaluate"
-    )
+    metrics, _ = evaluation.evaluate_both(
+        parts.evaluator, parts.policy, episodes=config.eval.episodes, seed=config.seed, stream="evaluate",
+        samples=config.eval.samples, reference=parts.frozen.get("reference"),
+    )  # fmt: skip
     if config.stop_at is None or metrics["eval/greedy_return_mean"] < config.stop_at:
         return metrics
     fresh = evaluation.play(
