@@ -1,0 +1,35 @@
+"""The best of n samples: what it is worth, and how far it is from the policy that was sampled."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def best_of_n(scores: Tensor, values: Tensor, n: int) -> Tensor:
+    """The expected value of the one of n samples that scores highest, from groups of K >= n samples. Unbiased.
+
+        E = sum_i w_i value_(i),    w_i = C(K - i, n - 1) / C(K, n)
+
+    where value_(i) belongs to the i-th highest score: the chance that all the others of n, drawn without replacement,
+    score less. One group of 256 so gives every n up to 256.
+
+    Args:
+        scores, values: (G, K), a group of samples in each row; `scores` choose, `values` count.
+
+    Returns: (G,). Source: Nakano et al. 2021, appendix I.
+    """
+    size = scores.shape[1]
+    if not 1 <= n <= size:
+        raise ValueError(f"the best of {n} cannot be known from groups of {size}")
+    ranked = values.gather(1, scores.argsort(dim=1, descending=True, stable=True))
+    weights = [math.comb(size - i, n - 1) / math.comb(size, n) for i in range(1, size + 1)]
+    return ranked @ torch.tensor(weights, dtype=ranked.dtype, device=ranked.device)
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL(best of n || policy) in nats: log n - (n - 1) / n. Exact for a continuum of scores, otherwise an upper bound.
+
+    Source: Stiennon et al. 2020, appendix G.3; that it is a bound: Beirami et al. 2024, theorem 1.
+    """
+    return math.log(n) - (n - 1) / n
