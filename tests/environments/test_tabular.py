@@ -10,7 +10,7 @@ from pgcli.experiment.config import compose
 from pgcli.functional import dynamic_programming as dp
 from pgcli.seeding import episode_seeds
 
-NAMES = ["chain", "cliff_walk", "garnet", "recycling_robot"]
+NAMES = ["corridor", "cliff_walk", "garnet", "recycling_robot"]
 
 
 def make(name, count, *words):
@@ -134,7 +134,7 @@ def test_some_rows_step_while_the_others_wait():
 
 
 def test_the_limit_truncates_but_a_terminal_state_at_the_limit_terminates():
-    env = make("chain", 2, "env.max_episode_steps=7")
+    env = make("corridor", 2, "env.max_episode_steps=7")
     env.reset(np.arange(2), [0, 1])
     for t in range(7):
         step = env.step(np.array([1, 0]))  # one walks right, one against the wall
@@ -165,7 +165,7 @@ def test_the_shortest_way_along_the_cliff_is_thirteen_steps():
 
 def test_a_slip_moves_at_random():
     # Two moves, slip 0.2: the chosen one with 0.8 + 0.1, the other with 0.1.
-    mdp = make("chain", 1, "env.grid.slip=0.2", "env.grid.map=[.S.G]").mdp
+    mdp = make("corridor", 1, "env.grid.slip=0.2", "env.grid.map=[.S.G]").mdp
     torch.testing.assert_close(mdp.transitions[1, 1, :3], torch.tensor([0.1, 0, 0.9], dtype=torch.float64))
 
 
@@ -193,11 +193,11 @@ def test_the_recycling_robot_of_the_book():
 @pytest.mark.parametrize(
     ("name", "word", "message"),
     [
-        ("chain", "env.grid.map=[S.,G]", "equally long"),
-        ("chain", "env.grid.map=[S.X]", "no `X`"),
-        ("chain", "env.grid.map=[S..]", "a start S and a goal G"),
-        ("chain", "env.grid.moves=[left,left]", "names one twice"),
-        ("chain", "env.grid=null", "one of grid, random and matrices"),
+        ("corridor", "env.grid.map=[S.,G]", "equally long"),
+        ("corridor", "env.grid.map=[S.X]", "no `X`"),
+        ("corridor", "env.grid.map=[S..]", "a start S and a goal G"),
+        ("corridor", "env.grid.moves=[left,left]", "names one twice"),
+        ("corridor", "env.grid=null", "one of grid, random and matrices"),
         ("garnet", "env.random.branching=11", "there are 10 states"),
         ("garnet", "env.random.terminal=10", "an episode could not begin"),
         ("recycling_robot", "env.matrices.start=[1,1]", "start must add up to 1"),

@@ -39,9 +39,10 @@ def small(algo, env):
 def why_not(algo, env):
     """What the refusal says, where one is due: some need what a text task has not, one what nothing else has."""
     config = compose([f"algo={algo}", f"env={env}"])
-    if algo in {"sft", "pretrain"} or (env == "sort" and algo in CONTROL_ONLY):
-        return None if env == "sort" and algo not in CONTROL_ONLY else "learns from"
-    if env == "sort":
+    text = find("env", config.env.name).world == "text"
+    if algo in {"sft", "pretrain"} or (text and algo in CONTROL_ONLY):
+        return None if text and algo not in CONTROL_ONLY else "learns from"
+    if text:
         return None
     environment = find("env", config.env.name)(config.env, 1)
     environment.close()

@@ -1,0 +1,187 @@
+"""Arithmetic in several steps, each of which is written down and can be checked.
+
+    prompt      <bos> 7 + 5 - 3 * 2 =
+    completion  2 ; 9 ; 8 <end>                 7 + 5 = 2, 2 - 3 = 9, 9 * 2 = 8: from left to right, modulo 10
+
+The last number before the end is the answer; the numbers before it are the reason. `*` forgets (anything * 5 is 0 or
+5), so an answer can be right for a wrong reason, which a reward for the outcome cannot see and one for the process can.
+
+The prompt is a function of its seed alone. One prompt in twenty is held out, chosen by a hash of the expression.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pgcli.environments.text.tokenizers import Characters
+from pgcli.seeding import mix
+from pgcli.settings import Settings
+from pgcli.types import Observations, TextSpec, Written
+
+OPERATIONS = "+-*"
+TOKENS = Characters(f"0123456789{OPERATIONS}=;")
+PLUS, SEPARATOR = TOKENS.encode("+;")
+EQUALS = TOKENS.encode("=")[0]
+BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
+HELD_OUT_ONE_IN = 20
+
+
+class Chain:
+    class Config(Settings):
+        name: str = Field(description="name of this environment")
+        min_steps: int = Field(ge=1, description="operations of the shortest expression")
+        max_steps: int = Field(ge=1, le=10, description="operations of the longest")
+        reward_kind: Literal["outcome", "process"] = Field(
+            description="1 for the right answer, whatever led to it; or for each right step its share, where it ends"
+        )
+        cut_reward: float = Field(description="reward of a completion that the length limit cut before its end token")
+        solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
+
+        @model_validator(mode="after")
+        def _some_length_is_possible(self) -> "Chain.Config":
+            if self.min_steps > self.max_steps:
+                raise ValueError(f"min_steps {self.min_steps} is above max_steps {self.max_steps}")
+            return self
+
+    world = "text"
+    COMPONENTS: ClassVar = {
+        "reward": "1 for the right answer (or 1/n for each of its n steps that is right), cut_reward if cut",
+        "exact_match": "share of completions whose steps are all right, and nothing else, and the end",
+        "answer": "share of completions whose last number before the end is right",
+        "steps_right": "share of an expression's steps that are written where they belong and right",
+        "right_answer_wrong_reason": "share of completions with the right answer and a step that is not",
+    }
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.spec = TextSpec(
+            vocabulary=TOKENS.size,
+            prompt_length=2 * config.max_steps + 3,
+            completion_length=2 * config.max_steps,
+            end=END,
+            pad=PAD,
+        )
+
+    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
+        """Each seed draws expressions until one is on the asked side of the split."""
+        c = self.config
+        state = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+        codes, steps = np.zeros_like(state), np.zeros(len(state), dtype=np.int64)
+        open_rows = np.arange(len(state))
+        while len(open_rows):
+            state[open_rows] = mix(state[open_rows])
+            n = c.min_steps + (state[open_rows] % np.uint64(c.max_steps - c.min_steps + 1)).astype(np.int64)
+            # A first digit and n pairs of operation and digit, none of them 0: 9 * 27^n expressions.
+            code = mix(state[open_rows]) % (np.uint64(9) * np.uint64(27) ** n.astype(np.uint64))
+            steps[open_rows], codes[open_rows] = n, code
+            open_rows = open_rows[is_held_out(code, n) != held_out]
+        return {"prompt": _written(codes, steps, c.max_steps), "lengths": torch.from_numpy(2 * steps + 3)}
+
+    def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        values, steps = results(observations)
+        labels = self.step_labels(observations, completions, mask)
+        right = labels == 1  # NaN is not
+        steps_right = right.sum(1) / steps
+        exact = steps_right == 1
+        finished = ((completions == END) & mask).any(1)
+        last = (mask.sum(1) - 2).clamp(min=0)[:, None]  # the token before the end
+        answer = finished & (completions.gather(1, last) == values.gather(1, steps[:, None] - 1)).squeeze(1)
+        if self.config.reward_kind == "outcome":
+            reward = torch.where(finished, answer.float(), self.config.cut_reward)
+        else:
+            reward = right / steps[:, None]
+            reward[:, -1] += torch.where(finished, 0.0, self.config.cut_reward)  # a cut completion fills its row
+        return {
+            "reward": reward,
+            "exact_match": exact.float(),
+            "answer": answer.float(),
+            "steps_right": steps_right,
+            "right_answer_wrong_reason": (answer & ~exact).float(),
+        }
+
+    def step_labels(self, observations: Observations, completions: Tensor, mask: Tensor) -> Tensor:
+        """(N, T) float32: where a step ends (on `;` or the end) 1 if it is right and 0 if not; NaN elsewhere.
+
+        Step k is right if it is the one digit that the first k operations come to, and if it is followed by `;` where
+        there are further steps and by the end where there are none. It is measured against the truth, not against the
+        step before it as it was written: after a wrong step, another wrong one does not become right.
+        """
+        values, steps = results(observations)
+        ends = ((completions == SEPARATOR) | (completions == END)) & mask
+        number = (ends.cumsum(1) - ends.long()).clamp(max=values.shape[1] - 1)  # of the step that a token belongs to
+        surplus = ends.cumsum(1) > steps[:, None]
+        digit = torch.nn.functional.pad(completions[:, :-1], (1, 0), value=PAD)
+        one_digit = torch.nn.functional.pad(ends[:, :-2], (2, 0), value=False)
+        one_digit[:, 1] = True  # the first step begins with the completion
+        is_last = number == steps[:, None] - 1
+        right = one_digit & ~surplus & (digit == values.gather(1, number)) & (is_last == (completions == END))
+        return torch.where(ends, right.float(), torch.nan)
+
+    def demonstrations(self, seeds: Sequence[int]) -> Written:
+        observations = self.prompts(seeds, held_out=False)
+        return Written(observations, self._answers(observations))
+
+    def corpus(self, seeds: Sequence[int]) -> Written:
+        """A prompt and its answer, all of it to be learned but the first token."""
+        observations, answers = self.demonstrations(seeds)
+        text = torch.cat([observations["prompt"], answers], dim=1)
+        # What padded the prompt on the left stands at the end.
+        order = torch.arange(text.shape[1]) + (self.spec.prompt_length - observations["lengths"])[:, None]
+        text = torch.nn.functional.pad(text, (0, text.shape[1]), value=PAD).gather(1, order)
+        return Written({"prompt": text[:, :1]}, text[:, 1:])
+
+    def _answers(self, observations: Observations) -> Tensor:
+        values, steps = results(observations)
+        n, k = len(values), values.shape[1]
+        after = torch.where(torch.arange(1, k + 1) == steps[:, None], END, SEPARATOR)
+        text = torch.stack([values, after], dim=2).view(n, 2 * k)
+        return torch.where(torch.arange(2 * k) < 2 * steps[:, None], text, PAD)
+
+    def encode(self, text: str) -> list[int]:
+        return TOKENS.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return TOKENS.decode(tokens, specials=True)
+
+
+def is_held_out(codes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """(N,) uint64 and (N,) int64 -> (N,) bool. Mixed twice: the codes were drawn by mixing once."""
+    return mix(mix(codes) ^ steps.astype(np.uint64)) % np.uint64(HELD_OUT_ONE_IN) == 0
+
+
+def _written(codes: np.ndarray, steps: np.ndarray, longest: int) -> Tensor:
+    """The expressions that (N,) codes number, as prompts: (N, 2 * longest + 3), padded on the left."""
+    text = np.full((len(codes), 2 * longest + 3), PAD, dtype=np.int64)
+    rows, first = np.arange(len(codes)), 2 * (longest - steps)
+    text[rows, first] = BOS
+    text[rows, first + 1] = codes % np.uint64(9) + np.uint64(1)
+    rest = codes // np.uint64(9)
+    for k in range(longest):
+        here = rows[steps > k]
+        text[here, first[here] + 2 + 2 * k] = PLUS + rest[here] % np.uint64(3)
+        text[here, first[here] + 3 + 2 * k] = rest[here] // np.uint64(3) % np.uint64(9) + np.uint64(1)
+        rest = rest // np.uint64(27)
+    text[:, -1] = EQUALS
+    return torch.from_numpy(text)
+
+
+def results(observations: Observations) -> tuple[Tensor, Tensor]:
+    """What each step of an expression comes to, (N, K), 0 behind its last one; and how many it has, (N,)."""
+    prompt = observations["prompt"]
+    steps = (observations["lengths"] - 3) // 2
+    width = (prompt.shape[1] - 3) // 2
+    place = prompt.shape[1] - 1 - 2 * steps  # of the first operation
+    value = prompt.gather(1, place[:, None] - 1).squeeze(1)
+    found = []
+    for k in range(width):
+        at = (place + 2 * k).clamp(max=prompt.shape[1] - 2)[:, None]
+        operation, operand = prompt.gather(1, at).squeeze(1) - PLUS, prompt.gather(1, at + 1).squeeze(1)
+        outcomes = torch.stack([value + operand, value - operand, value * operand], dim=1) % 10
+        going_on = k < steps
+        value = torch.where(going_on, outcomes.gather(1, operation.clamp(0, 2)[:, None]).squeeze(1), value)
+        found.append(torch.where(going_on, value, 0))
+    return torch.stack(found, dim=1), steps
