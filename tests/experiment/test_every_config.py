@@ -22,6 +22,7 @@ def options(group):
 ENVIRONMENTS = [name for name in options("env") if name != "gymnasium"]
 SEARCHES = {"es", "ga", "nelder_mead"}
 REAL_ONLY = {"ddpg", "sac", "td3"}
+TEXT_ONLY = {"pretrain", "sft"}
 CONTROL_ONLY = {"a3c", "dqn", "q_learning", "sarsa", *SEARCHES, *REAL_ONLY}
 SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
@@ -40,8 +41,8 @@ def why_not(algo, env):
     """What the refusal says, where one is due: some need what a text task has not, one what nothing else has."""
     config = compose([f"algo={algo}", f"env={env}"])
     text = find("env", config.env.name).world == "text"
-    if algo in {"sft", "pretrain"} or (text and algo in CONTROL_ONLY):
-        return None if text and algo not in CONTROL_ONLY else "learns from"
+    if (algo in TEXT_ONLY and not text) or (algo in CONTROL_ONLY and text):
+        return "learns from"
     if text:
         return None
     environment = find("env", config.env.name)(config.env, 1)

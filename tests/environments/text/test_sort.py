@@ -5,9 +5,11 @@ import torch
 from pgcli.environments.text.sort import BOS, END, EQUALS, PAD, Sort, is_held_out
 from pgcli.errors import InputError
 
+SHARED = {"overlong_buffer": None, "solved_at": 0.9, "pairs": 2000, "label_scale": 0.25, "label_flip": 0.0}
+
 
 def sort(digits=6, cut_reward=0.0):
-    return Sort(Sort.Config(name="sort", digits=digits, cut_reward=cut_reward, solved_at=0.9))
+    return Sort(Sort.Config(**SHARED, name="sort", digits=digits, cut_reward=cut_reward))
 
 
 def rows(tokens):

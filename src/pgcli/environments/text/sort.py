@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
 from pgcli.errors import InputError
 from pgcli.seeding import mix
-from pgcli.settings import Settings
 from pgcli.types import Observations, TextSpec, Written
 
 EQUALS, BOS, END, PAD = 10, 11, 12, 13
@@ -31,16 +31,14 @@ def is_held_out(numbers: np.ndarray) -> np.ndarray:
 
 
 class Sort:
-    class Config(Settings):
-        name: str = Field(description="name of this environment")
+    class Config(TextSettings):
         digits: int = Field(gt=0, le=18, description="digits to sort; a completion has one token more, the end")
-        cut_reward: float = Field(description="reward of a completion that the length limit cut before its end token")
-        solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
 
     world = "text"
     COMPONENTS: ClassVar = {
-        "reward": "1 for the digits in order and the end, 0 for anything else that ended, cut_reward if cut",
+        "reward": "1 for the digits in order and the end, 0 for anything else that ended, at most cut_reward if cut",
         "exact_match": "share of completions that are the digits in order and the end",
+        "overlong": OVERLONG,
     }
 
     def __init__(self, config: Config) -> None:
@@ -68,10 +66,8 @@ class Sort:
         return {"prompt": torch.cat([first, digits, last], dim=1)}
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        exact = (completions == _answers(observations["prompt"])).all(dim=1)
-        finished = ((completions == END) & mask).any(dim=1)
-        reward = torch.where(finished, exact.float(), self.config.cut_reward)
-        return {"reward": reward, "exact_match": exact.float()}
+        exact = (completions == _answers(observations["prompt"])).all(dim=1).float()
+        return settle(self.config, self.spec, completions, mask, exact) | {"exact_match": exact}
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
         observations = self.prompts(seeds, held_out=False)
