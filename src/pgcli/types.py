@@ -584,7 +584,8 @@ class Algorithm(Protocol):
 
     def update(self, rollout: Any) -> Metrics:
         """Learn from what the collector handed on. An algorithm may also have `behaviour()`: who acts while training,
-        where that is not the policy itself (it explores, or is a population).
+        where that is not the policy itself (it explores, or is a population), and `warnings(config)`: what it runs
+        though something is wrong with it.
         """
         ...
 

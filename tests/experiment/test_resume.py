@@ -102,6 +102,12 @@ EXPERIMENTS = {
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "rloo on sort": ("algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
+    "rloo on sort with an adapted price on the KL": (
+        "algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=4", "algo.kl.coefficient=0.1", "algo.kl.target=0.01",
+    ),
+    "ppo with the KL to a reference in its loss": (
+        "algo=ppo", *SEGMENTS, "algo.kl.coefficient=0.1", "algo.kl.placement=loss", "algo.kl.estimator=k2",
+    ),
     "ppo on sort": ("algo=ppo", *SORT, "algo.num_episodes=16", "algo.epochs=2"),
     "a2c on sort": ("algo=a2c", *SORT, "algo.num_episodes=16"),
     "reinforce on sort": ("algo=reinforce", *SORT, "algo.num_episodes=16"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pgcli.functional.kl import adapted_coefficient, k1, k2, k3, k3_corrected
+from pgcli.functional.kl import adapted_coefficient, k1, k2, k3, k3_corrected, proportional_coefficient
 
 # Two distributions that differ by a lot, and not symmetrically.
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -128,3 +128,11 @@ def test_an_absurd_log_ratio_does_not_overflow_in_single_precision():
 def test_the_price_of_kl_doubles_above_and_halves_below_the_target(kl, expected):
     # target 0.02: nothing changes between 0.02 / 1.5 = 0.01333 and 0.03.
     assert adapted_coefficient(3.0, kl, target=0.02) == expected
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"), [(6.0, 0.5), (6.6, 0.505), (60.0, 0.51), (5.4, 0.495), (0.0, 0.49), (-3.0, 0.49)]
+)
+def test_the_proportional_controller_moves_the_price_by_at_most_a_fifth_of_its_gain(kl, expected):
+    # target 6, gain 0.1: errors 0, 0.1, 9 (held at 0.2), -0.1, -1 and -1.5 (held at -0.2).
+    assert proportional_coefficient(0.5, kl, target=6.0, gain=0.1) == pytest.approx(expected)

@@ -35,7 +35,7 @@ MUTATIONS = [
     ("algorithms.npg", "NPG._step", "alpha * self", "2 * alpha * self", topic.natural_step),
     ("algorithms.trpo", "TRPO._step", "old + fraction", "old - fraction", topic.trust_region),
     ("algorithms.trpo", "TRPO._step", "-total, terms", "total, terms", topic.monotonic_improvement),
-    ("algorithms.ppo", "PPO.loss", 'total + terms["loss/kl', 'total - terms["loss/kl', topic.kl_penalty),
+    ("algorithms.ppo", "PPO.loss", '+ terms["loss/kl_p', '- terms["loss/kl_p', topic.kl_penalty),
 ]  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pgcli.algorithms import _update
+from pgcli.algorithms import _kl, _update
+from pgcli.algorithms._kl import KL, KLSettings
 from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
 from pgcli.collectors.settings import Groups
 from pgcli.functional.advantages import group_centre, group_standardise
@@ -49,8 +50,11 @@ class GRPO:
         )
         aggregation_length: float | None = Field(gt=0, description="actions, for aggregation=constant; else null")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
+        kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
-    METRICS: ClassVar = _update.METRICS | {
+    METRICS: ClassVar = {
+        **_update.METRICS,
+        **_kl.METRICS,
         "loss/policy": "the clipped surrogate, negated",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
         "policy/approx_kl": "KL(pi_old || pi), estimated by k3 on the batch, in nats per action",
@@ -64,12 +68,21 @@ class GRPO:
     def needs(config: Config) -> Needs:
         return Stochastic()
 
+    @staticmethod
+    def refers(config: Config) -> bool:
+        return config.kl.refers
+
+    @staticmethod
+    def warnings(config: Config) -> list[str]:
+        return config.kl.warnings()
+
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
         self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+        self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
-        returns = masked_sum(rollout.rewards, rollout.mask, dim=1)  # (N,)
+        returns = masked_sum(self.kl.rewards(rollout), rollout.mask, dim=1)  # (N,)
         if self.config.advantage == "standardised":
             advantages = group_standardise(returns, rollout.groups, EPSILON)
         else:
@@ -85,21 +98,26 @@ class GRPO:
         entropy = weighted_sum(new.entropy, batch.per_action)
         moved = ratio_statistics(new.log_probs, batch.log_probs, low=low, high=high)
         total = policy_loss - self.config.entropy_coefficient * entropy
-        return total, {
+        terms = {
             "loss/policy": policy_loss,
             "policy/entropy": entropy,
             "policy/approx_kl": weighted_sum(moved.approx_kl, batch.per_action),
             "policy/clip_fraction": weighted_sum(moved.clip_fraction, batch.per_action),
         }
+        if self.kl.in_loss:
+            terms["loss/kl"] = self.kl.loss(new.log_probs, batch)
+            total = total + terms["loss/kl"]
+        return total, terms
 
     def update(self, rollout: Rollout) -> Metrics:
         batch = self.prepare(rollout)
         metrics = self.updater.epochs(self.loss, batch, epochs=self.config.epochs, minibatches=self.config.minibatches)
         silent = (batch.advantages[:, 0] == 0).float().mean()
-        return metrics | {"rollout/zero_variance_groups": float(silent)}
+        return metrics | {"rollout/zero_variance_groups": float(silent)} | self.kl.finish(rollout)
 
     def state_dict(self) -> State:
-        return self.updater.state_dict()
+        return self.updater.state_dict() | {"kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.updater.load_state_dict(state)
+        self.kl.load_state_dict(state["kl"])

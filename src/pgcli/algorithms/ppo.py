@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pgcli.algorithms import _update
+from pgcli.algorithms import _kl, _update
+from pgcli.algorithms._kl import KL, KLSettings
 from pgcli.algorithms._update import OptimiserSettings, Terms, Updater, present_distribution
 from pgcli.collectors.settings import Either
 from pgcli.functional.advantages import gae
@@ -69,8 +70,11 @@ class PPO:
         )
         value_coefficient: float = Field(ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
+        kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
-    METRICS: ClassVar = _update.METRICS | {
+    METRICS: ClassVar = {
+        **_update.METRICS,
+        **_kl.METRICS,
         "loss/policy": "the surrogate, negated: clipped, where it is",
         "loss/value": "mean squared error of V against the lambda-returns (the worse of the two, where clipped)",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
@@ -88,14 +92,23 @@ class PPO:
     def needs(config: Config) -> Needs:
         return Stochastic(critic=True)
 
+    @staticmethod
+    def refers(config: Config) -> bool:
+        return config.kl.refers
+
+    @staticmethod
+    def warnings(config: Config) -> list[str]:
+        return config.kl.warnings(gamma=config.gamma, gae_lambda=config.gae_lambda)
+
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.policy, self.config = policy, config
         self.kl_coefficient = config.kl_penalty.coefficient
         self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+        self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
         advantages = gae(
-            rollout.rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.done,
+            self.kl.rewards(rollout), rollout.values, rollout.next_values, rollout.terminated, rollout.done,
             gamma=self.config.gamma, lam=self.config.gae_lambda,
         )  # fmt: skip
         returns = advantages + rollout.values
@@ -137,6 +150,9 @@ class PPO:
             kl = weighted_sum(batch.distribution.kl(new.distribution), batch.per_action)
             terms["loss/kl_penalty"] = self.kl_coefficient * kl
             total = total + terms["loss/kl_penalty"]
+        if self.kl.in_loss:
+            terms["loss/kl"] = self.kl.loss(new.log_probs, batch)
+            total = total + terms["loss/kl"]
         return total, terms
 
     def update(self, rollout: Rollout) -> Metrics:
@@ -147,9 +163,8 @@ class PPO:
         )  # fmt: skip
         if self.config.kl_penalty.coefficient:
             metrics |= self._adapt(batch)
-        return metrics | {
-            "value/explained_variance": float(explained_variance(batch.values, batch.returns, batch.mask))
-        }
+        metrics["value/explained_variance"] = float(explained_variance(batch.values, batch.returns, batch.mask))
+        return metrics | self.kl.finish(rollout)
 
     def _adapt(self, batch: Batch) -> Metrics:
         """Look how far the update went, and set beta for the next one."""
@@ -161,8 +176,9 @@ class PPO:
         return {"policy/kl": kl, "policy/kl_coefficient": used}
 
     def state_dict(self) -> State:
-        return self.updater.state_dict() | {"kl_coefficient": self.kl_coefficient}
+        return self.updater.state_dict() | {"kl_coefficient": self.kl_coefficient, "kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.updater.load_state_dict(state)
         self.kl_coefficient = state["kl_coefficient"]
+        self.kl.load_state_dict(state["kl"])

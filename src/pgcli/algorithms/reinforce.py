@@ -26,7 +26,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
-from pgcli.algorithms import _update
+from pgcli.algorithms import _kl, _update
+from pgcli.algorithms._kl import KL, KLSettings
 from pgcli.algorithms._update import OptimiserSettings, Terms, Updater, twice_differentiable
 from pgcli.collectors.settings import Episodes
 from pgcli.functional.advantages import variance_minimising_baseline
@@ -51,8 +52,11 @@ class Reinforce:
         )
         value_coefficient: float = Field(ge=0, description="weight of the value loss; with baseline=value")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
+        kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
-    METRICS: ClassVar = _update.METRICS | {
+    METRICS: ClassVar = {
+        **_update.METRICS,
+        **_kl.METRICS,
         "loss/policy": "-sum of log-prob times advantage; its value means little, its gradient all",
         "loss/value": "mean squared error of V against the returns; with baseline=value",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
@@ -65,12 +69,21 @@ class Reinforce:
     def needs(config: Config) -> Needs:
         return Stochastic(critic=config.baseline == "value")
 
+    @staticmethod
+    def refers(config: Config) -> bool:
+        return config.kl.refers
+
+    @staticmethod
+    def warnings(config: Config) -> list[str]:
+        return config.kl.warnings(gamma=config.gamma)
+
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.policy, self.config = policy, config
         self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+        self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
-        returns = discounted_returns(rollout.rewards, rollout.done, gamma=self.config.gamma)
+        returns = discounted_returns(self.kl.rewards(rollout), rollout.done, gamma=self.config.gamma)
         match self.config.baseline:
             case "none":
                 advantages = returns
@@ -120,6 +133,9 @@ class Reinforce:
         if self.config.baseline == "value":
             terms["loss/value"] = weighted_sum(value_mse(new.values, batch.returns), batch.per_action)
             total = total + self.config.value_coefficient * terms["loss/value"]
+        if self.kl.in_loss:
+            terms["loss/kl"] = self.kl.loss(new.log_probs, batch)
+            total = total + terms["loss/kl"]
         return total, terms
 
     def update(self, rollout: Rollout) -> Metrics:
@@ -129,10 +145,11 @@ class Reinforce:
             with torch.no_grad():
                 fit = explained_variance(batch.values, batch.returns, batch.mask)
             metrics["value/explained_variance"] = float(fit)
-        return metrics
+        return metrics | self.kl.finish(rollout)
 
     def state_dict(self) -> State:
-        return self.updater.state_dict()
+        return self.updater.state_dict() | {"kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.updater.load_state_dict(state)
+        self.kl.load_state_dict(state["kl"])

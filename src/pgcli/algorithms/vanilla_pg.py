@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pgcli.algorithms import _update
+from pgcli.algorithms import _kl, _update
+from pgcli.algorithms._kl import KL, KLSettings
 from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
 from pgcli.collectors.settings import Episodes
 from pgcli.functional.masked import weighted_sum
@@ -32,8 +33,11 @@ class VanillaPG:
             description="sequence_sum is the gradient of the expected return; the means divide by lengths"
         )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
+        kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
-    METRICS: ClassVar = _update.METRICS | {
+    METRICS: ClassVar = {
+        **_update.METRICS,
+        **_kl.METRICS,
         "loss/policy": "-sum of log-prob times the trajectory's return; its value means little, its gradient all",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
     }
@@ -44,12 +48,21 @@ class VanillaPG:
     def needs(config: Config) -> Needs:
         return Stochastic()
 
+    @staticmethod
+    def refers(config: Config) -> bool:
+        return config.kl.refers
+
+    @staticmethod
+    def warnings(config: Config) -> list[str]:
+        return config.kl.warnings(gamma=config.gamma)
+
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
         self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+        self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
-        returns = trajectory_returns(rollout.rewards, rollout.mask, gamma=self.config.gamma)
+        returns = trajectory_returns(self.kl.rewards(rollout), rollout.mask, gamma=self.config.gamma)
         return rollout.batch(returns, self.config.aggregation)
 
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
@@ -57,13 +70,19 @@ class VanillaPG:
         policy_loss = weighted_sum(policy_gradient(new.log_probs, batch.advantages), batch.weights)
         entropy = weighted_sum(new.entropy, batch.per_action)
         total = policy_loss - self.config.entropy_coefficient * entropy
-        return total, {"loss/policy": policy_loss, "policy/entropy": entropy}
+        terms = {"loss/policy": policy_loss, "policy/entropy": entropy}
+        if self.kl.in_loss:
+            terms["loss/kl"] = self.kl.loss(new.log_probs, batch)
+            total = total + terms["loss/kl"]
+        return total, terms
 
     def update(self, rollout: Rollout) -> Metrics:
-        return self.updater.one_step(self.loss, self.prepare(rollout))
+        metrics = self.updater.one_step(self.loss, self.prepare(rollout))
+        return metrics | self.kl.finish(rollout)
 
     def state_dict(self) -> State:
-        return self.updater.state_dict()
+        return self.updater.state_dict() | {"kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.updater.load_state_dict(state)
+        self.kl.load_state_dict(state["kl"])

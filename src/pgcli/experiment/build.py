@@ -134,6 +134,11 @@ def _refers(config: ExperimentConfig, algorithm_class: Any) -> bool:
     return getattr(algorithm_class, "refers", lambda algo: False)(config.algo)
 
 
+def warnings(config: ExperimentConfig) -> list[str]:
+    """What an algorithm has to say of settings that it runs all the same."""
+    return getattr(find("algo", config.algo.name), "warnings", lambda algo: [])(config.algo)
+
+
 def _reference(config: ExperimentConfig, spec: Spec, sources: Sources) -> Any:
     """A frozen distribution over actions: that of the run `reference`, or what training starts from."""
     reference = _policy(config, spec, Stochastic())

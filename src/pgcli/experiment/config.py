@@ -44,6 +44,9 @@ GYMNASIUM_ID = re.compile(r".*[:/].*|.+-v\d+")
 
 Origin: TypeAlias = Callable[[str], Path | None]
 
+TRUNCATED = {"top_k", "top_p", "min_p"}
+"""Settings of sampling that training must not have."""
+
 _hydra_is_a_singleton = threading.Lock()
 
 
@@ -414,6 +417,11 @@ def _sentence(problem: Problem, keys: list[str], choices: Mapping[str, str], ori
 
 def _unknown_setting(key: str, keys: list[str], choices: Mapping[str, str]) -> str:
     group = key.partition(".")[0]
+    if key.rpartition(".")[2] in TRUNCATED:
+        return (
+            f"`{key}` is refused: each update would change which tokens the truncation leaves, and the log-probs would "
+            "no longer be those of what was sampled; it belongs to `pgcli sample` and `pgcli eval`"
+        )
     owner = choices.get(group) if "." in key else None
     close = nearest(key, keys)
     return (

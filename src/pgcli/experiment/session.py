@@ -12,7 +12,7 @@ from typing import Any
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError, PgcliError
 from pgcli.experiment import evaluation
-from pgcli.experiment.build import Parts, Sources, Trained, build
+from pgcli.experiment.build import Parts, Sources, Trained, build, warnings
 from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
@@ -52,6 +52,7 @@ def train(
     parts = build(settings, _sources(settings))
     with _closing(parts), stop_requests() as stop:
         writer = _create(settings, parts, list(overrides), run_dir)
+        _warn(writer, warnings(settings))
         progress = Progress()
         with _failing(writer):
             save(parts, writer, progress, {})  # before the first action, so that a kill at any moment can be resumed

@@ -90,3 +90,17 @@ def adapted_coefficient(coefficient: float, kl: float, *, target: float) -> floa
     if kl > 1.5 * target:
         return 2 * coefficient
     return coefficient / 2 if kl < target / 1.5 else coefficient
+
+
+def proportional_coefficient(coefficient: float, kl: float, *, target: float, gain: float) -> float:
+    """The price of a nat for the next update: so that the distance from the reference comes to stay near `target`.
+
+        e            = clip((kl - target) / target, -0.2, 0.2)
+        coefficient <- coefficient * (1 + gain * e)
+
+    A proportional controller of log(coefficient): however far off, a step changes it by at most 20 % of `gain`.
+
+    Source: Ziegler et al. 2019, section 2.2, with a gain of 0.1.
+    """
+    error = min(max((kl - target) / target, -0.2), 0.2)
+    return coefficient * (1 + gain * error)
