@@ -8,7 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("policy-gradient-cli", "torch", "numpy", "gymnasium", "hydra-core", "safetensors")
+PACKAGES = (
+    "policy-gradient-cli", "torch", "numpy", "gymnasium", "hydra-core", "safetensors", "mujoco", "transformers", "peft",
+)  # fmt: skip
 DIFF_LIMIT = 1_000_000
 """Bytes of uncommitted changes that are kept: enough for any change of code, too few for data added by mistake."""
 
