@@ -306,6 +306,10 @@ class ActorCritics(Protocol):
 # ---------------------------------------------------------------- what a collector hands on
 
 
+Sample: TypeAlias = dict[str, Any]
+"""A completion as a person reads it, and what is known of it: plain data, a row of samples.jsonl."""
+
+
 class Episode(NamedTuple):
     """A finished episode: undiscounted return of the task's own rewards, length in actions, and its seed."""
 

@@ -95,3 +95,21 @@ def test_a_sample_depends_on_its_noise_alone():
     b = Decoding(Copy(), device=CPU).play(Uniform(), [0, 1, 2], np.random.default_rng(0))
     assert torch.equal(a.actions, b.actions)
     torch.testing.assert_close(a.log_probs[a.mask], torch.full((int(a.mask.sum()),), -np.log(5.0), dtype=torch.float32))
+
+
+def test_a_completion_is_described_without_its_padding_and_its_end():
+    class Read(Copy):
+        def decode(self, tokens):
+            return " ".join(map(str, tokens))
+
+    decoding = Decoding(Read(), device=CPU)
+    rollout = decoding.play(Echo(), [0, 1], None)
+    rollout.observations["prompt"] = torch.tensor([[PAD, PAD, 0], [PAD, 7, 1]])
+    rollout.observations["lengths"] = torch.tensor([1, 2])
+    ended, cut = decoding.describe(rollout, 5)
+    assert (ended["prompt"], ended["completion"], ended["finished"], ended["tokens"]) == ("0", "0", True, 2)
+    assert (cut["prompt"], cut["completion"], cut["finished"], cut["tokens"]) == ("7 1", "1 1 1", False, 3)
+    assert (ended["reward"], ended["components"], cut["reward"]) == (1, {"right": 1}, -1)
+    assert ended["log_prob"] == sum(ended["log_probs"]) == float(rollout.log_probs[0].sum())
+    assert len(ended["log_probs"]) == 2
+    assert len(decoding.describe(rollout, 1)) == 1

@@ -10,7 +10,9 @@ LIMITS = {"length": SPEC.completion_length, "end": SPEC.end, "pad": SPEC.pad}
 
 
 def transformer(seed=0):
-    config = Transformer.Config(name="transformer", width=32, layers=2, heads=4, hidden=64)
+    config = Transformer.Config(
+        name="transformer", width=32, layers=2, heads=4, hidden=64, temperature=1.0, critic="shared"
+    )
     return Transformer(SPEC, config, critic=True, generator=torch.Generator().manual_seed(seed))
 
 

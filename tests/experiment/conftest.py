@@ -115,6 +115,7 @@ def assert_same_end(run, straight, *, rows=True):
     assert steps == sorted(set(steps))
     if rows:
         assert lines_of_metrics(run.path) == lines_of_metrics(straight.path)
+        assert run.samples() == straight.samples()
     assert lines_of_episodes(run.path) == lines_of_episodes(straight.path)
     assert run.info["steps"] == straight.info["steps"]
     assert run.status == straight.status == "completed"
@@ -135,6 +136,8 @@ def killed_copy(run, target, *, after):
     step = int(checkpoints[after].name.removeprefix("step-"))
     _tear(target / "metrics.jsonl", lambda line: json.loads(line)["step"] > step, header=0)
     _tear(target / "episodes.csv", lambda line: int(line.split(",")[3]) > step, header=2)
+    if (target / "samples.jsonl").exists():
+        _tear(target / "samples.jsonl", lambda line: json.loads(line)["step"] > step, header=0)
     info = json.loads((target / "run.json").read_text())
     info |= {"status": "running", "ended": None, "steps": 0, "summary": {}}
     (target / "run.json").write_text(json.dumps(info))

@@ -6,20 +6,38 @@ import torch
 from pydantic import ValidationError
 from torch.func import functional_call
 
+from pgcli.algorithms.ppo import PPO
 from pgcli.errors import InputError
-from pgcli.policies.transformer import Transformer, _rotary, _rotate
-from pgcli.types import ControlSpec, Discrete, TextSpec
+from pgcli.experiment.build import _initialise
+from pgcli.experiment.config import compose
+from pgcli.policies.transformer import Transformer
+from pgcli.policies.trunk import _rotary, _rotate
+from pgcli.types import ControlSpec, Discrete, Scores, Stochastic, TextSpec
 
 SORT = TextSpec(vocabulary=14, prompt_length=8, completion_length=7, end=12, pad=13)
 TINY = TextSpec(vocabulary=3, prompt_length=2, completion_length=3, end=1, pad=2)
 
 
-def transformer(spec=TINY, *, critic=True, seed=0, width=64, layers=2, heads=4, hidden=192):
-    config = Transformer.Config(name="transformer", width=width, layers=layers, heads=heads, hidden=hidden)
+STORY = TextSpec(vocabulary=44, prompt_length=8, completion_length=28, end=2, pad=0)
+
+
+def settings(width=64, layers=2, heads=4, hidden=192, temperature=1.0, kind="shared"):
+    return Transformer.Config(
+        name="transformer", width=width, layers=layers, heads=heads, hidden=hidden,
+        temperature=temperature, critic=kind,
+    )  # fmt: skip
+
+
+def transformer(spec=TINY, *, critic=True, seed=0, **sizes):
+    config = settings(**sizes)
     policy = Transformer(spec, config, critic=critic, generator=torch.Generator().manual_seed(seed))
     if critic:  # a critic starts at zero, where no test could see what it reads
         torch.nn.init.normal_(policy.critic, generator=torch.Generator().manual_seed(seed))
     return policy
+
+
+def scorer(members, seed=0, spec=TINY):
+    return Transformer.make(spec, settings(), Scores(members), torch.Generator().manual_seed(seed))
 
 
 def tokens(spec, n, length, seed=0):
@@ -41,7 +59,7 @@ def test_the_weights_come_from_the_generator_and_nowhere_else():
     torch.manual_seed(2)
     again, other = transformer(seed=5).state_dict(), transformer(seed=6).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["embedding"], other["embedding"])
+    assert not torch.equal(first["trunk.embedding"], other["trunk.embedding"])
 
 
 def test_the_probabilities_of_all_completions_sum_to_one():
@@ -101,7 +119,7 @@ def test_every_token_of_the_prompt_is_read():
 def test_a_block_is_what_its_equations_say():
     S, H, D = 3, 2, 4
     policy = transformer(width=8, heads=2, layers=1, hidden=6)
-    block, rotary = policy.blocks[0], policy.rotary[:, :S]
+    block, rotary = policy.trunk.blocks[0], policy.trunk.rotary[:, :S]
     x = torch.randn(1, S, 8, generator=torch.Generator().manual_seed(0))
 
     def norm(y):
@@ -116,7 +134,7 @@ def test_a_block_is_what_its_equations_say():
     middle = x[0] + attended.view(S, 8) @ block.out.T
     gate, up = (norm(middle) @ block.gate_up.T).split(6, dim=-1)
     expected = middle + (gate * gate.sigmoid() * up) @ block.down.T
-    torch.testing.assert_close(block(x, rotary, S, None, 0)[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(block(x, rotary, S, None, None, 0)[0], expected, atol=1e-5, rtol=0)
 
 
 def test_a_rotation_by_hand():
@@ -149,8 +167,9 @@ def test_parameters_can_be_bound_from_outside():
 
 
 def test_a_new_critic_says_zero_and_leaves_the_trunk_alone():
-    config = Transformer.Config(name="transformer", width=16, layers=1, heads=2, hidden=16)
-    policy = Transformer(TINY, config, critic=True, generator=torch.Generator().manual_seed(0))
+    policy = Transformer(
+        TINY, settings(width=16, layers=1, heads=2, hidden=16), critic=True, generator=torch.Generator().manual_seed(0)
+    )
     values = policy({"prompt": tokens(TINY, 4, 2)}, tokens(TINY, 4, 3)).values
     assert values.shape == (4, 3)
     assert (values == 0).all()
@@ -179,4 +198,159 @@ def test_a_stepped_environment_is_refused():
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValidationError, match="multiple of heads"):
-        Transformer.Config(name="transformer", width=64, layers=1, heads=3, hidden=64)
+        settings(width=64, layers=1, heads=3, hidden=64)
+
+
+@pytest.mark.parametrize(("option", "size"), [("nano", 31_136), ("tiny", 112_448), ("small", 802_944)])
+def test_the_presets_have_their_sizes_on_44_words(option, size):
+    # Embedding and unembedding 2 * 44 * W, last norm W, a block 4 W^2 + 3 W hidden + 2 W:
+    #   nano   2,816 + 32 + 2 * (4,096 + 9,984 + 64);  tiny 5,632 + 64 + 2 * 53,376;
+    #   small 11,264 + 128 + 4 * (65,536 + 132,096 + 256).
+    config = compose(["env=sort", f"policy={option}", "algo=reinforce"]).policy
+    policy = Transformer.make(STORY, config, Stochastic(), torch.Generator().manual_seed(0))
+    assert sum(p.numel() for p in policy.parameters()) == size
+    assert compose(["env=sort", "policy=tiny", "algo=sft"]).policy == compose(["env=sort", "algo=sft"]).policy
+
+
+def test_the_temperature_divides_the_logits_wherever_they_are_read():
+    # The same weights at temperature 1 and 2: the logits halve, and the log-probs are those of the halved logits.
+    warm, hot = transformer(SORT), transformer(SORT, temperature=2.0)
+    observations, actions = {"prompt": tokens(SORT, 4, 8)}, tokens(SORT, 4, 7, seed=1)
+    logits = warm(observations, actions).distribution.logits
+    found = hot(observations, actions)
+    torch.testing.assert_close(found.distribution.logits, logits / 2, atol=1e-6, rtol=0)
+    expected = torch.log_softmax(logits / 2, -1).gather(-1, actions[..., None])[..., 0]
+    torch.testing.assert_close(found.log_probs, expected, atol=1e-5, rtol=0)
+    first, cache = hot.prefill(observations)
+    torch.testing.assert_close(first, logits[:, 0] / 2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(hot.step(actions[:, 0], cache), logits[:, 1] / 2, atol=1e-5, rtol=0)
+
+
+def padded(spec, lengths):
+    """A prompt of each length, alone, (1, n) each, and all of them padded on the left to the longest."""
+    alone = [tokens(spec, 1, n, seed=n) for n in lengths]
+    rows = torch.full((len(lengths), max(lengths)), spec.pad)
+    for i, prompt in enumerate(alone):
+        rows[i, -prompt.shape[1] :] = prompt
+    return alone, {"prompt": rows, "lengths": torch.tensor(lengths)}
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_a_prompt_padded_on_the_left_is_read_as_if_it_were_alone(critic):
+    policy, judges = transformer(SORT, kind=critic), scorer(2, spec=SORT)
+    alone, together = padded(SORT, [3, 8, 1, 5])
+    actions = tokens(SORT, 4, 7, seed=9)
+    found, scores = policy(together, actions), judges(together, actions)
+    for i, prompt in enumerate(alone):
+        own = policy({"prompt": prompt}, actions[i : i + 1])
+        for a, b in zip((*found[:3], *found.distribution), (*own[:3], *own.distribution), strict=True):
+            torch.testing.assert_close(a[i : i + 1], b, atol=1e-5, rtol=0)
+        expected = judges({"prompt": prompt}, actions[i : i + 1])
+        torch.testing.assert_close(scores[:, i : i + 1], expected, atol=1e-5, rtol=0)
+    # Nothing of what fills them up is read, whatever it is; NaN would show in the gradient too.
+    together["prompt"] = torch.where(torch.arange(8) < 8 - together["lengths"][:, None], 0, together["prompt"])
+    again = policy(together, actions)
+    torch.testing.assert_close(again.log_probs, found.log_probs, atol=1e-6, rtol=0)
+    again.log_probs.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
+
+
+def test_step_by_step_padded_prompts_have_the_logits_of_one_pass():
+    policy = transformer(SORT)
+    _, observations = padded(SORT, [3, 8, 1, 5])
+    actions = tokens(SORT, 4, 7, seed=9)
+    expected = policy(observations, actions).distribution.logits
+    logits, cache = policy.prefill(observations)
+    for t in range(7):
+        torch.testing.assert_close(logits, expected[:, t], atol=1e-5, rtol=0)
+        if t < 6:
+            logits = policy.step(actions[:, t], cache)
+
+
+def test_a_separate_critic_has_a_trunk_of_its_own_that_starts_as_a_copy():
+    policy = transformer(SORT, kind="separate")
+    assert torch.equal(policy.critic_trunk.blocks[1].qkv, policy.trunk.blocks[1].qkv)
+    inputs = ({"prompt": tokens(SORT, 4, 8)}, tokens(SORT, 4, 7, seed=1))
+    shared = transformer(SORT)
+    torch.testing.assert_close(policy(*inputs).values, shared(*inputs).values, atol=0, rtol=0)
+    policy(*inputs).values.sum().backward()
+    touched = {name for name, p in policy.named_parameters() if p.grad is not None}
+    assert touched == {name for name, _ in policy.named_parameters() if name.startswith("critic")}
+
+
+def initialised(policy, given):
+    _initialise(policy, given.state_dict(), "init=runs/x")
+    return policy
+
+
+def test_a_policy_starts_from_another_s_trunk_whatever_critics_they_have():
+    inputs = ({"prompt": tokens(TINY, 4, 2)}, tokens(TINY, 4, 3))
+    plain, shared, separate = transformer(critic=False), transformer(), transformer(kind="separate", seed=3)
+    for given in (plain, shared, separate):
+        for kind in ("shared", "separate"):
+            policy = Transformer(TINY, settings(kind=kind), critic=True, generator=torch.Generator().manual_seed(9))
+            found = initialised(policy, given)(*inputs)
+            assert torch.equal(found.log_probs, given(*inputs).log_probs)
+            if given is shared or (given is separate and kind == "separate"):
+                assert torch.equal(found.values, given(*inputs).values)
+            else:  # nothing that could be read from this trunk was given: it says nothing yet
+                assert (found.values == 0).all()
+            if kind == "separate" and given is not separate:
+                assert torch.equal(policy.critic_trunk.embedding, given.trunk.embedding)
+
+
+def test_an_ensemble_starts_from_one_trunk_with_different_heads():
+    given, judges = transformer(), scorer(3, seed=7)
+    heads = judges.heads.clone()
+    initialised(judges, given)
+    assert torch.equal(judges.heads, heads)
+    assert all(torch.equal(member.blocks[0].down, given.trunk.blocks[0].down) for member in judges.members)
+    inputs = ({"prompt": tokens(TINY, 4, 2)}, tokens(TINY, 4, 3))
+    scores = judges(*inputs)
+    assert scores.shape == (3, 4, 3)
+    assert (scores[0] != scores[1]).all()
+    again = initialised(scorer(3, seed=8), judges)
+    assert torch.equal(again(*inputs), scores)
+
+
+def test_a_score_has_read_the_action_it_stands_at_and_nothing_later():
+    judges = scorer(2, spec=SORT)
+    prompt, actions = {"prompt": tokens(SORT, 1, 8)}, tokens(SORT, 1, 7, seed=1)
+    changed = actions.clone()
+    changed[0, 3] = (actions[0, 3] + 1) % SORT.vocabulary
+    before, after = judges(prompt, actions), judges(prompt, changed)
+    assert torch.equal(before[:, 0, :3], after[:, 0, :3])
+    assert (before[:, 0, 3:] != after[:, 0, 3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [(transformer(), transformer(width=32)), (transformer(), scorer(2)), (scorer(2), scorer(3)),
+     (scorer(2), transformer(spec=SORT))],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused_in_one_line(own, given):
+    with pytest.raises(InputError, match=r"^init=runs/x: its policy does not fit this one \(\S+ differs\)") as refusal:
+        initialised(own, given)
+    assert "\n" not in str(refusal.value)
+
+
+def test_parameters_adam_and_the_log_softmax_are_float32_under_bfloat16_autocast():
+    policy = transformer(SORT, kind="separate")
+    config = compose(["algo=ppo", "env=sort"]).algo
+    algorithm = PPO(policy, config, total_steps=100, seed=0)
+    observations, actions = {"prompt": tokens(SORT, 4, 8)}, tokens(SORT, 4, 7, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = policy(observations, actions)
+        first, _ = policy.prefill(observations)
+        scores = scorer(1, spec=SORT)(observations, actions)
+        (seen.log_probs.sum() + seen.values.sum()).backward()
+    assert {x.dtype for x in (*seen[:3], *seen.distribution, first, scores)} == {torch.float32}
+    # A log-softmax in bfloat16 would be normalised to three digits only.
+    total = torch.log_softmax(seen.distribution.logits, -1).exp().sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
+    exact = policy(observations, actions)
+    assert not torch.equal(exact.log_probs, seen.log_probs), "it did compute in bfloat16"
+    algorithm.updater.adam.step(1e-6, algorithm.updater.adam.norm())
+    state = algorithm.updater.adam.state_dict()
+    assert {x.dtype for x in state.values() if torch.is_tensor(x) and x.is_floating_point()} == {torch.float32}
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}

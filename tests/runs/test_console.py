@@ -15,6 +15,7 @@ from pgcli.runs.console import (
     is_plain,
     number,
     open_console,
+    sample_line,
     screen,
 )
 
@@ -182,6 +183,44 @@ def test_a_closed_pipe_silences_the_console_and_stops_nothing(plain):
     c.close()
     with pytest.raises(BrokenPipeError):
         stream.close()  # its buffer still holds what could not be said
+
+
+SAMPLES = [
+    {"prompt": "once", "completion": "a brave\ndog " * 9, "finished": True, "reward": 0.98, "kl": 1.25},
+    {"prompt": "twice", "completion": "a cat", "finished": False, "reward": -1.0},
+]
+
+
+def test_samples_are_printed_behind_their_evaluation_if_they_are_asked_for():
+    for wanted, count in ((True, 3), (False, 1)):
+        out = io.StringIO()
+        with open_console(
+            title="ppo on CartPole-v1", total_steps=9, unit="tokens", samples=wanted, stream=out, plain=True
+        ) as c:
+            c.log(row(1, **EVALUATED))
+            c.samples(SAMPLES)
+            c.samples([])
+        assert len(lines_of(out)) == count
+    assert sample_line(SAMPLES[0]).startswith("   0.98  kl 1.25    once | a brave dog a brave dog")
+    assert sample_line(SAMPLES[1]) == "  -1.00   twice | a cat (cut)"
+
+
+def test_the_screen_shows_samples_below_as_far_as_there_is_room():
+    progress = progress_of(row(7, **EVALUATED))
+    bare = screen(progress, 1.0, 60, 40, UNICODE).plain.split("\n")
+    progress.samples = SAMPLES
+    shown = screen(progress, 1.0, 60, 40, UNICODE).plain.split("\n")
+    assert shown[: len(bare)] == bare
+    assert shown[len(bare) + 1] == " reward   completions of the evaluation at 7"
+    assert shown[-1] == sample_line(SAMPLES[1])
+    assert max(map(len, shown)) == 60
+    assert shown[-2].endswith("…")
+    # With a curve of one row, 12 rows without them: in 16 there is room for one, in 15 for none.
+    assert [len(screen(progress, 1.0, 60, height, UNICODE).plain.split("\n")) for height in (15, 16, 17)] == [
+        12,
+        15,
+        16,
+    ]
 
 
 def test_lines_are_for_pipes_continuous_integration_and_dumb_terminals():

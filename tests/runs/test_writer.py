@@ -202,6 +202,39 @@ def test_episodes_are_in_the_layout_of_monitor(new_run):
     assert columns["r"][:2].tolist() == [10.0, -1.5]
 
 
+def sample(completion, reward=1.0):
+    return {
+        "prompt": "2 1 =",
+        "completion": completion,
+        "finished": True,
+        "reward": reward,
+        "components": {"gold": 0.5},
+    }
+
+
+def test_samples_are_rows_of_their_step_and_go_back_with_the_metrics(new_run, state_at):
+    run = new_run()
+    run.samples(0, [])
+    assert not (run.path / "samples.jsonl").exists(), "in control there are none"
+    for step in (100, 200, 300):
+        run.log(step, step, {"x": 1.0})
+        run.samples(step, [sample(f"<{step}> ü"), sample("b", math.inf)])
+        run.save(step, state_at(step))
+    assert [(s["step"], s["completion"], s["reward"]) for s in Run(run.path).samples()][2:4] == [
+        (200, "<200> ü", 1.0),
+        (200, "b", math.inf),
+    ]
+    with (run.path / "samples.jsonl").open("a") as file:
+        file.write('{"step": 300, "torn')
+    run.rewind(200)
+    run.samples(300, [sample("again")])
+    assert [s["step"] for s in Run(run.path).samples()] == [100, 100, 200, 200, 300]
+    assert (run.path / "samples.discarded.jsonl").read_text().count("\n") == 2
+    fork = new_run(parent=run.path)
+    fork.inherit(run.path)
+    assert len(Run(fork.path).samples()) == 5
+
+
 def test_the_log_has_a_time_on_each_line(new_run):
     run = new_run()
     run.event("checkpoint at 100")

@@ -17,10 +17,13 @@ def resume(
     fork: Annotated[bool, typer.Option("--fork", help="Go on in a new run directory; any setting may change.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that the run names.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print nothing but an object at the end.")] = False,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Show some completions of each evaluation, of a text task.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
     """Go on with a run: the end is the same as if it had never stopped."""
     from pgcli.experiment import resume as go_on
 
-    done = go_on(run, *(overrides or []), fork=fork, trust=trust, quiet=quiet or as_json)
+    done = go_on(run, *(overrides or []), fork=fork, trust=trust, quiet=quiet or as_json, samples=samples)
     end(done, as_json=as_json)

@@ -19,6 +19,9 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="The run directory to make, instead of one in runs_dir.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that a file names.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print nothing but an object at the end.")] = False,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Show some completions of each evaluation, of a text task.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
     """Train a policy, with the tuned settings for this algorithm and environment where there are any."""
@@ -31,5 +34,6 @@ def train(
         run_dir=run_dir,
         trust=trust,
         quiet=quiet or as_json,
+        samples=samples,
     )
     end(run, as_json=as_json)

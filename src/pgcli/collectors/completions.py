@@ -11,7 +11,7 @@ from torch import Tensor
 from pgcli.functional.distributions import Categorical, categorical
 from pgcli.functional.masked import masked_sum
 from pgcli.seeding import uniforms
-from pgcli.types import ABSENT, Episode, Observations, Rollout, State, TextTask, each_tensor
+from pgcli.types import ABSENT, Episode, Observations, Rollout, Sample, State, TextTask, each_tensor
 
 
 class Decoder(Protocol):
@@ -137,6 +137,34 @@ class Decoding:
             following = torch.cat([rollout.values[:, 1:], torch.zeros_like(rollout.values[:, :1])], dim=1)
             rollout.next_values = torch.where(last, 0.0, following)
         return rollout
+
+    def describe(self, rollout: Rollout, rows: int) -> list[Sample]:
+        """Texts, without what pads them and without the end token, which `finished` tells of."""
+        found = []
+        for n in range(min(rows, len(rollout.mask))):
+            prompt = rollout.observations["prompt"][n]
+            if "lengths" in rollout.observations:
+                prompt = prompt[len(prompt) - int(rollout.observations["lengths"][n]) :]
+            mask = rollout.mask[n]
+            length = int(mask.nonzero().max()) + 1
+            tokens = rollout.actions[n, :length].tolist()
+            finished = bool(rollout.terminated[n].any())
+            parts = {name: float(value[n]) for name, value in rollout.aux.items()}
+            sample: Sample = {
+                "prompt": self.task.decode(prompt.tolist()),
+                "completion": self.task.decode(tokens[:-1] if finished else tokens),
+                "finished": finished,
+                "tokens": int(mask.sum()),
+                "reward": parts.pop("reward"),
+                "log_prob": float(rollout.log_probs[n][mask].sum()),
+                "log_probs": rollout.log_probs[n][mask].tolist(),
+            }
+            if rollout.reference_log_probs is not None:
+                sample["reference_log_prob"] = float(rollout.reference_log_probs[n][mask].sum())
+            if "kl" in parts:
+                sample["kl"] = parts.pop("kl")
+            found.append(sample | {"components": parts})
+        return found
 
     def state_dict(self) -> State:
         """A prompt is a function of its seed: there is nothing to remember."""

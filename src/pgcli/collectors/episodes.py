@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pgcli.seeding import episode_seeds, numpy_generator
-from pgcli.types import ABSENT, Continuous, Episode, Rollout, State, VectorEnvironment
+from pgcli.types import ABSENT, Continuous, Episode, Rollout, Sample, State, VectorEnvironment
 
 
 class Player(Protocol):
@@ -22,6 +22,10 @@ class Player(Protocol):
         self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
     ) -> Rollout:
         """A Rollout with one episode a row. Greedy without a generator; `held_out`: for an evaluation."""
+        ...
+
+    def describe(self, rollout: Rollout, rows: int) -> list[Sample]:
+        """The first `rows` of its episodes, as a person reads them; none where there is nothing to read."""
         ...
 
     def state_dict(self) -> State: ...
@@ -75,6 +79,9 @@ class Stepping:
             for i in range(0, len(seeds), self.env.num_envs)
         ]
         return parts[0] if len(parts) == 1 else _stack(parts)
+
+    def describe(self, rollout: Rollout, rows: int) -> list[Sample]:
+        return []
 
     def _play(self, policy: Any, seeds: list[int], generator: np.random.Generator | None) -> Rollout:
         env, N = self.env, len(seeds)

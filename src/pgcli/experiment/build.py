@@ -405,13 +405,18 @@ def _check_samples(config: ExperimentConfig, environment_class: Any) -> None:
 
 
 def _initialise(policy: Any, given: State, source: str) -> None:
+    """Parameters that are not given keep their initialisation. A policy that can start from another kind of weights
+    says in `adopt` what it takes of them.
+    """
     own = policy.state_dict()
-    wrong = [k for k, v in given.items() if k in own and own[k].shape != v.shape] + [
-        k for k in given if k not in own and not k.startswith("critic")
-    ]
-    if wrong or not any(k in own for k in given):
+    if hasattr(policy, "adopt"):
+        given = policy.adopt(given)
+    else:
+        given = {name: value for name, value in given.items() if name in own or not name.startswith("critic")}
+    wrong = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
+    if wrong or not given:
         raise InputError(
             f"{source}: its policy does not fit this one ({wrong[0] if wrong else 'nothing'} differs); "
             "train with the same policy and env settings"
         )
-    policy.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
+    policy.load_state_dict(given, strict=False)

@@ -53,6 +53,7 @@ _hydra_is_a_singleton = threading.Lock()
 class Evaluation(Settings):
     every: int = Field(ge=1, description="actions between evaluations (environment steps, or tokens)")
     episodes: int = Field(ge=1, description="episodes of each evaluation, for the greedy and for the stochastic policy")
+    texts: int = Field(ge=0, description="completions of each evaluation that are written to samples.jsonl; 0: none")
     samples: int = Field(
         ge=1, description="sampled completions of each held-out prompt; from 2, pass@k of a task with exact_match"
     )

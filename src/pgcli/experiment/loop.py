@@ -15,7 +15,7 @@ from pgcli.experiment.build import Parts
 from pgcli.experiment.signals import StopRequest
 from pgcli.runs.console import Console
 from pgcli.runs.writer import RunWriter
-from pgcli.types import Episode, Metrics, State
+from pgcli.types import Episode, Metrics, Sample, State
 
 METRICS = (
     evaluation.METRICS
@@ -75,21 +75,24 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
         pending.add(metrics | getattr(rollout, "metrics", {}), rollout.episodes)
 
         evaluated: Metrics = {}
+        samples: list[Sample] = []
         spent = progress.steps >= config.total_steps
         # Asked once: who asks later than this gets one more update, and so a row and a checkpoint of where it stopped.
         asked = stop.requested
         if _due(progress.steps, config.eval.every, progress.evaluated) or spent:
             with clock("evaluate"):
-                evaluated = _evaluate(parts, progress)
+                evaluated, samples = _evaluate(parts, progress)
         ended = spent or asked or progress.solved is not None
         with clock("write"):
             writer.episodes(progress.steps, rollout.episodes)
+            writer.samples(progress.steps, samples)
             checkpoint = _due(progress.steps, config.checkpoint.every, progress.saved) or ended
             if checkpoint or evaluated or _due(progress.steps, config.log_every, progress.logged):
                 progress.logged = progress.steps // config.log_every
                 row = pending.take() | evaluated | clock.take(progress)
                 writer.log(progress.steps, progress.updates, row)
                 console.log({"step": progress.steps, "update": progress.updates, **row})
+                console.samples(samples)
             if checkpoint:
                 save(parts, writer, progress, evaluated)
 
@@ -108,23 +111,26 @@ def restore(parts: Parts, state: State) -> Progress:
     return Progress(**state["progress"])
 
 
-def _evaluate(parts: Parts, progress: Progress) -> Metrics:
-    """Both evaluations; where the greedy one reaches stop_at, a hundred fresh episodes must confirm it."""
+def _evaluate(parts: Parts, progress: Progress) -> tuple[Metrics, list[Sample]]:
+    """Both evaluations, and what is shown of them. A greedy one that reaches stop_at must be confirmed by a hundred
+    fresh episodes.
+    """
     config = parts.config
     progress.evaluated = progress.steps // config.eval.every
-    metrics, _ = evaluation.evaluate_both(
+    metrics, rollout = evaluation.evaluate_both(
         parts.evaluator, parts.policy, episodes=config.eval.episodes, seed=config.seed, stream="evaluate",
         samples=config.eval.samples, reference=parts.frozen.get("reference"),
     )  # fmt: skip
+    samples = parts.evaluator.describe(rollout, config.eval.texts)
     if config.stop_at is None or metrics["eval/greedy_return_mean"] < config.stop_at:
-        return metrics
+        return metrics, samples
     fresh = evaluation.play(
         parts.evaluator, parts.policy,
         episodes=CONFIRMING_EPISODES, seed=config.seed, stream=f"confirm-{progress.steps}", greedy=True,
     )  # fmt: skip
     if fresh.mean >= config.stop_at:
         progress.solved = {"greedy_return_mean": fresh.mean, "episodes": float(CONFIRMING_EPISODES)}
-    return metrics
+    return metrics, samples
 
 
 def _due(steps: int, every: int, last: int) -> bool:

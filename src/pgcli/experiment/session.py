@@ -34,6 +34,7 @@ def train(
     run_dir: Path | str | None = None,
     trust: bool = False,
     quiet: bool = False,
+    samples: bool = False,
 ) -> Run:
     """Train from scratch and return the finished run: `pgcli train OVERRIDES`.
 
@@ -42,6 +43,7 @@ def train(
         config_dirs: further folders laid out like `conf/`.
         run_dir: the directory to create, instead of a fresh name under `runs_dir`.
         trust: let config files name user code to import.
+        samples: show some completions of each evaluation.
 
     Raises InputError before anything is written, RunError after.
     """
@@ -56,7 +58,7 @@ def train(
         progress = Progress()
         with _failing(writer):
             save(parts, writer, progress, {})  # before the first action, so that a kill at any moment can be resumed
-        return _run(parts, writer, progress, stop, quiet=quiet, note=parts.device.note)
+        return _run(parts, writer, progress, stop, quiet=quiet, samples=samples, note=parts.device.note)
 
 
 def resume(
@@ -65,6 +67,7 @@ def resume(
     fork: bool = False,
     trust: bool = False,
     quiet: bool = False,
+    samples: bool = False,
     runs_dir: str = "runs",
 ) -> Run:
     """Go on with a run from its newest valid checkpoint: `pgcli resume RUN [total_steps=...]`.
@@ -73,6 +76,7 @@ def resume(
         run: its directory, or `latest`.
         overrides: `total_steps` and `stop_at`; with `fork` any setting.
         fork: go on in a new run directory, and leave this one as it is.
+        samples: show some completions of each evaluation.
 
     Raises InputError where nothing can be resumed, or where the change would make it another experiment.
     """
@@ -107,7 +111,8 @@ def resume(
             writer.event(f"resumed at step {loaded.step:,}")
             if fork or not begun:
                 save(parts, writer, progress, {})
-        return _run(parts, writer, progress, stop, quiet=quiet, note=f"resumed at step {loaded.step:,}")
+        note = f"resumed at step {loaded.step:,}"
+        return _run(parts, writer, progress, stop, quiet=quiet, samples=samples, note=note)
 
 
 def evaluate(
@@ -136,12 +141,16 @@ def evaluate(
     return answer
 
 
-def _run(parts: Parts, writer: RunWriter, progress: Progress, stop: StopRequest, *, quiet: bool, note: str) -> Run:
+def _run(
+    parts: Parts, writer: RunWriter, progress: Progress, stop: StopRequest, *, quiet: bool, samples: bool, note: str
+) -> Run:
     """The loop between its run directory, its console and its signals; says in run.json how it ended."""
     settings = parts.config
     title = f"{settings.choices['algo']} on {_task(settings)}, seed {settings.seed}"
     with _failing(writer):
-        with open_console(title=title, total_steps=settings.total_steps, unit=parts.unit, quiet=quiet) as console:
+        with open_console(
+            title=title, total_steps=settings.total_steps, unit=parts.unit, quiet=quiet, samples=samples
+        ) as console:
             console.note(note)
             run_loop(parts, writer, console, progress, stop)
         _finish(writer, progress, stop, settings)

@@ -9,11 +9,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
-from typing import NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from rich.console import Console as Terminal
 from rich.live import Live
@@ -132,6 +132,8 @@ class Progress:
     returns: Curve = field(default_factory=Curve)
     evaluations: Curve = field(default_factory=Curve)
     evaluated_at: int | None = None
+    samples: Sequence[Mapping[str, Any]] = ()
+    """Completions of the last evaluation, if they are asked for."""
     seconds: list[float] = field(default_factory=lambda: [0.0] * len(PARTS))
     first: tuple[int, float] | None = None
     """Step and time of the first row: a resumed run does not begin at step 0."""
@@ -183,15 +185,30 @@ def plain_line(progress: Progress, now: float) -> str:
     return "  ".join(parts)
 
 
+def sample_line(sample: Mapping[str, Any]) -> str:
+    """`   0.98  kl 1.2   <prompt> | <completion>`, with what a text says of itself on one line."""
+    head = f"{number(sample['reward']):>7}"
+    if "kl" in sample:
+        head += f"  kl {number(sample['kl']):<5}"
+    rest = "" if sample["finished"] else "   (cut)"
+    return f"{head}   " + " ".join(f"{sample['prompt']} | {sample['completion']}{rest}".split())
+
+
 # ---------------------------------------------------------------- one screen
 
 
 def screen(progress: Progress, now: float, width: int, height: int, glyphs: Glyphs) -> Text:
-    """At most 15 rows, none wider than the terminal. What does not fit is left out, least important first."""
+    """At most 15 rows, and the samples that are asked for, none wider than the terminal. What does not fit is left out,
+    least important first.
+    """
     title = Text(progress.title.replace("·", glyphs.dot), style="bold")
     lines = [title, progress_line(progress, now, width, glyphs), Text()]
     lines += return_lines(progress, width, 4 if height >= 20 else 1, glyphs)
     lines += [*metric_lines(progress.latest, width), Text(), *time_lines(progress, width, glyphs)]
+    if progress.samples and height - len(lines) > 3:
+        heading = f" reward   completions of the evaluation at {progress.evaluated_at or 0:,}"
+        rows = [Text(sample_line(sample)) for sample in progress.samples[: height - len(lines) - 3]]
+        lines += [Text(), Text(heading, "bright_black"), *rows]
     text = Text(no_wrap=True, overflow="crop", end="")
     for i, line in enumerate(lines):
         if line.cell_len > width:
@@ -289,6 +306,10 @@ class Display(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Completions to be read now, where they would not stay on a screen."""
+        ...
+
     def close(self, progress: Progress, now: float) -> None: ...
 
 
@@ -342,6 +363,9 @@ class Lines:
         self.stream.write(text + "\n")
         self.stream.flush()
 
+    def samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        self.note("\n".join(map(sample_line, samples)))
+
     def close(self, progress: Progress, now: float) -> None:
         if progress.step > self.shown:
             self.show(progress, now)
@@ -370,6 +394,9 @@ class Screen:
     def note(self, text: str) -> None:
         self.terminal.print(text, markup=False)
 
+    def samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        self.due = -math.inf  # they are in `Progress`, and the next row shows them
+
     def close(self, progress: Progress, now: float) -> None:
         if progress.first is not None:
             self.show(progress, now)
@@ -379,10 +406,13 @@ class Screen:
 class Console:
     """Takes every metrics row and shows what a person can follow."""
 
-    def __init__(self, progress: Progress, display: Display | None, clock: Callable[[], float]):
+    def __init__(
+        self, progress: Progress, display: Display | None, clock: Callable[[], float], *, samples: bool = False
+    ):
         self.progress = progress
         self.display = display
         self.clock = clock
+        self.wants_samples = samples
 
     def log(self, row: Mapping[str, float]) -> None:
         """Take a metrics row: cheap, unless it is time to show it."""
@@ -392,6 +422,12 @@ class Console:
         self.progress.add(row, now)
         if self.display.wants(self.progress, now):
             self.display.show(self.progress, now)
+
+    def samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Take completions of the evaluation whose row was logged last; shown if the user asked for them."""
+        if samples and self.wants_samples and self.display is not None:
+            self.progress.samples = samples
+            self.display.samples(samples)
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -424,11 +460,12 @@ def open_console(
     total_steps: int,
     unit: str,
     quiet: bool = False,
+    samples: bool = False,
     stream: TextIO | None = None,
     plain: bool | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Console:
-    """The console of a run. `unit`: what is counted, `steps` or `tokens`.
+    """The console of a run. `unit`: what is counted, `steps` or `tokens`. `samples`: show completions, too.
 
     `plain`: lines, not a screen; by default what the stream can show decides.
     """
@@ -440,4 +477,4 @@ def open_console(
     display: Display = Lines(Stream(target)) if lines_only else Screen(Stream(target), clock)
     if lines_only:
         display.note(title)
-    return Console(progress, display, clock)
+    return Console(progress, display, clock, samples=samples)

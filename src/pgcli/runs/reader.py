@@ -110,6 +110,11 @@ class Run:
             for i, name in enumerate(names)
         }
 
+    def samples(self) -> list[dict[str, Any]]:
+        """Completions of evaluations, oldest first, with their `step`; none in control."""
+        path = self.path / "samples.jsonl"
+        return _parse(path, _lines(path))
+
     def checkpoints(self) -> list[Path]:
         """Oldest first. Whether one is intact is known only when it is read."""
         return list_checkpoints(self.path / "checkpoints")

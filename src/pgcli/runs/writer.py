@@ -5,9 +5,10 @@
         config.yaml         resolved; overrides.txt: what was typed; git.diff: uncommitted changes
         metrics.jsonl       a row for each update, appended
         episodes.csv        finished training episodes, in Monitor's layout
+        samples.jsonl       of a text task: some completions of each evaluation, with their log-probs and rewards
         log.txt             what happened, with the time
         checkpoints/        step-N/: the newest few, and the best
-        metrics.discarded.jsonl, episodes.discarded.csv
+        metrics.discarded.jsonl, episodes.discarded.csv, samples.discarded.jsonl
                             rows after the checkpoint from which the run was resumed
 
 Only relative paths, so that it can be moved. A row goes to the operating system at once and is made durable with the
@@ -33,7 +34,7 @@ from pgcli.errors import InputError, RunError
 from pgcli.runs import checkpoint, files, lock, provenance
 from pgcli.runs.checkpoint import Loaded
 from pgcli.runs.reader import SCHEMA, Run, plain
-from pgcli.types import Episode, Metrics, State
+from pgcli.types import Episode, Metrics, Sample, State
 
 NAME_LIMIT = 40
 """Characters of a part of a run's name: three parts, stamps and separators stay far below the 255 of a file name."""
@@ -126,8 +127,9 @@ class RunWriter:
     def inherit(self, parent: Path) -> None:
         """Take over the rows of the run that this one forks from, so that its curve is whole. Then `rewind`."""
         with _writing(self.path):
-            for name in ("metrics.jsonl", "episodes.csv"):
-                files.replace(self.path / name, (parent / name).read_bytes())
+            for name in ("metrics.jsonl", "episodes.csv", "samples.jsonl"):
+                if (parent / name).exists():
+                    files.replace(self.path / name, (parent / name).read_bytes())
 
     def rewind(self, step: int) -> None:
         """Set aside what was written after `step`, so that the run goes on from there and has every step once."""
@@ -135,6 +137,8 @@ class RunWriter:
             checkpoint.set_aside(self.path / "checkpoints", step)
             kept = _cut(self.path / "metrics.jsonl", step, header=0, step_of=lambda line: json.loads(line)["step"])
             _cut(self.path / "episodes.csv", step, header=2, step_of=lambda line: int(line.split(",")[3]))
+            if (self.path / "samples.jsonl").exists():
+                _cut(self.path / "samples.jsonl", step, header=0, step_of=lambda line: json.loads(line)["step"])
             self._close_files()  # those that were open have been replaced
         self._step = step
         # `wall` counts the seconds that the run was running, not those that it lay dead.
@@ -163,6 +167,13 @@ class RunWriter:
         rows = [f"{float(episode.total)!r},{episode.length},{wall},{step},{episode.seed}\n" for episode in episodes]
         self._append("episodes.csv", "".join(rows))
 
+    def samples(self, step: int, samples: list[Sample]) -> None:
+        """Append what was read of the evaluation at `step`."""
+        rows = [plain({"step": step} | sample) for sample in samples]
+        if rows:
+            lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows]
+            self._append("samples.jsonl", "".join(lines))
+
     def event(self, text: str) -> None:
         """Append a line to log.txt."""
         self._append("log.txt", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
@@ -172,6 +183,8 @@ class RunWriter:
         with _writing(self.path):
             files.fsync(self.path / "metrics.jsonl")
             files.fsync(self.path / "episodes.csv")
+            if (self.path / "samples.jsonl").exists():
+                files.fsync(self.path / "samples.jsonl")
             path = checkpoint.write(self.path / "checkpoints", step, state, best=best)
             self._intact.add(path)
             checkpoint.prune(path.parent, self.keep, self._intact)

@@ -1,0 +1,154 @@
+"""The decoder-only trunk of the built-in language models: tokens in, hidden states out.
+
+Pre-norm with RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), a gated feed-forward layer (SwiGLU,
+Shazeer 2020), no biases: the layout of Llama.
+
+Shapes: N rows, S tokens of a row, W width, H heads, D = W / H, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgcli.settings import Settings
+
+ROTARY_BASE = 10_000.0
+
+
+class TrunkSettings(Settings):
+    width: PositiveInt = Field(description="of the residual stream")
+    layers: PositiveInt = Field(description="blocks of attention and feed-forward")
+    heads: PositiveInt = Field(description="attention heads; the width is divided among them")
+    hidden: PositiveInt = Field(description="units of each gated feed-forward layer")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> TrunkSettings:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
+        return self
+
+
+class Trunk(nn.Module):
+    """Each position's hidden state has read the tokens of its row up to and including its own."""
+
+    rotary: Tensor
+
+    def __init__(self, vocabulary: int, capacity: int, config: TrunkSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config, self.capacity = config, capacity
+        self.embedding = matrix(vocabulary, config.width, 1.0, generator)
+        self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.layers))
+        self.norm = nn.Parameter(torch.ones(config.width))
+        self.register_buffer("rotary", _rotary(capacity, config.width // config.heads), persistent=False)
+
+    def forward(
+        self, tokens: Tensor, *, last: int, padding: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """(N, S) -> (N, last, W): the last positions, after the last norm. With a cache, S further tokens.
+
+        padding: (N,), how many of a row's first tokens are not its own and must not be read; None: all of them are.
+            Rotary attention sees only distances, so such a row has the hidden states that it has without its padding.
+        """
+        length = tokens.shape[1]
+        start = cache.length if cache else 0
+        rotary = self.rotary[:, start : start + length]
+        allowed = None if padding is None else _allowed(padding, start, length)
+        x = F.embedding(tokens, self.embedding)
+        for layer, block in enumerate(self.blocks):
+            # Of the top block nobody reads the prompt's positions: to leave them out saves a fifth of the arithmetic.
+            keep = last if block is self.blocks[-1] else length
+            x = block(x, rotary, keep, allowed, cache.memory[layer] if cache else None, start)
+        if cache:
+            cache.length += length
+        return F.rms_norm(x, self.norm.shape, self.norm)
+
+    def cache(self, rows: int, padding: Tensor | None) -> Cache:
+        """Room for `rows` of as many tokens as the trunk can read."""
+        c = self.config
+        memory = self.norm.new_empty(c.layers, 2, rows, c.heads, self.capacity, c.width // c.heads)
+        return Cache(memory, padding)
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens read so far, (layers, 2, N, H, capacity, D), of which `length` are filled."""
+
+    memory: Tensor
+    padding: Tensor | None
+    length: int = 0
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: TrunkSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        width, hidden = config.width, config.hidden
+        self.heads = config.heads
+        # What is added to the residual stream is scaled down by the number of additions (Radford et al. 2019).
+        residual = 1 / math.sqrt(2 * config.layers)
+        self.attention_norm = nn.Parameter(torch.ones(width))
+        self.qkv = matrix(3 * width, width, 1 / math.sqrt(width), generator)
+        self.out = matrix(width, width, residual / math.sqrt(width), generator)
+        self.feed_norm = nn.Parameter(torch.ones(width))
+        self.gate_up = matrix(2 * hidden, width, 1 / math.sqrt(width), generator)
+        self.down = matrix(width, hidden, residual / math.sqrt(hidden), generator)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor, keep: int, allowed: Tensor | None, memory: Tensor | None, start: int
+    ) -> Tensor:
+        """(N, S, W) -> (N, keep, W), the last positions.
+
+        With a memory, (2, N, H, capacity, D), the S tokens stand at `start` and see those before it.
+        allowed: (N, 1, S, start + S) bool, what each may read; None: whatever does not come after it.
+        """
+        n, s, width = x.shape
+        qkv = F.linear(F.rms_norm(x, (width,), self.attention_norm), self.qkv).view(n, s, 3, self.heads, -1)
+        queries, keys = _rotate(qkv[:, :, :2], rotary).transpose(1, 3).unbind(2)  # (N, H, S, D)
+        values = qkv[:, :, 2].transpose(1, 2)
+        if memory is not None:
+            memory[0, :, :, start : start + s] = keys
+            memory[1, :, :, start : start + s] = values
+            keys, values = memory[:, :, :, : start + s].unbind(0)
+        attended = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=allowed, is_causal=allowed is None and s > 1
+        )
+        x, attended = x[:, -keep:], attended[:, :, -keep:]
+        x = x + F.linear(attended.transpose(1, 2).reshape(n, keep, width), self.out)
+        gate, up = F.linear(F.rms_norm(x, (width,), self.feed_norm), self.gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, self.down)
+
+
+def _allowed(padding: Tensor, start: int, length: int) -> Tensor:
+    """(N,) -> (N, 1, length, start + length): not what comes later, nor padding. What nobody reads may read itself,
+    for an average over nothing would be NaN.
+    """
+    own = torch.arange(start, start + length, device=padding.device)[:, None]
+    others = torch.arange(start + length, device=padding.device)
+    readable = (others <= own) & (others >= padding[:, None, None])
+    return (readable | (others == own))[:, None]
+
+
+def matrix(rows: int, columns: int, std: float, generator: torch.Generator) -> nn.Parameter:
+    return nn.Parameter(torch.empty(rows, columns).normal_(0.0, std, generator=generator))
+
+
+def _rotary(length: int, dimensions: int) -> Tensor:
+    """Cosines and signed sines of the angles p / base^(2i/D): (2, length, 1, 1, D)."""
+    frequencies = ROTARY_BASE ** (-torch.arange(0, dimensions, 2, dtype=torch.float64) / dimensions)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    both = torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
+    return both[:, :, None, None].to(torch.get_default_dtype())
+
+
+def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + D/2}) by its angle: (N, S, ..., D) -> the same."""
+    cos, sin = rotary
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
