@@ -7,7 +7,7 @@ from pgcli.collectors.reference import view
 from pgcli.errors import InputError
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
-from pgcli.experiment.evaluation import Evaluation, evaluate_both, play
+from pgcli.experiment.evaluation import Evaluation, evaluate_both, play, win_rate
 from pgcli.types import Episode, Rollout
 
 
@@ -140,3 +140,15 @@ def test_every_key_of_an_evaluation_is_in_the_dictionary():
     keys = {"eval/pass@k" if "pass@" in key else key for key in found}
     assert keys <= set(declared)
     assert {"eval/exact_match", "eval/pass@k", "eval/kl"} <= keys
+
+
+def test_who_is_better_more_often_by_gold_where_it_is_known():
+    def played(**aux):
+        return Rollout(*[None] * 6, aux={name: torch.tensor(value) for name, value in aux.items()})
+
+    own, other = (
+        played(reward=[9.0, 9.0, 9.0, 9.0], gold=[1.0, 2.0, 3.0, 0.0]),
+        played(reward=[0.0] * 4, gold=[1.0] * 4),
+    )
+    assert win_rate(own, other) == (0.5 + 1 + 1 + 0) / 4
+    assert win_rate(played(reward=[1.0, 0.0]), played(reward=[0.0, 0.0])) == 0.75

@@ -53,6 +53,8 @@ class Parts:
     """Plays episodes that training never sees, with whatever statistics training has gathered."""
     frozen: dict[str, Any]
     """Modules that never learn here: the `reference` policy, the `reward` model. By name, those that are used."""
+    standard: Rollout | None = None
+    """What the reference makes of the evaluation's prompts, once it was asked."""
 
     def state_dict(self) -> State:
         return {

@@ -29,8 +29,12 @@ METRICS = {
     "eval/length_cut": "mean length of those that the limit cut",
     "eval/kl": "KL(policy || reference) of a sampled evaluation episode: exact in each of its states, summed; mean",
     "eval/kl_k1": "the same, estimated by the sum of log-ratios",
+    "eval/win_rate": "share of evaluation prompts that the policy completes better than the reference does, with the "
+    "same noise; by gold where there is one, else by the return; a tie is half",
     "eval/pass@k": "chance that one of k completions of a prompt is an exact match, for k = 1, 2, 4 up to eval.samples",
 }
+GOLD = "gold"
+"""The component that is a text task's true reward, where what is trained may be another one."""
 SUCCESS = "exact_match"
 """The component that pass@k counts: 1 for a right completion, 0 for any other."""
 
@@ -65,7 +69,12 @@ class Evaluation:
 
 def play(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, greedy: bool) -> Evaluation:
     """`episodes` of `stream`: the same initial states for every policy that is evaluated with this seed and stream."""
-    return read(next(_played(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=greedy)))
+    return read(play_once(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=greedy))
+
+
+def play_once(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, greedy: bool) -> Rollout:
+    """What `play` reads: the episodes themselves."""
+    return next(_played(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=greedy))
 
 
 def evaluate_both(
@@ -139,6 +148,13 @@ def passes(successes: np.ndarray) -> Metrics:
     counts = torch.from_numpy(successes).sum(1)
     sizes = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
     return {f"eval/pass@{k}": float(pass_at_k(counts, samples, k).mean()) for k in sizes}
+
+
+def win_rate(own: Rollout, other: Rollout) -> float:
+    """How often the one is better than the other, prompt by prompt; a tie counts half."""
+    name = GOLD if GOLD in own.aux else "reward"
+    difference = own.aux[name] - other.aux[name]
+    return float(((difference > 0).double() + (difference == 0).double() / 2).mean())
 
 
 def diverge(policy: Any, reference: Any, rollout: Rollout) -> Metrics:

@@ -121,6 +121,13 @@ def _evaluate(parts: Parts, progress: Progress) -> tuple[Metrics, list[Sample]]:
         parts.evaluator, parts.policy, episodes=config.eval.episodes, seed=config.seed, stream="evaluate",
         samples=config.eval.samples, reference=parts.frozen.get("reference"),
     )  # fmt: skip
+    if "reference" in parts.frozen and rollout.aux:
+        if parts.standard is None:
+            parts.standard = evaluation.play_once(
+                parts.evaluator, parts.frozen["reference"],
+                episodes=config.eval.episodes, seed=config.seed, stream="evaluate", greedy=False,
+            )  # fmt: skip
+        metrics["eval/win_rate"] = evaluation.win_rate(rollout, parts.standard)
     samples = parts.evaluator.describe(rollout, config.eval.texts)
     if config.stop_at is None or metrics["eval/greedy_return_mean"] < config.stop_at:
         return metrics, samples
