@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pgcli.functional.masked import Aggregation, aggregation_weights
@@ -158,6 +159,8 @@ class TextTask(Protocol):
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Reward components, float32; `reward` is the one that is trained, the others are reported, (N,) each.
+
+        NaN: nothing can be said of this row. Without a reward it is not learned from.
 
         completions: (N, T) int64, mask: (N, T) bool, 1 up to and including the end token.
         `reward` is (N,), received with the last token, or (N, T), received token by token.
@@ -373,6 +376,15 @@ class Rollout:
     def steps(self) -> int:
         """Actions that the policy chose."""
         return int(self.mask.sum())
+
+    def rows(self, keep: Tensor) -> Rollout:
+        """Only some of its rows: (N,) bool, or their numbers. What `metrics` says was said of all of them."""
+        whole = ("metrics", "episodes")
+        kept = {
+            f.name: each_tensor(getattr(self, f.name), lambda x: x[keep]) for f in fields(self) if f.name not in whole
+        }
+        numbers = torch.arange(len(self.episodes))[keep.cpu()].tolist()
+        return replace(self, **kept, episodes=[self.episodes[number] for number in numbers])
 
     def batch(
         self,

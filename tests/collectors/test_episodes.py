@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
 from pgcli.collectors.episodes import EpisodeCollector, Stepping
-from pgcli.types import ControlSpec, Discrete, Memoryless, Step
+from pgcli.types import ControlSpec, Discrete, Episode, Memoryless, Rollout, Step
 
 CPU = torch.device("cpu")
 
@@ -91,3 +92,26 @@ def test_a_restored_collector_begins_with_the_next_seeds():
     second = EpisodeCollector(Stepping(Fuse(4), device=CPU), num_groups=4, group_size=1, seed=1)
     second.load_state_dict(first.state_dict())
     assert first.collect(Critic()).episodes == second.collect(Critic()).episodes
+
+
+def test_what_could_not_be_scored_is_left_out_and_so_is_what_has_nobody_to_compare_with():
+    nan = float("nan")
+
+    class Scorer:
+        """Groups of three: one without a score; two without; none without."""
+
+        def play(self, policy, seeds, generator):
+            rewards = torch.tensor([[1.0], [nan], [3.0], [nan], [nan], [6.0], [7.0], [8.0], [9.0]])
+            flags = torch.ones(9, 1, dtype=torch.bool)
+            return Rollout(
+                observations=rewards, actions=torch.arange(9)[:, None], rewards=rewards, terminated=flags,
+                truncated=~flags, mask=flags, aux={"reward": rewards[:, 0]},
+                episodes=[Episode(float(r), 1, s) for r, s in zip(rewards, seeds, strict=True)],
+            )  # fmt: skip
+
+    rollout = EpisodeCollector(Scorer(), num_groups=3, group_size=3, seed=0).collect(None)
+    assert rollout.rewards[:, 0].tolist() == [1, 3, 7, 8, 9]
+    assert rollout.actions[:, 0].tolist() == [0, 2, 6, 7, 8]
+    assert rollout.groups.tolist() == [0, 0, 2, 2, 2]
+    assert [e.total for e in rollout.episodes] == rollout.aux["reward"].tolist() == [1, 3, 7, 8, 9]
+    assert rollout.metrics["rollout/unscorable"] == pytest.approx(1 / 3)

@@ -126,7 +126,7 @@ class Decoding:
             rewards=rewards, terminated=ended, truncated=last & ~ended, aux=parts,
             episodes=list(map(Episode, totals.tolist(), lengths.tolist(), seeds)),
             metrics={"rollout/finished": float(ended.any(1).float().mean())}
-            | {f"reward/{name}": float(value.mean()) for name, value in parts.items()},
+            | {f"reward/{name}": float(value.nanmean()) for name, value in parts.items() if not value.isnan().all()},
         )  # fmt: skip
         if self.distributions:
             rollout.distribution = Categorical(written.logits)

@@ -11,8 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from pgcli.errors import RunError
 from pgcli.seeding import episode_seeds, numpy_generator
 from pgcli.types import ABSENT, Continuous, Episode, Rollout, Sample, State, VectorEnvironment
+
+METRICS = {
+    "rollout/unscorable": "share of episodes that could not be scored: nothing is learned from them",
+}
 
 
 class Player(Protocol):
@@ -48,7 +53,20 @@ class EpisodeCollector:
         seeds = [seed for seed in episode_seeds(self.seed, "train", numbers) for _ in range(self.group_size)]
         rollout = self.player.play(policy, seeds, self.generator)
         rollout.groups = torch.arange(len(seeds), device=rollout.rewards.device) // self.group_size
-        return rollout
+        unscored = rollout.rewards.isnan().any(1)
+        return self._scored(rollout, ~unscored) if unscored.any() else rollout
+
+    def _scored(self, rollout: Rollout, scored: torch.Tensor) -> Rollout:
+        """Only the episodes whose reward is a number, and of these only those that still have another to compare with.
+
+        To call what could not be scored 0 would make it a baseline for the others.
+        """
+        sizes = torch.bincount(rollout.groups, weights=scored.double())
+        kept = rollout.rows(scored & (sizes[rollout.groups] >= min(2, self.group_size)))
+        kept.metrics = rollout.metrics | {"rollout/unscorable": float((~scored).float().mean())}
+        if not len(kept.episodes):
+            raise RunError("no completion could be scored: there is nothing to learn from")
+        return kept
 
     def state_dict(self) -> State:
         return {

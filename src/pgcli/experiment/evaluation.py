@@ -12,6 +12,7 @@ import torch
 
 from pgcli.collectors.episodes import Player
 from pgcli.collectors.reference import view
+from pgcli.errors import RunError
 from pgcli.functional.masked import masked_sum
 from pgcli.functional.pass_at_k import pass_at_k
 from pgcli.seeding import episode_seeds, numpy_generator
@@ -41,7 +42,9 @@ SUCCESS = "exact_match"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns of some episodes. The interval is Student's for the mean: 95 % over episodes of this one policy."""
+    """Returns of some episodes, those that could be scored. The interval is Student's for the mean: 95 % over episodes
+    of this one policy.
+    """
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -97,7 +100,8 @@ def evaluate_both(
         "eval/greedy_return_std": greedy.std,
         "eval/length_mean": float(sampled.lengths.mean()),
     }
-    metrics |= {f"eval/{name}": float(x.mean()) for name, x in sampled.components.items() if name != "reward"}
+    said = {name: x[~np.isnan(x)] for name, x in sampled.components.items() if name != "reward"}
+    metrics |= {f"eval/{name}": float(x.mean()) for name, x in said.items() if len(x)}
     metrics |= lengths(sampled)
     if samples > 1 and SUCCESS in sampled.components:
         metrics |= passes(np.stack([one.components[SUCCESS] for one in each], axis=1))
@@ -116,8 +120,11 @@ def _played(player: Player, policy: Any, *, episodes: int, seed: int, stream: st
 
 def read(rollout: Rollout) -> Evaluation:
     """What whole episodes come to, one a row."""
+    totals = np.array([episode.total for episode in rollout.episodes])
+    if np.isnan(totals).all():
+        raise RunError("no episode of the evaluation could be scored")
     return Evaluation(
-        np.array([episode.total for episode in rollout.episodes]),
+        totals[~np.isnan(totals)],
         np.array([episode.length for episode in rollout.episodes]),
         {name: value.double().cpu().numpy() for name, value in rollout.aux.items()},
         rollout.terminated.any(1).cpu().numpy() if rollout.aux else None,

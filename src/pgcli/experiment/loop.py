@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pgcli.collectors import completions, reference
+from pgcli.collectors import completions, episodes, reference
 from pgcli.experiment import evaluation
 from pgcli.experiment.build import Parts
 from pgcli.experiment.signals import StopRequest
@@ -20,6 +20,7 @@ from pgcli.types import Episode, Metrics, Sample, State
 METRICS = (
     evaluation.METRICS
     | completions.METRICS
+    | episodes.METRICS
     | reference.METRICS
     | {
         "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",
