@@ -19,7 +19,7 @@ def options(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-ENVIRONMENTS = [name for name in options("env") if name != "gymnasium"]
+ENVIRONMENTS = [name for name in options("env") if name not in ("gymnasium", "jsonl")]
 SEARCHES = {"es", "ga", "nelder_mead"}
 REAL_ONLY = {"ddpg", "sac", "td3"}
 TEXT_ONLY = {"pretrain", "sft"}

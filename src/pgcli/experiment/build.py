@@ -300,12 +300,18 @@ def _population(environment: Any, config: ExperimentConfig, device: torch.device
 
 
 def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
+    if config.reward is None and not getattr(task, "has_reward", True):
+        raise InputError(
+            f"algo={config.choices['algo']} learns from a reward, and env={config.choices['env']} has none: "
+            "name a function, env.reward=my_rewards.py:score, or a trained judge, reward=<run>"
+        )
     return Decoding(task, device=device, distributions=_refers(config, find("algo", config.algo.name)))
 
 
 def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
     algo: Any = config.algo
     source = task.corpus if algo.source == "corpus" else task.demonstrations
+    source([0])  # a task that has none says so now
     return DatasetCollector(source, end=task.spec.end, rows=algo.num_demonstrations, seed=config.seed, device=device)
 
 

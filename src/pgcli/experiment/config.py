@@ -137,7 +137,8 @@ def compose(
 ) -> ExperimentConfig:
     """The config that `pgcli train OVERRIDES` runs. Raises InputError with one line for each thing that is wrong.
 
-    `trust`: let a file of a user's config folder name user code to import (`env.id: package:Env-v0`).
+    `trust`: let a file of a user's config folder name user code to import (`env.id: package:Env-v0`,
+    `env.reward: my_rewards.py:score`).
     """
     return explain(overrides, config_dirs=config_dirs, trust=trust).config
 
@@ -160,8 +161,9 @@ def explain(
     typed = _assign(data, values)
     origins = Origins(choices, folders, typed, tuned, tuned_keys)
     config = _typed_config(_resolve(data), choices, tuple(overrides), origins.file)
-    if not trust and _names_user_code(config) and origins.file("env.id") and not _is_installed(config):
-        raise _untrusted(config, origins.name("env.id"))
+    for key, value in _user_code(config):
+        if not trust and origins.file(key) and not _is_installed(config, key, value):
+            raise _untrusted(key, value, origins.name(key))
     return Composition(config, origins)
 
 
@@ -458,23 +460,29 @@ def _source(group: str, option: str, key: str, folders: list[Path]) -> Path | No
 # ---------------------------------------------------------------- trust
 
 
-def _names_user_code(config: ExperimentConfig) -> bool:
-    """`package:Env-v0` imports `package`."""
-    return ":" in str(getattr(config.env, "id", ""))
+USER_CODE = {"env.id", "env.reward"}
+"""Settings by which a config can name code to import, with a colon: `package:Env-v0`, `my_rewards.py:score`."""
 
 
-def _is_installed(config: ExperimentConfig) -> bool:
+def _user_code(config: ExperimentConfig) -> list[tuple[str, str]]:
+    """(key, value) of each setting that names some."""
+    found = [(key, str(getattr(config.env, key.removeprefix("env."), ""))) for key in sorted(USER_CODE)]
+    return [(key, value) for key, value in found if ":" in value]
+
+
+def _is_installed(config: ExperimentConfig, key: str, value: str) -> bool:
     """An installed file says the same: of pgcli, or of a plug-in, whose code its user runs anyway.
 
     The value is compared, because a file elsewhere can reach any key (`# @package _global_`).
     """
-    file = _source("env", config.choices["env"], "id", [built_in_folder(), *plugin_folders()])
-    return file is not None and _read_yaml(file).get("id") == config.env.id
+    name = key.removeprefix("env.")
+    file = _source("env", config.choices["env"], name, [built_in_folder(), *plugin_folders()])
+    return file is not None and _read_yaml(file).get(name) == value
 
 
-def _untrusted(config: ExperimentConfig, origin: str) -> InputError:
+def _untrusted(key: str, value: str, origin: str) -> InputError:
     return InputError(
-        f"{origin} names user code to import, env.id={config.env.id}: pass --trust if you trust it, or name it yourself"
+        f"{origin} names user code to import, {key}={value}: pass --trust if you trust it, or name it yourself"
     )
 
 
@@ -514,6 +522,7 @@ def load(
             raise InputError(f"`{text}` is refused here: {name} has chosen its {key}; only its settings can be changed")
     typed = _assign(data, values)
     config = _typed_config(data, choices, tuple(overrides), lambda key: None if key in typed else file)
-    if not trust and _names_user_code(config) and "env.id" not in typed:
-        raise _untrusted(config, name)
+    for key, value in _user_code(config):
+        if not trust and key not in typed:
+            raise _untrusted(key, value, name)
     return config

@@ -176,5 +176,5 @@ def _refuse_user_code(sweep: Sweep) -> None:
 
     for trial in sweep.trials:
         for key, value, text in parse(trial.overrides):
-            if key in ("env", "env.id") and ":" in str(value) and not sweep.trust:
+            if key in ("env", "env.id", "env.reward") and ":" in str(value) and not sweep.trust:
                 raise InputError(f"{sweep.path} names user code to import, {text}: pass --trust if you trust it")

@@ -16,11 +16,19 @@ from pgcli.errors import InputError
 class Tokenizer(Protocol):
     """Tokens 0 .. size - 1. `end` is an action like any other, and never the same token as `pad`."""
 
-    size: int
-    bos: int | None
-    """What a text begins with; None where texts begin with their first token."""
-    end: int
-    pad: int
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def bos(self) -> int | None:
+        """What a text begins with; None where texts begin with their first token."""
+        ...
+
+    @property
+    def end(self) -> int: ...
+
+    @property
+    def pad(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
         """Without special tokens. Raises InputError for what the vocabulary has not."""

@@ -1,0 +1,362 @@
+"""Your own prompts, demonstrations, pairs or corpus: a file of JSON objects, one a line.
+
+    {"prompt": "2 + 2 ="}                                           for a reward function to score what comes after it
+    {"prompt": "2 + 2 =", "completion": " 4"}                       a demonstration (`answer` is the same)
+    {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}         a pair
+    {"text": "two and two are four"}                                for pretraining
+
+A row may have more than one of these, and keys of its own. The reward is a function of a file that `env.reward` names:
+
+    def score(prompt: str, completion: str, row: dict) -> float | dict[str, float]
+
+called once for each completion; or once for all of them, with three lists and to return a list, where its name begins
+with `batch_` or ends with `_batch`. A dict is reported component by component; its `reward`, or else the sum of it, is
+what is trained. None or NaN: it could not be scored, and is left out.
+
+A prompt is held out by a hash of its text, so that a longer file has the same prompts on either side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pgcli.environments.text.tokenizers import Bytes, Characters, HuggingFace, Tokenizer, Words
+from pgcli.errors import InputError, RunError
+from pgcli.seeding import mix
+from pgcli.settings import Settings
+from pgcli.types import Observations, TextSpec, Written
+
+TEXTS = ("prompt", "completion", "answer", "chosen", "rejected", "text")
+"""Keys of a row that mean something here."""
+
+
+class Jsonl:
+    class Config(Settings):
+        name: str = Field(description="name of this environment")
+        path: str = Field(min_length=1, description="file of JSON objects, one a line")
+        reward: str | None = Field(
+            description="file.py:function that scores a completion; null: there is only what the file has"
+        )
+        tokenizer: str = Field(
+            description="auto (the policy's own where it has one, else byte), byte, character, words, or a folder"
+        )
+        folder: str | None = Field(
+            description="with tokenizer=auto: where the policy's own tokenizer is, if it has one"
+        )
+        held_out: float = Field(ge=0, lt=1, description="share of prompts kept for evaluation; 0: it has the same ones")
+        prompt_length: int = Field(ge=1, description="tokens of a prompt; a longer one is refused")
+        completion_length: int = Field(ge=1, description="tokens of a completion, the end included")
+        cut_reward: float | None = Field(
+            description="reward of a completion that the length limit cut before its end token; null: as it is scored"
+        )
+        solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
+
+    world = "text"
+    COMPONENTS: ClassVar = {
+        "reward": "what env.reward returns; without a function, the same as exact_match",
+        "exact_match": "1 for the row's own completion and the end, 0 for any other, and where the row has none",
+    }
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        rows = _read(Path(config.path).expanduser())
+        self.tokens = _tokenizer(config, rows)
+        self.score = _function(config.reward) if config.reward is not None else None
+        self.has_reward = self.score is not None
+        self.rows = [row for _, row in rows]
+        encoded = [self._encoded(where, row) for where, row in rows]
+        if not any("prompt" in row for row in encoded):  # a corpus: what begins with nothing
+            encoded[0]["prompt"] = self._begun([]) or [self.tokens.end]
+        self.prompt_tokens = Ragged([row.get("prompt", []) for row in encoded])
+        self.answers = Ragged([row.get("completion", []) for row in encoded])
+        self.chosen = Ragged([row.get("chosen", []) for row in encoded])
+        self.rejected = Ragged([row.get("rejected", []) for row in encoded])
+        self.train, self.held_out = self._split()
+        hidden = set(self.held_out) - set(self.train)
+        self.texts = Ragged(list(self._pieces(row for number, row in enumerate(encoded) if number not in hidden)))
+        self.spec = TextSpec(
+            vocabulary=self.tokens.size,
+            prompt_length=max(1, self.prompt_tokens.longest),
+            completion_length=config.completion_length,
+            end=self.tokens.end,
+            pad=self.tokens.pad,
+        )
+
+    # ------------------------------------------------------------ the file
+
+    def _encoded(self, where: str, row: dict[str, Any]) -> dict[str, list[int]]:
+        """Each text of a row by itself, refused where it is too long."""
+        found = {}
+        for key in TEXTS:
+            if row.get(key) is None:
+                continue
+            tokens = self.tokens.encode(row[key])
+            if key == "prompt":
+                tokens = self._begun(tokens)
+                self._check(where, key, tokens, self.config.prompt_length, "env.prompt_length")
+            elif key != "text":
+                tokens = [*tokens, self.tokens.end]
+                self._check(where, key, tokens, self.config.completion_length, "env.completion_length")
+            if not tokens:
+                raise InputError(f"{where}: an empty {key}")
+            found["completion" if key == "answer" else key] = tokens
+        return found
+
+    def _begun(self, tokens: list[int]) -> list[int]:
+        return tokens if self.tokens.bos is None else [self.tokens.bos, *tokens]
+
+    def _check(self, where: str, key: str, tokens: list[int], limit: int, setting: str) -> None:
+        if len(tokens) > limit:
+            raise InputError(f"{where}: a {key} of {len(tokens)} tokens, and {setting} is {limit}")
+
+    def _pieces(self, encoded: Iterable[dict[str, list[int]]]) -> Iterable[list[int]]:
+        """What pretraining reads: of each row its text, or else its prompt and completion, in pieces that fit."""
+        longest = self.config.completion_length + 1
+        for row in encoded:
+            if "text" in row:
+                whole = [*self._begun(row["text"]), self.tokens.end]
+            else:
+                whole = [*row["prompt"], *row.get("completion", [self.tokens.end])]
+            # The first token of a piece is only read, so pieces overlap by one.
+            yield from (whole[i : i + longest] for i in range(0, len(whole) - 1, longest - 1))
+
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the rows with a prompt to train on, and of those held out."""
+        asked = np.flatnonzero(self.prompt_tokens.lengths)
+        if self.config.held_out == 0 or "prompt" not in self.rows[asked[0]]:
+            return asked, asked
+        share = np.array([_fraction(self.rows[i]["prompt"]) for i in asked])
+        # In a file of a few prompts none might fall below: then it is the one nearest to it.
+        limit = max(self.config.held_out, share.min())
+        train, held_out = asked[share > limit], asked[share <= limit]
+        if not len(train):
+            raise InputError(
+                f"{self.config.path}: no prompt is left to train on when some are held out; "
+                "env.held_out=0 evaluates on the same ones"
+            )
+        return train, held_out
+
+    # ------------------------------------------------------------ the task
+
+    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
+        """`row`: which of the file's rows it is."""
+        return self._asked(self._draw(seeds, self.held_out if held_out else self.train, "prompt"))
+
+    def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        numbers = observations["row"].tolist()
+        length = completions.shape[1]
+        right = self.answers.padded(np.array(numbers), length, self.tokens.pad).to(completions.device)
+        match = (torch.where(mask, completions, self.tokens.pad) == right).all(1).float()
+        if self.score is None:
+            return {"reward": match, "exact_match": match}
+        lengths = mask.sum(1).tolist()
+        texts = [self.tokens.decode(row[:n]) for row, n in zip(completions.tolist(), lengths, strict=True)]
+        found = self._scored([self.rows[i] for i in numbers], texts)
+        parts = {name: torch.tensor(values, device=completions.device) for name, values in found.items()}
+        if self.config.cut_reward is not None:
+            finished = ((completions == self.tokens.end) & mask).any(1)
+            parts["reward"] = torch.where(finished, parts["reward"], self.config.cut_reward)
+        return parts | {"exact_match": match}
+
+    def demonstrations(self, seeds: Sequence[int]) -> Written:
+        usable = self.train[self.answers.lengths[self.train] > 0]
+        numbers = self._draw(seeds, usable, "completion")
+        return Written(self._asked(numbers), self._completed(self.answers, numbers))
+
+    def pairs(self, seeds: Sequence[int]) -> tuple[Written, Written]:
+        """What was chosen and what was rejected, of the same prompts."""
+        both = (self.chosen.lengths > 0) & (self.rejected.lengths > 0)
+        numbers = self._draw(seeds, self.train[both[self.train]], "chosen and rejected")
+        asked = self._asked(numbers)
+        return Written(asked, self._completed(self.chosen, numbers)), Written(
+            asked, self._completed(self.rejected, numbers)
+        )
+
+    def corpus(self, seeds: Sequence[int]) -> Written:
+        numbers = self._draw(seeds, np.arange(len(self.texts.lengths)), "text")
+        text = self._completed(self.texts, numbers, self.config.completion_length + 1)
+        return Written({"prompt": text[:, :1]}, text[:, 1:])
+
+    def encode(self, text: str) -> list[int]:
+        return self._begun(self.tokens.encode(text))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokens.decode(tokens)
+
+    def _draw(self, seeds: Sequence[int], among: np.ndarray, kind: str) -> np.ndarray:
+        if not len(among):
+            raise InputError(f"{self.config.path}: no row to train on has a {kind}")
+        keys = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+        return among[keys % np.uint64(len(among))]
+
+    def _asked(self, numbers: np.ndarray) -> Observations:
+        lengths = self.prompt_tokens.lengths[numbers]
+        return {
+            "prompt": self.prompt_tokens.padded(numbers, int(lengths.max()), self.tokens.pad, left=True),
+            "lengths": torch.from_numpy(lengths),
+            "row": torch.from_numpy(numbers),
+        }
+
+    def _completed(self, texts: Ragged, numbers: np.ndarray, length: int | None = None) -> Tensor:
+        return texts.padded(numbers, length or self.config.completion_length, self.tokens.pad)
+
+    # ------------------------------------------------------------ the user's function
+
+    def _scored(self, rows: list[dict[str, Any]], completions: list[str]) -> dict[str, list[float]]:
+        """Component -> one number a row, `reward` among them."""
+        assert self.score is not None
+        prompts = [row.get("prompt", "") for row in rows]
+        name = str(self.config.reward).rpartition(":")[2]
+        if name.startswith("batch_") or name.endswith("_batch"):
+            found = self._called(self.score, "all rows", prompts, completions, rows)
+            if not isinstance(found, Sequence) or len(found) != len(rows):
+                raise RunError(f"env.reward={self.config.reward} must return a list of {len(rows)} scores")
+        else:
+            found = [
+                self._called(
+                    self.score, f"prompt {prompt!r:.80}, completion {completion!r:.80}", prompt, completion, row
+                )
+                for prompt, completion, row in zip(prompts, completions, rows, strict=True)
+            ]
+        parts = [self._components(score, row) for score, row in zip(found, rows, strict=True)]
+        known = next((part for part in parts if len(part) > 1), parts[0])
+        unscored = dict.fromkeys(known, math.nan)
+        parts = [unscored if math.isnan(part["reward"]) else part for part in parts]
+        odd = [key for part in parts for key in part.keys() ^ known.keys()]
+        if odd:
+            names = sorted(set(odd))
+            raise RunError(
+                f"env.reward={self.config.reward} returns {', '.join(names)} for some rows and not for others"
+            )
+        return {key: [part[key] for part in parts] for key in known}
+
+    def _called(self, function: Callable[..., Any], where: str, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise RunError(f"env.reward={self.config.reward} failed at {where}: {_one_line(error)}") from error
+
+    def _components(self, score: Any, row: dict[str, Any]) -> dict[str, float]:
+        parts = score if isinstance(score, dict) else {"reward": score}
+        try:
+            numbers = {str(key): math.nan if value is None else float(value) for key, value in parts.items()}
+        except (TypeError, ValueError) as error:
+            raise RunError(
+                f"env.reward={self.config.reward} returned {score!r:.80}, not a number or a dict of numbers, "
+                f"at prompt {row.get('prompt', '')!r:.80}"
+            ) from error
+        numbers.setdefault("reward", sum(numbers.values()) if numbers else math.nan)
+        if any(map(math.isinf, numbers.values())):
+            raise RunError(
+                f"env.reward={self.config.reward} returned {score!r:.80} at prompt {row.get('prompt', '')!r:.80}"
+            )
+        return numbers
+
+
+class Ragged:
+    """Lists of tokens of different lengths, one below the other."""
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        self.starts = self.lengths.cumsum() - self.lengths
+        self.flat = np.array([token for row in rows for token in row] or [0], dtype=np.int32)
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max(initial=0))
+
+    def padded(self, numbers: np.ndarray, length: int, pad: int, *, left: bool = False) -> Tensor:
+        """(N, length) int64: rows `numbers`, padded."""
+        own = self.lengths[numbers][:, None]
+        place = np.arange(length) - (length - own if left else 0)
+        at = (self.starts[numbers][:, None] + place).clip(0, len(self.flat) - 1)
+        return torch.from_numpy(np.where((place >= 0) & (place < own), self.flat[at], pad).astype(np.int64))
+
+
+def _fraction(text: str) -> float:
+    """A hash of a text, uniform in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little") / 2**56
+
+
+def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(where it stands, row) of each line. Raises InputError with the number of a line that is not right."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(f"env.path={path} cannot be read: {reason}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: a row is an object, {{...}}")
+        wrong = next((key for key in TEXTS if not isinstance(row.get(key), str | None)), None)
+        if wrong:
+            raise InputError(f"{where}: `{wrong}` must be text")
+        if row.get("prompt") is None and row.get("text") is None:
+            raise InputError(f"{where}: a row has a `prompt` or a `text`")
+        rows.append((where, row))
+    if not rows:
+        raise InputError(f"{path} has no rows")
+    return rows
+
+
+def _tokenizer(config: Jsonl.Config, rows: list[tuple[str, dict[str, Any]]]) -> Tokenizer:
+    texts = [row[key] for _, row in rows for key in TEXTS if row.get(key) is not None]
+    match config.tokenizer:
+        case "auto" if config.folder is not None:
+            return HuggingFace(config.folder)
+        case "auto" | "byte":
+            return Bytes()
+        case "character":
+            return Characters("".join(sorted(set().union(*texts))))
+        case "words":
+            return Words(sorted({word for text in texts for word in text.split()}))
+    if not Path(config.tokenizer).expanduser().is_dir():
+        raise InputError(
+            f"env.tokenizer={config.tokenizer} is neither auto, byte, character or words nor a folder with a tokenizer"
+        )
+    return HuggingFace(config.tokenizer)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """`file.py:function`. Runs the file: whoever comes here has said that it may."""
+    file, colon, function = name.rpartition(":")
+    path = Path(file).expanduser()
+    if not colon or path.suffix != ".py" or not function.isidentifier():
+        raise InputError(f"env.reward={name} must name a function in a file, such as my_rewards.py:score")
+    if not path.is_file():
+        raise InputError(f"env.reward={name}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"_pgcli_reward_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"env.reward={name}: {path} cannot be run: {_one_line(error)}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise InputError(f"env.reward={name}: {path} has no function `{function}`")
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -1,0 +1,269 @@
+import json
+
+import pytest
+import torch
+
+from pgcli.environments.text.jsonl import Jsonl
+from pgcli.errors import InputError, RunError
+from pgcli.experiment import train
+from pgcli.experiment.build import build
+from pgcli.experiment.config import compose, dump, load
+
+TINY = ("policy.width=8", "policy.heads=2", "policy.layers=1", "policy.hidden=8", "device=cpu")
+SUMS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(10) for b in range(10)]
+
+
+def jsonl(path, rows, **settings):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    defaults = {
+        "reward": None, "tokenizer": "auto", "folder": None, "held_out": 0.2, "prompt_length": 20,
+        "completion_length": 5, "cut_reward": None, "solved_at": None,
+    }  # fmt: skip
+    return Jsonl(Jsonl.Config(name="jsonl", path=str(path), **defaults | settings))
+
+
+def texts(task, observations):
+    return [
+        task.tokens.decode(row[-n:])
+        for row, n in zip(observations["prompt"].tolist(), observations["lengths"].tolist(), strict=True)
+    ]
+
+
+def written(task, *completions):
+    """`.` ends a completion; one without it was cut."""
+    T = task.spec.completion_length
+    rows = [[*task.tokens.encode(c.rstrip(".")), *([task.spec.end] if c.endswith(".") else [])] for c in completions]
+    actions = torch.tensor([row + [task.spec.pad] * (T - len(row)) for row in rows])
+    return actions, torch.arange(T) < torch.tensor([[len(row)] for row in rows])
+
+
+@pytest.fixture
+def rewards(tmp_path):
+    def file(text):
+        (tmp_path / "rewards.py").write_text(text)
+        return f"{tmp_path / 'rewards.py'}:score"
+
+    return file
+
+
+def test_prompts_are_those_of_the_file_padded_on_the_left_and_no_held_out_one_is_trained_on(tmp_path):
+    rows = [{"prompt": "x" * n} for n in range(1, 16)]
+    task = jsonl(tmp_path / "p.jsonl", rows)
+    train_side = task.prompts(range(500), held_out=False)
+    held_out = set(texts(task, task.prompts(range(500), held_out=True)))
+    assert held_out
+    assert not held_out & set(texts(task, train_side))
+    assert held_out | set(texts(task, train_side)) == {row["prompt"] for row in rows}
+    first, length = train_side["prompt"][0].tolist(), int(train_side["lengths"][0])
+    assert first[: len(first) - length] == [task.spec.pad] * (len(first) - length)
+    assert first[len(first) - length] == task.tokens.bos
+    assert task.spec.prompt_length == 16
+
+
+def test_a_longer_file_has_the_same_prompts_on_either_side(tmp_path):
+    short, long = (jsonl(tmp_path / f"{n}.jsonl", SUMS[:n]) for n in (40, 100))
+    for side in (True, False):
+        assert set(texts(short, short.prompts(range(500), held_out=side))) <= set(
+            texts(long, long.prompts(range(2000), held_out=side))
+        )
+
+
+def test_a_prompt_is_held_out_even_where_there_are_two_and_one_alone_is_refused(tmp_path):
+    task = jsonl(tmp_path / "two.jsonl", SUMS[:2], held_out=0.001)
+    assert len(set(texts(task, task.prompts(range(50), held_out=True)))) == 1
+    with pytest.raises(InputError, match=r"env\.held_out=0"):
+        jsonl(tmp_path / "one.jsonl", SUMS[:1])
+    assert jsonl(tmp_path / "one.jsonl", SUMS[:1], held_out=0.0).prompts([0], held_out=True)["row"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "a"}, '{"prompt": "b"'], "line 2: not JSON"),
+        ([{"prompt": "a"}, "", '["b"]'], "line 3: a row is an object"),
+        ([{"prompt": 3}], "line 1: `prompt` must be text"),
+        ([{"completion": "a"}], "line 1: a row has a `prompt` or a `text`"),
+        ([{"prompt": "a"}, {"prompt": "b" * 20}], "line 2: a prompt of 21 tokens, and env.prompt_length is 20"),
+        ([{"prompt": "a", "answer": "12345"}], "line 1: a answer of 6 tokens, and env.completion_length is 5"),
+        ([], "has no rows"),
+    ],
+)
+def test_a_file_that_is_not_right_is_refused_with_the_line(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        jsonl(tmp_path / "p.jsonl", rows)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        build(compose(["algo=sft", "env=jsonl", f"env.path={tmp_path / 'nowhere'}", *TINY]))
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "character", "words"])
+def test_demonstrations_end_and_are_what_the_file_says(tmp_path, tokenizer):
+    rows = [{"prompt": "big dog", "completion": "a b"}, {"prompt": "dog", "answer": "b"}, {"prompt": "cat"}]
+    task = jsonl(tmp_path / "p.jsonl", rows, tokenizer=tokenizer, held_out=0.0)
+    observations, actions = task.demonstrations(range(40))
+    wanted = {"big dog": "a b", "dog": "b"}
+    for prompt, row in zip(texts(task, observations), actions.tolist(), strict=True):
+        assert task.tokens.decode(row[: row.index(task.spec.end)]) == wanted[prompt]
+    mask = (actions == task.spec.end).cumsum(1) - (actions == task.spec.end).long() == 0
+    assert (task.rewards(observations, actions, mask)["exact_match"] == 1).all()
+
+
+def test_pairs_share_their_prompt(tmp_path):
+    rows = [{"prompt": "a", "chosen": "x", "rejected": "yy"}, {"prompt": "b"}]
+    chosen, rejected = jsonl(tmp_path / "p.jsonl", rows, held_out=0.0).pairs([1, 2])
+    assert torch.equal(chosen.observations["prompt"], rejected.observations["prompt"])
+    assert chosen.actions[0, :2].tolist() == [ord("x"), 257]
+    assert rejected.actions[0, :3].tolist() == [ord("y"), ord("y"), 257]
+
+
+def test_pretraining_reads_long_texts_in_pieces_and_prompts_with_their_completions(tmp_path):
+    rows = [{"text": "abcdefg"}, {"prompt": "p", "completion": "q"}]
+    task = jsonl(tmp_path / "p.jsonl", rows, held_out=0.0)
+    found = task.corpus(range(60))
+    seen = {
+        task.tokens.decode([*first, *row], specials=True).replace("<pad>", "")
+        for first, row in zip(found.observations["prompt"].tolist(), found.actions.tolist(), strict=True)
+    }
+    assert seen == {"<bos>abcde", "efg<end>", "<bos>pq<end>"}
+
+
+def test_pretraining_never_reads_what_is_held_out(tmp_path):
+    task = jsonl(tmp_path / "p.jsonl", SUMS, completion_length=10)
+    found = task.corpus(range(2000))
+    read = {task.tokens.decode(row) for row in found.actions.tolist()}
+    trained = set(texts(task, task.prompts(range(2000), held_out=False)))
+    assert {text.partition("=")[0] + "=" for text in read} == trained
+
+
+def test_a_corpus_without_prompts_is_continued_from_its_beginning(tmp_path):
+    task = jsonl(tmp_path / "p.jsonl", [{"text": "abc"}])
+    assert task.prompts([0, 1], held_out=True)["prompt"].tolist() == [[256], [256]]
+
+
+def test_a_function_of_the_user_scores_each_completion(tmp_path, rewards):
+    name = rewards("def score(prompt, completion, row):\n    return len(completion) + row['bonus']")
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "bonus": 0.5}], reward=name, held_out=0.0, cut_reward=-1.0)
+    asked = task.prompts([0, 0, 0], held_out=False)
+    found = task.rewards(asked, *written(task, "xyz.", ".", "xyzzy"))
+    assert found["reward"].tolist() == [3.5, 0.5, -1.0]
+
+
+def test_a_dict_is_reported_by_component_and_its_sum_is_trained_unless_it_says_what(tmp_path, rewards):
+    name = rewards("def score(p, c, row):\n    return {'length': len(c), 'x': 2.0 * c.count('x')}")
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}], reward=name, held_out=0.0)
+    found = task.rewards(task.prompts([0, 0], held_out=False), *written(task, "xy.", "y."))
+    assert found["length"].tolist() == [2, 1]
+    assert found["x"].tolist() == [2, 0]
+    assert found["reward"].tolist() == [4, 1]
+    name = rewards("def score(p, c, row):\n    return {'length': len(c), 'reward': -1}")
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}], reward=name, held_out=0.0)
+    found = task.rewards(task.prompts([0], held_out=False), *written(task, "xy."))
+    assert found["reward"].tolist() == [-1]
+
+
+def test_a_batch_function_is_called_once(tmp_path):
+    (tmp_path / "r.py").write_text(
+        "calls = []\n"
+        "def score_batch(prompts, completions, rows):\n"
+        "    calls.append(prompts)\n"
+        "    return [float(len(calls)), None]"
+    )
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}], reward=f"{tmp_path / 'r.py'}:score_batch", held_out=0.0)
+    found = task.rewards(task.prompts([0, 0], held_out=False), *written(task, "x.", "y."))["reward"]
+    assert found[0] == 1
+    assert found[1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 / 0", r"failed at prompt 'ab', completion 'x': ZeroDivisionError: division by zero"),
+        ("return 'good'", "returned 'good', not a number or a dict of numbers, at prompt 'ab'"),
+        ("return float('inf')", "returned inf at prompt 'ab'"),
+    ],
+)
+def test_a_function_that_fails_says_where(tmp_path, rewards, body, message):
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "ab"}], reward=rewards(f"def score(*_):\n    {body}"), held_out=0.0)
+    with pytest.raises(RunError, match=message) as failure:
+        task.rewards(task.prompts([0], held_out=False), *written(task, "x."))
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rewards.py", "must name a function in a file"),
+        ("{folder}/nowhere.py:score", "there is no file"),
+        ("{folder}/rewards.py:other", "has no function `other`"),
+        ("{folder}/broken.py:score", "cannot be run: SyntaxError"),
+    ],
+)
+def test_a_function_that_is_not_there_is_refused(tmp_path, rewards, name, message):
+    rewards("def score(*_):\n    return 0.0")
+    (tmp_path / "broken.py").write_text("def score(")
+    with pytest.raises(InputError, match=message):
+        jsonl(tmp_path / "p.jsonl", SUMS, reward=name.format(folder=tmp_path))
+
+
+# ---------------------------------------------------------------- as an experiment
+
+
+def words(tmp_path, *more):
+    jsonl(tmp_path / "p.jsonl", SUMS, tokenizer="character")
+    return ["env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.tokenizer=character", "env.completion_length=3",
+            "total_steps=60", "eval.episodes=4", "eval.every=60", *TINY, *more]  # fmt: skip
+
+
+def test_without_a_reward_only_demonstrations_are_learned_from(tmp_path):
+    build(compose(words(tmp_path, "algo=sft")))
+    with pytest.raises(InputError, match="algo=grpo learns from a reward, and env=jsonl has none: name a function"):
+        build(compose(words(tmp_path, "algo=grpo")))
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    with pytest.raises(InputError, match="no row to train on has a completion"):
+        build(compose([*words(tmp_path, "algo=sft")[2:], "env=jsonl", f"env.path={_bare(tmp_path)}"]))
+
+
+def _bare(tmp_path):
+    path = tmp_path / "bare.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    return path
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "grpo"])
+def test_a_user_s_reward_trains_and_what_cannot_be_scored_is_left_out(tmp_path, rewards, algo):
+    name = rewards("def score(p, c, row):\n    return None if c.startswith('1') else float(c == row['completion'])")
+    small = ["algo.num_episodes=32"] if algo == "reinforce" else ["algo.num_groups=8", "algo.group_size=4"]
+    run = train(*words(tmp_path, f"algo={algo}", f"env.reward={name}", *small), run_dir=tmp_path / "run", quiet=True)
+    assert run.status == "completed"
+    rows = run.rows()
+    assert 0 < rows[0]["rollout/unscorable"] < 0.6
+    said = {
+        key: value for row in rows for key, value in row.items() if key.startswith(("reward/", "eval/", "rollout/"))
+    }
+    assert not [key for key, value in said.items() if value != value], "no NaN in what is logged"
+
+
+def test_a_reward_that_breaks_while_training_fails_the_run_in_one_line(tmp_path, rewards):
+    name = rewards("def score(p, c, row):\n    return row['nothing']")
+    with pytest.raises(RunError, match=r"failed at prompt .* KeyError: 'nothing'"):
+        train(*words(tmp_path, "algo=reinforce", f"env.reward={name}"), run_dir=tmp_path / "run", quiet=True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_file_that_names_a_reward_needs_trust_and_the_command_line_does_not(tmp_path, rewards):
+    name = rewards("def score(p, c, row):\n    return 1.0")
+    typed = compose(words(tmp_path, "algo=grpo", f"env.reward={name}"))
+    (tmp_path / "config.yaml").write_text(json.dumps(dump(typed)))
+    with pytest.raises(InputError, match=r"names user code to import, env.reward=.*rewards.py:score: pass --trust"):
+        load(tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml", trust=True).env.reward == name
+    assert load(tmp_path / "config.yaml", [f"env.reward={name}"]).env.reward == name
+    (tmp_path / "conf" / "env").mkdir(parents=True)
+    (tmp_path / "conf" / "env" / "mine.yaml").write_text(f"defaults: [jsonl]\nname: jsonl\nreward: {name}\n")
+    asked = ["algo=grpo", "env=mine", f"env.path={tmp_path / 'p.jsonl'}"]
+    with pytest.raises(InputError, match="pass --trust"):
+        compose(asked, config_dirs=[tmp_path / "conf"])
+    assert compose(asked, config_dirs=[tmp_path / "conf"], trust=True).env.reward == name
