@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pgcli.analysis import compare as compare
     from pgcli.experiment import evaluate as evaluate
     from pgcli.experiment import resume as resume
+    from pgcli.experiment import sample as sample
     from pgcli.experiment import train as train
     from pgcli.runs import Run as Run
     from pgcli.studies import reproduce as reproduce
@@ -29,6 +30,7 @@ _HOMES = {
     "train": "pgcli.experiment",
     "resume": "pgcli.experiment",
     "evaluate": "pgcli.experiment",
+    "sample": "pgcli.experiment",
     "sweep": "pgcli.sweeps",
     "compare": "pgcli.analysis",
     "verify": "pgcli.verification",

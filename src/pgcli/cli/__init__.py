@@ -15,9 +15,9 @@ from typer.core import TyperGroup
 from pgcli.errors import PgcliError
 
 COMMANDS = {
-    "train": "train", "resume": "resume", "eval": "evaluate", "sweep": "sweep", "compare": "compare",
-    "reproduce": "reproduce", "verify": "verify", "runs": "runs", "list": "list_options", "show": "show",
-    "doctor": "doctor",
+    "train": "train", "resume": "resume", "eval": "evaluate", "sample": "sample", "sweep": "sweep",
+    "compare": "compare", "reproduce": "reproduce", "verify": "verify", "runs": "runs", "list": "list_options",
+    "show": "show", "doctor": "doctor",
 }  # fmt: skip
 """Command -> function in the module of the command's name."""
 WITH_SETTINGS = ("train", "sweep")

@@ -126,19 +126,26 @@ def evaluate(
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {episodes}")
     found = find_run(str(run), runs_dir)
-    settings = load(found.path, [f"eval.episodes={episodes}"], trust=trust)
-    loaded = checkpoint.load_newest(found.path / "checkpoints", memory=False)
-    parts = build(settings, _sources(settings, begun=True))
-    with _closing(parts):
-        restore(parts, loaded.state)
-        answer: dict[str, Any] = {"run": str(found.path), "step": loaded.step, "episodes": episodes}
+    with opened(found, f"eval.episodes={episodes}", trust=trust) as (parts, step):
+        answer: dict[str, Any] = {"run": str(found.path), "step": step, "episodes": episodes}
         for name, greedy in (("greedy", True), ("stochastic", False)):
             result = evaluation.play(
                 parts.evaluator, parts.policy,
-                episodes=episodes, seed=settings.seed if seed is None else seed, stream="fresh", greedy=greedy,
+                episodes=episodes, seed=parts.config.seed if seed is None else seed, stream="fresh", greedy=greedy,
             )  # fmt: skip
             answer[name] = {"mean": result.mean, "std": result.std, "interval": result.interval}
     return answer
+
+
+@contextmanager
+def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Parts, int]]:
+    """A run's parts as its last checkpoint left them, and that one's step. Nothing is written."""
+    settings = load(run.path, overrides, trust=trust)
+    loaded = checkpoint.load_newest(run.path / "checkpoints", memory=False)
+    parts = build(settings, _sources(settings, begun=True))
+    with _closing(parts):
+        restore(parts, loaded.state)
+        yield parts, loaded.step
 
 
 def _run(

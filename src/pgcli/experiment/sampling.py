@@ -1,0 +1,161 @@
+"""`sample`: what a trained policy writes, and what is known of each text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgcli.collectors.reference import view
+from pgcli.errors import InputError
+from pgcli.experiment.build import Parts
+from pgcli.experiment.evaluation import diverge
+from pgcli.experiment.session import opened
+from pgcli.functional.masked import masked_sum
+from pgcli.functional.narrowing import narrow
+from pgcli.runs.reader import find_run
+from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.types import Observations, Rollout, Sample, TextTask
+
+STREAM = "sample"
+
+
+def sample(
+    run: Path | str,
+    prompt: str | None = None,
+    *,
+    n: int = 8,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    greedy: bool = False,
+    best_of: int = 1,
+    seed: int | None = None,
+    trust: bool = False,
+    runs_dir: str = "runs",
+) -> dict[str, Any]:
+    """Completions by a run's last checkpoint: `pgcli sample RUN --prompt TEXT`.
+
+    Args:
+        prompt: what to go on from; None: n held-out prompts of the task, one completion of each.
+        temperature, top_k, top_p: narrow the distribution that is sampled; at 1, None, None it is the policy's.
+        best_of: completions of which each one shown has the highest reward, the one that the run was trained for.
+        seed: of prompts and noise; the run's own by default.
+
+    Returns: {"run", "step", "samples"}. `log_prob` is the policy's; `sampled_log_prob`, where it was narrowed, that of
+    the distribution that was sampled. `kl`, against the run's reference where it has one, is exact in each state.
+    """
+    _check(n=n, temperature=temperature, top_k=top_k, top_p=top_p, best_of=best_of)
+    narrowed = (temperature, top_k, top_p) != (1.0, None, None)
+    if greedy and (narrowed or best_of > 1):
+        raise InputError("greedy takes the likeliest token: leave out temperature, top-k, top-p and best-of")
+    found = find_run(str(run), runs_dir)
+    with opened(found, trust=trust) as (parts, step):
+        _check_writes(parts, found.choices)
+        player: Any = copy.copy(parts.evaluator)
+        if prompt is not None:
+            player.task = Asked(player.task, prompt, name=found.choices["env"])
+        number = parts.config.seed if seed is None else seed
+        seeds = [s for s in episode_seeds(number, STREAM, range(n)) for _ in range(best_of)]
+        generator = None if greedy else numpy_generator(number, STREAM, "actions")
+        writer = Narrowed(parts.policy, temperature, top_k, top_p) if narrowed else parts.policy
+        rollout: Rollout = player.play(writer, seeds, generator, held_out=True)
+        sampled = masked_sum(rollout.log_probs, rollout.mask, dim=1)
+        if narrowed:
+            rollout.log_probs = torch.where(rollout.mask, view(parts.policy, rollout).log_probs, 0)
+        if "reference" in parts.frozen:
+            diverge(parts.policy, parts.frozen["reference"], rollout)
+        samples: list[Sample] = player.describe(rollout, len(seeds))
+    if narrowed:
+        samples = [one | {"sampled_log_prob": x} for one, x in zip(samples, sampled.tolist(), strict=True)]
+    blocks = (samples[i : i + best_of] for i in range(0, len(samples), best_of))
+    return {"run": str(found.path), "step": step, "samples": [max(block, key=_reward) for block in blocks]}
+
+
+def _reward(sample: Sample) -> float:
+    return sample["reward"]
+
+
+def _check(*, n: int, temperature: float, top_k: int | None, top_p: float | None, best_of: int) -> None:
+    for name, value in (("-n", n), ("--best-of", best_of), ("--top-k", top_k)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be 1 or more, not {value}")
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"--temperature must be above 0, not {temperature:g}; --greedy takes the likeliest token")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"--top-p must be above 0 and at most 1, not {top_p:g}")
+
+
+def _check_writes(parts: Parts, choices: dict[str, str]) -> None:
+    if not hasattr(parts.evaluator, "task"):
+        raise InputError(f"env={choices['env']} has no texts: a run of it is looked at by `pgcli eval`")
+    if not hasattr(parts.policy, "prefill"):
+        raise InputError(f"a run of algo={choices['algo']} writes nothing: sample one that was trained with its scores")
+
+
+class Narrowed:
+    """A policy whose improbable tokens are cut off while it writes; all else is the policy's own."""
+
+    has_critic = False
+
+    def __init__(self, policy: Any, temperature: float, top_k: int | None, top_p: float | None) -> None:
+        self._policy = policy
+        self._how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+
+    def prefill(self, observations: Observations) -> tuple[Tensor, Any]:
+        logits, cache = self._policy.prefill(observations)
+        return narrow(logits, **self._how), cache
+
+    def step(self, tokens: Tensor, cache: Any) -> Tensor:
+        return narrow(self._policy.step(tokens, cache), **self._how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+
+class Asked:
+    """A task whose every prompt is the user's. What all of its own begin or end with is added where it is missing."""
+
+    def __init__(self, task: TextTask, prompt: str, *, name: str) -> None:
+        self._task, self._name = task, name
+        tokens = task.encode(prompt)
+        own = _unpadded(task.prompts(range(16), held_out=True))
+        first, last = {p[0] for p in own}, {p[-1] for p in own}
+        if len(first) == 1 and tokens[:1] != [*first]:
+            tokens = [*first, *tokens]
+        if len(last) == 1 and tokens[-1:] != [*last]:
+            tokens = [*tokens, *last]
+        limit = task.spec.prompt_length
+        if len(tokens) > limit:
+            raise InputError(f"the prompt has {len(tokens)} tokens, and {name} has room for {limit}")
+        self._padded = "lengths" in task.prompts([0], held_out=True)
+        self._length = len(tokens)
+        self._prompt = torch.tensor([task.spec.pad] * (limit - len(tokens)) * self._padded + tokens)
+
+    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
+        del held_out
+        prompts = {"prompt": self._prompt.expand(len(seeds), -1)}
+        return prompts | ({"lengths": torch.full((len(seeds),), self._length)} if self._padded else {})
+
+    def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        try:
+            return self._task.rewards(observations, completions, mask)
+        except (RuntimeError, IndexError, ValueError) as error:
+            own = _unpadded(self._task.prompts([0], held_out=True))[0]
+            raise InputError(
+                f"{self._name} cannot score completions of this prompt; one of its own is {self._task.decode(own)}"
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+def _unpadded(prompts: Observations) -> list[list[int]]:
+    rows = prompts["prompt"]
+    lengths = prompts["lengths"].tolist() if "lengths" in prompts else np.full(len(rows), rows.shape[1])
+    return [row[len(row) - int(length) :].tolist() for row, length in zip(rows, lengths, strict=True)]

@@ -1,0 +1,32 @@
+"""Distributions with their improbable tokens cut off: for reading what a policy writes, never for training it.
+
+An update changes which tokens are cut, so that the log-probs before and after it belong to distributions of different
+supports, and their ratio says nothing.
+"""
+
+import torch
+from torch import Tensor
+
+
+def narrow(logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """The logits of a narrower distribution: -inf where a token was cut off.
+
+        logits / temperature;  then the top_k likeliest tokens;  then the fewest of these that together have top_p
+
+    The token with which the sum reaches top_p stays, so that one always does. What ties with the k-th stays, too.
+
+    Args:
+        logits: (..., V).
+        top_k, top_p: None cuts nothing off.
+
+    Returns: (..., V). Source of top_p: Holtzman et al. 2020, eq. 2 and 3.
+    """
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        lowest = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
+    if top_p is not None and top_p < 1:
+        shares, order = torch.softmax(logits.double(), dim=-1).sort(dim=-1, descending=True, stable=True)
+        beyond = shares.cumsum(-1) - shares >= top_p
+        logits = logits.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), -torch.inf)
+    return logits
