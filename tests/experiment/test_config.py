@@ -614,6 +614,9 @@ def test_what_is_no_list_of_values_is_refused(word, line):
     ("group", "option"), [(g, o) for g in ("algo", "env", "policy", "device") for o in groups()[g]]
 )
 def test_every_built_in_option_composes_and_has_a_headline(group, option):
-    words = [f"{group}={option}", *{"gymnasium": ["env.id=CartPole-v1"], "jsonl": ["env.path=mine"]}.get(option, [])]
+    missing = {
+        "gymnasium": "env.id=CartPole-v1", "jsonl": "env.path=x", "hf": "policy.path=x", "hf_lora": "policy.path=x",
+    }  # fmt: skip
+    words = [f"{group}={option}", *([missing[option]] if option in missing else [])]
     assert getattr(compose(words), group).name
     assert groups()[group][option]

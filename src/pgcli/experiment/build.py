@@ -114,7 +114,7 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
     policy = policy.to(device.torch)
     frozen = {}
     if _refers(config, algorithm_class):
-        frozen["reference"] = _reference(config, environment.spec, sources).to(device.torch)
+        frozen["reference"] = _reference(config, environment.spec, sources, policy).to(device.torch)
 
     algorithm = algorithm_class(
         policy, config.algo, total_steps=config.total_steps, seed=derive(config.seed, "minibatches")
@@ -141,9 +141,13 @@ def warnings(config: ExperimentConfig) -> list[str]:
     return getattr(find("algo", config.algo.name), "warnings", lambda algo: [])(config.algo)
 
 
-def _reference(config: ExperimentConfig, spec: Spec, sources: Sources) -> Any:
-    """A frozen distribution over actions: that of the run `reference`, or what training starts from."""
-    reference = _policy(config, spec, Stochastic())
+def _reference(config: ExperimentConfig, spec: Spec, sources: Sources, policy: Any) -> Any:
+    """A frozen distribution over actions: that of the run `reference`, or what training starts from.
+
+    A policy that trains little of itself offers a `twin`, which has that little again and shares the rest.
+    """
+    twin = policy.twin() if hasattr(policy, "twin") else None
+    reference = twin or _policy(config, spec, Stochastic())
     source, name = (sources.reference, "reference") if sources.reference else (sources.init, "init")
     if source is not None:
         _initialise(reference, source, f"{name}={getattr(config, name)}")

@@ -1,0 +1,389 @@
+"""A causal language model of Hugging Face's `transformers`, from a local folder: a policy over tokens, or a judge.
+
+Whatever the folder holds (Llama, Qwen, GPT-2, ...), the logits are the model's own. What is trained is kept in float32;
+with `dtype=bfloat16` the products are of the narrower type (autocast), and the log-softmax is of float32 still. Dropout
+is off: sampling, scoring and training see one and the same distribution.
+
+With `lora`, low-rank adapters are trained and nothing else: W x + (alpha / rank) B A x, where B = 0 at first (Hu et al.
+2022, eq. 3). The frozen weights are then of the type `dtype`, in no checkpoint, and shared with the reference policy.
+
+Shapes: N rows, P prompt tokens, T completion tokens, W width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from pgcli.errors import InputError
+from pgcli.functional.distributions import Categorical, categorical
+from pgcli.settings import Settings
+from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, Spec, State, Stochastic, TextSpec
+
+TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*")
+
+
+class LoRA(Settings):
+    rank: int = Field(ge=1, description="rows of A, columns of B")
+    alpha: float = Field(gt=0, description="what an adapter adds is multiplied by alpha / rank")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        description="the layers that get an adapter, by the ends of their names; all-linear: all but the output layer"
+    )
+
+
+class HF:
+    """`policy=hf`: the folder's model, in the role that an algorithm asks for."""
+
+    offers: ClassVar = (Stochastic, Scores)
+
+    class Config(Settings):
+        name: Literal["hf"]
+        path: str = Field(min_length=1, description="local folder of the model: config.json and *.safetensors")
+        temperature: float = Field(gt=0, description="divides the logits, in sampling, scoring and training alike")
+        dtype: Literal["float32", "bfloat16"] = Field(description="of the products; what is trained stays float32")
+        gradient_checkpointing: bool = Field(description="compute activations a second time instead of keeping them")
+        lora: LoRA | None = Field(description="train low-rank adapters only; null: everything")
+
+        @field_validator("path")
+        @classmethod
+        def _from_anywhere(cls, path: str) -> str:
+            return str(Path(path).expanduser().absolute())  # a run is resumed from other folders too
+
+    @classmethod
+    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Writer | Judge:
+        if not isinstance(spec, TextSpec):
+            raise InputError("policy=hf writes text; a stepped environment needs policy=mlp or policy=cnn")
+        model = load(config)
+        check_fit(model, spec, config)
+        _without_dropout(model)
+        if config.lora is not None:
+            _adapt(model, config.lora, generator)
+        if config.gradient_checkpointing:
+            with _quiet():
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+        match needs:
+            case Scores(members):
+                return Judge(model, spec, config, members=members, generator=generator)
+            case Stochastic(critic):
+                return Writer(model, spec, config, critic=critic)
+        raise AssertionError(needs)
+
+
+class Network(nn.Module):
+    """What the two roles share: a model that reads prompts padded on the left, and the types of its products."""
+
+    unit = "sequence"
+
+    def __init__(self, model: Any, spec: TextSpec, config: HF.Config) -> None:
+        super().__init__()
+        self.model, self.config, self.vocabulary = model, config, spec.vocabulary
+
+    def precision(self) -> AbstractContextManager[Any]:
+        if self.config.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
+
+    def read(self, module: Any, tokens: Tensor, positions: dict[str, Tensor], **options: Any) -> Any:
+        """`module`, of the model or all of it, on (N, S) tokens. Keeps no activations where it need not."""
+        if self.config.gradient_checkpointing:  # transformers has it in training mode only, and then without a cache
+            self.model.train(torch.is_grad_enabled())
+        with self.precision():
+            return module(tokens, **positions, use_cache=False, **options)
+
+    def once_differentiable(self) -> Any:
+        return self
+
+    def adopt(self, given: State) -> State:
+        """What to start from of another one's parameters. A critic that is not wanted is left; so are heads by a policy
+        that has none of them.
+        """
+        own = self.state_dict()
+        return {name: value for name, value in given.items() if name in own or not name.startswith("critic")}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
+        """Tensors that are one and the same (tied embeddings) stay so on another device, also where they are frozen."""
+        moved: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def once(tensor: Tensor) -> Tensor:
+            if id(tensor) not in moved:
+                moved[id(tensor)] = (tensor, fn(tensor))
+            return moved[id(tensor)][1]
+
+        return super()._apply(once, recurse)
+
+    def export(self, folder: Path) -> None:
+        """Write the trained model, adapters merged, as a folder that transformers and other tools load. No heads."""
+        model = self.model
+        if self.config.lora is not None:
+            model = load(self.config)
+            layers = dict(model.named_modules())
+            for name, layer in _adapted(self.model):
+                weight = layers[name].weight
+                weight.data += layer.get_delta_weight("default").to(weight)
+        with _quiet():
+            model.save_pretrained(folder)
+        for pattern in TOKENIZER_FILES:
+            for file in Path(self.config.path).glob(pattern):
+                if not (folder / file.name).exists():
+                    shutil.copy(file, folder)
+
+
+@dataclass
+class Cache:
+    """What a decode remembers: keys and values, and which of the tokens so far are not padding (None: all of them)."""
+
+    memory: Any
+    mask: Tensor | None
+    weights: dict[str, Tensor]
+    """Narrow copies of the weights that autocast would make anew for each token."""
+
+
+class Writer(Network):
+    """Token t of a completion is an action, the prompt and the tokens before it are its state.
+
+    pi(v | state) = softmax(logits / temperature)
+    """
+
+    def __init__(self, model: Any, spec: TextSpec, config: HF.Config, *, critic: bool) -> None:
+        super().__init__(model, spec, config)
+        self.has_critic = critic
+        # Zero: a critic that has learnt nothing says nothing, and its first gradients leave the model alone.
+        self.critic = nn.Parameter(torch.zeros(1, width(model))) if critic else None
+
+    def forward(self, observations: dict[str, Tensor], actions: Tensor) -> Evaluation:
+        """observations {"prompt": (N, P), "lengths": (N,)?}, actions (N, T) -> an Evaluation of (N, T), in one pass.
+
+        Position P - 1 + t has read the prompt and the actions before t: it gives the logits of action t and V(s_t).
+        Whatever pads a row after its end comes later, so it changes nothing before it.
+        """
+        T = actions.shape[1]
+        tokens = torch.cat([observations["prompt"], actions[:, :-1]], dim=1)
+        seen: list[Tensor] = []
+        with _inputs_of(self.model.get_output_embeddings(), seen):
+            found = self.read(self.model, tokens, positions(observations, T - 1), logits_to_keep=T)
+        logits = self.logits(found.logits[:, -T:])
+        log_probs, entropy = categorical(logits, actions)
+        values = ABSENT
+        if self.critic is not None:
+            values = F.linear(seen[0][:, -T:].float(), self.critic).squeeze(-1)
+        return Evaluation(log_probs, entropy, values, Categorical(logits))
+
+    def logits(self, found: Tensor) -> Tensor:
+        """float32, of the tokens that there are and not of what fills up the embedding."""
+        return found[..., : self.vocabulary].float() / self.config.temperature
+
+    def prefill(self, observations: dict[str, Tensor]) -> tuple[Tensor, Cache]:
+        """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache that `step` goes on with."""
+        if self.config.gradient_checkpointing:
+            self.model.eval()
+        weights: dict[str, Tensor] = {}
+        if self.config.dtype == "bfloat16":
+            layers = ((name, m) for name, m in self.model.named_modules() if isinstance(m, nn.Linear))
+            weights = {f"{name}.weight": layer.weight.to(torch.bfloat16) for name, layer in layers}
+        where = positions(observations, 0)
+        cache = Cache(None, where.get("attention_mask"), weights)
+        return self._decode(observations["prompt"], cache, **where), cache
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache remembers them."""
+        if cache.mask is None:
+            return self._decode(tokens[:, None], cache)
+        cache.mask = F.pad(cache.mask, (0, 1), value=1)
+        last = cache.mask.sum(1, keepdim=True) - 1
+        return self._decode(tokens[:, None], cache, attention_mask=cache.mask, position_ids=last)
+
+    def _decode(self, tokens: Tensor, cache: Cache, **where: Tensor) -> Tensor:
+        options = {**where, "past_key_values": cache.memory, "use_cache": True, "logits_to_keep": 1}
+        with self.precision():
+            found = functional_call(self.model, cache.weights, (tokens,), options, tie_weights=False)
+        cache.memory = found.past_key_values
+        return self.logits(found.logits[:, -1])
+
+    def once_differentiable(self) -> PolicyFunction:
+        return self
+
+    def twin(self) -> Writer | None:
+        """With adapters: a second policy that has adapters of its own, now the same, and shares all that is frozen.
+        None where nothing is.
+        """
+        if self.config.lora is None:
+            return None
+        other = copy.deepcopy(self, {id(frozen): frozen for frozen in self.buffers()})
+        other.has_critic, other.critic = False, None
+        return other
+
+
+class Judge(Network):
+    """An ensemble of `members` linear scores on every token's last hidden state. They share the model."""
+
+    has_critic = False
+
+    def __init__(
+        self, model: Any, spec: TextSpec, config: HF.Config, *, members: int, generator: torch.Generator
+    ) -> None:
+        super().__init__(model, spec, config)
+        w = width(model)
+        # 1 / sqrt(W + 1): Stiennon et al. 2020, in their code.
+        self.heads = nn.Parameter(torch.empty(members, w).normal_(0, 1 / math.sqrt(w + 1), generator=generator))
+
+    def forward(self, observations: dict[str, Tensor], actions: Tensor) -> Tensor:
+        """observations {"prompt": (N, P)}, actions (N, T) -> (members, N, T): [.., t] has read actions 0 to t."""
+        T = actions.shape[1]
+        tokens = torch.cat([observations["prompt"], actions], dim=1)
+        found = self.read(self.model.get_decoder(), tokens, positions(observations, T))
+        return F.linear(found.last_hidden_state[:, -T:].float(), self.heads).movedim(-1, 0)
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def load(config: HF.Config) -> Any:
+    """The model of the folder, a `PreTrainedModel`. Raises InputError, in one line, where there is none."""
+    transformers = _need("transformers")
+    folder = Path(config.path)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"policy.path={config.path} is no folder with the config.json of a language model")
+    frozen = config.lora is not None
+    dtype = torch.bfloat16 if frozen and config.dtype == "bfloat16" else torch.float32
+    try:
+        with _quiet():
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"policy.path={config.path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def check_fit(model: Any, spec: TextSpec, config: HF.Config) -> None:
+    """Raises InputError for a task that is written in other tokens, or that is longer than the model can read."""
+    text = model.config.get_text_config()
+    spare = text.vocab_size - spec.vocabulary
+    if not 0 <= spare <= max(PADDING, spec.vocabulary // 20):
+        raise InputError(
+            f"policy.path={config.path} has {text.vocab_size:,} tokens and the task {spec.vocabulary:,}: "
+            "it is written in others; env=jsonl reads your prompts with the tokenizer of the model"
+        )
+    if not 0 <= spec.end < text.vocab_size:
+        raise InputError(f"policy.path={config.path}: no completion could end, for there is no end token")
+    room, length = getattr(text, "max_position_embeddings", None), spec.prompt_length + spec.completion_length
+    if room is not None and length > room:
+        raise InputError(
+            f"policy.path={config.path} reads {room:,} tokens, and a prompt of {spec.prompt_length:,} with "
+            f"a completion of {spec.completion_length:,} are {length:,}"
+        )
+
+
+PADDING = 128
+"""Rows that an embedding may have beyond the vocabulary, and 5 % in a large one: sizes are rounded up."""
+
+
+def width(model: Any) -> int:
+    return model.get_output_embeddings().weight.shape[1]
+
+
+def positions(observations: dict[str, Tensor], following: int) -> dict[str, Tensor]:
+    """Of prompts padded on the left and `following` tokens behind them: what may be read, and where each token stands,
+    (N, S). Nothing where no row is padded.
+    """
+    if "lengths" not in observations:
+        return {}
+    P, lengths = observations["prompt"].shape[1], observations["lengths"]
+    column = torch.arange(P + following, device=lengths.device)
+    mask = column >= (P - lengths)[:, None]
+    return {"attention_mask": mask.long(), "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+
+@contextmanager
+def _inputs_of(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """What a layer is given meanwhile: of the output layer, the last hidden state, whatever the model calls it."""
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Also in training mode, which gradient checkpointing needs."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.eval()
+
+
+def _adapt(model: nn.Module, lora: LoRA, generator: torch.Generator) -> None:
+    """Put adapters into the model, in place, and freeze all else."""
+    peft = _need("peft")
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    settings = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none"
+    )
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):  # its own initialisation, which is replaced
+            peft.inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        raise InputError(f"policy.lora.targets: {' '.join(str(error).split())[:300]}") from error
+    for _, layer in _adapted(model):
+        for a, b in zip(layer.lora_A.parameters(), layer.lora_B.parameters(), strict=True):
+            bound = 1 / math.sqrt(a.shape[1])  # that of a linear layer in torch
+            a.data = torch.empty(a.shape).uniform_(-bound, bound, generator=generator)
+            b.data = torch.zeros(b.shape)
+    # What is frozen becomes a buffer: no optimiser sees it, and no checkpoint holds it.
+    frozen = {id(p): p.data for p in model.parameters() if not p.requires_grad}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in frozen:
+                del module._parameters[name]
+                module.register_buffer(name, frozen[id(parameter)], persistent=False)
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers that have an adapter, with their names."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+
+
+# ---------------------------------------------------------------- the packages
+
+
+def _need(package: str) -> Any:
+    """Imported where it is used: transformers takes seconds."""
+    try:
+        with _quiet():
+            return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"policy=hf needs a package that is not installed ({error.name}): "
+            "run pip install 'policy-gradient-cli[llm]'"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or advice from below: what matters is raised, or said by us."""
+    logging = importlib.import_module("transformers.utils.logging")
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
