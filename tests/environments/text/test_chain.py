@@ -10,7 +10,10 @@ NAN = float("nan")
 
 
 def chain(**settings):
-    defaults = {"min_steps": 3, "max_steps": 6, "reward_kind": "outcome", "cut_reward": 0.0, "solved_at": 0.9}
+    defaults = {
+        "min_steps": 3, "max_steps": 6, "reward_kind": "outcome", "cut_reward": 0.0, "solved_at": 0.9,
+        "overlong_buffer": None, "pairs": 10, "label_scale": 1.0, "label_flip": 0.0,
+    }  # fmt: skip
     return Chain(Chain.Config(name="chain", **defaults | settings))
 
 
@@ -131,7 +134,7 @@ def test_the_process_pays_for_each_right_step_where_it_ends():
     expected[0, [1, 3, 5]] = third
     expected[1, [1, 5]] = third
     expected[2, [1, 3]] = third
-    expected[2, 11] = -0.5
+    expected[2, 11] = -0.5 - 2 * third  # the limit takes what was earned: it is worth cut_reward in all
     torch.testing.assert_close(reward, expected)
 
 

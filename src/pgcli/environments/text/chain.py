@@ -17,9 +17,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
 from pgcli.environments.text.tokenizers import Characters
 from pgcli.seeding import mix
-from pgcli.settings import Settings
 from pgcli.types import Observations, TextSpec, Written
 
 OPERATIONS = "+-*"
@@ -31,15 +31,12 @@ HELD_OUT_ONE_IN = 20
 
 
 class Chain:
-    class Config(Settings):
-        name: str = Field(description="name of this environment")
+    class Config(TextSettings):
         min_steps: int = Field(ge=1, description="operations of the shortest expression")
         max_steps: int = Field(ge=1, le=10, description="operations of the longest")
         reward_kind: Literal["outcome", "process"] = Field(
             description="1 for the right answer, whatever led to it; or for each right step its share, where it ends"
         )
-        cut_reward: float = Field(description="reward of a completion that the length limit cut before its end token")
-        solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
 
         @model_validator(mode="after")
         def _some_length_is_possible(self) -> "Chain.Config":
@@ -49,11 +46,12 @@ class Chain:
 
     world = "text"
     COMPONENTS: ClassVar = {
-        "reward": "1 for the right answer (or 1/n for each of its n steps that is right), cut_reward if cut",
+        "reward": "1 for the right answer (or 1/n for each of its n steps that is right), at most cut_reward if cut",
         "exact_match": "share of completions whose steps are all right, and nothing else, and the end",
         "answer": "share of completions whose last number before the end is right",
         "steps_right": "share of an expression's steps that are written where they belong and right",
         "right_answer_wrong_reason": "share of completions with the right answer and a step that is not",
+        "overlong": OVERLONG,
     }
 
     def __init__(self, config: Config) -> None:
@@ -88,15 +86,15 @@ class Chain:
         steps_right = right.sum(1) / steps
         exact = steps_right == 1
         finished = ((completions == END) & mask).any(1)
-        last = (mask.sum(1) - 2).clamp(min=0)[:, None]  # the token before the end
-        answer = finished & (completions.gather(1, last) == values.gather(1, steps[:, None] - 1)).squeeze(1)
-        if self.config.reward_kind == "outcome":
-            reward = torch.where(finished, answer.float(), self.config.cut_reward)
-        else:
-            reward = right / steps[:, None]
-            reward[:, -1] += torch.where(finished, 0.0, self.config.cut_reward)  # a cut completion fills its row
-        return {
-            "reward": reward,
+        before = (mask.sum(1) - 2).clamp(min=0)[:, None]  # the token before the end
+        answer = finished & (completions.gather(1, before) == values.gather(1, steps[:, None] - 1)).squeeze(1)
+        outcome = self.config.reward_kind == "outcome"
+        earned = answer.float() if outcome else steps_right
+        settled = settle(self.config, self.spec, completions, mask, earned)
+        if not outcome:  # each step's share where it ends; what the limit takes, with the last token
+            last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+            settled["reward"] = right / steps[:, None] + last * (settled["reward"] - earned)[:, None]
+        return settled | {
             "exact_match": exact.float(),
             "answer": answer.float(),
             "steps_right": steps_right,
