@@ -15,9 +15,11 @@ class DatasetCollector:
     """A fresh batch each time, of right answers or of a corpus; no prompt in it is ever a held-out one."""
 
     def __init__(
-        self, source: Callable[[Sequence[int]], Written], *, end: int, rows: int, seed: int, device: torch.device
-    ) -> None:
+        self, source: Callable[[Sequence[int]], Written], *, end: int, rows: int, seed: int, device: torch.device,
+        reply_length: int = 0,
+    ) -> None:  # fmt: skip
         self.source, self.end, self.rows, self.seed, self.device = source, end, rows, seed, device
+        self.reply_length = reply_length
         self.drawn = 0
 
     def collect(self, policy: Any) -> Rollout:
@@ -28,7 +30,11 @@ class DatasetCollector:
         written = self.source(episode_seeds(self.seed, "train", numbers))
         actions = written.actions.to(self.device)
         end = actions == self.end
-        mask = (end.cumsum(1) - end.long()) == 0  # up to and including the first end token
+        turn = end.cumsum(1) - end.long()  # how many turns have ended before a token
+        mask = turn == 0
+        if self.reply_length:  # the task speaks between the first turn and the second
+            mask |= (turn == 1) & ((turn > 0).cumsum(1) > self.reply_length)
+            end &= turn == 1
         return Rollout(
             observations=each_tensor(written.observations, lambda x: x.to(self.device)), actions=actions, mask=mask,
             rewards=torch.zeros_like(actions, dtype=torch.float32), terminated=end & mask,

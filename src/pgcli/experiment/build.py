@@ -316,7 +316,10 @@ def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Colle
     algo: Any = config.algo
     source = task.corpus if algo.source == "corpus" else task.demonstrations
     source([0])  # a task that has none says so now
-    return DatasetCollector(source, end=task.spec.end, rows=algo.num_demonstrations, seed=config.seed, device=device)
+    return DatasetCollector(
+        source, end=task.spec.end, rows=algo.num_demonstrations, seed=config.seed, device=device,
+        reply_length=task.spec.reply_length,
+    )  # fmt: skip
 
 
 WORLDS = {
