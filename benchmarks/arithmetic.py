@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from pgcli.policies.mlp import ONEDNN
+from pgcli.policies.products import ONEDNN
 
 torch.set_num_threads(1)
 rows = int(sys.argv[1])

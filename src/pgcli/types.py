@@ -182,6 +182,17 @@ class TextTask(Protocol):
     def decode(self, tokens: Sequence[int]) -> str: ...
 
 
+class Replying(Protocol):
+    """A text task of two turns (`spec.reply_length` > 0). It goes on where the policy's first turn has ended."""
+
+    def replies(self, observations: Observations, completions: Tensor, mask: Tensor) -> Tensor:
+        """What it says to first turns: (N, R) int64, a function of the prompt and of what was written.
+
+        completions: (N, T), mask: (N, T), as in `rewards`; nothing follows the end token yet.
+        """
+        ...
+
+
 # ---------------------------------------------------------------- what a policy is asked for, and answers
 
 

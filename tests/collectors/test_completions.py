@@ -113,3 +113,42 @@ def test_a_completion_is_described_without_its_padding_and_its_end():
     assert ended["log_prob"] == sum(ended["log_probs"]) == float(rollout.log_probs[0].sum())
     assert len(ended["log_probs"]) == 2
     assert len(decoding.describe(rollout, 1)) == 1
+
+
+class Dialogue(Copy):
+    """The task says 2 to what ends a first turn; reward 1 for a second end. Six tokens at most."""
+
+    spec = TextSpec(vocabulary=5, prompt_length=1, completion_length=6, end=END, pad=PAD, reply_length=1)
+
+    def rewards(self, observations, completions, mask):
+        return {"reward": (((completions == END) & mask).sum(1) == 2).float()}
+
+    def replies(self, observations, completions, mask):
+        return torch.full((len(completions), 1), 2)
+
+
+class Script(Echo):
+    """Writes what its lines say, one line for each prompt. V(s_t) = 10 * (t + 1)."""
+
+    LINES = torch.tensor([[0, END, 9, 0, END, 9], [0, 0, 0, 0, 0, END], [0, END, 9, 0, 0, 0]])
+
+    def _logits(self):
+        return 50.0 * torch.nn.functional.one_hot(self.LINES[self.prompt, self.t].clamp(max=4), 5).float()
+
+
+def test_two_turns_end_with_the_second_end_token_and_nobody_chose_the_reply():
+    task = Dialogue()
+    task.prompts = lambda seeds, held_out: {"prompt": torch.tensor([[seed] for seed in seeds])}
+    rollout = Decoding(task, device=CPU).play(Script(), [0, 1, 2], None)
+    assert rollout.actions.tolist() == [[0, END, 2, 0, END, PAD], [0, 0, 0, 0, 0, END], [0, END, 2, 0, 0, 0]]
+    chosen = [[1, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1]]
+    assert rollout.mask.tolist() == torch.tensor(chosen).bool().tolist()
+    assert rollout.terminated.nonzero().tolist() == [[0, 4]]
+    assert rollout.truncated.nonzero().tolist() == [[1, 5], [2, 5]], "a first end at the limit is not the end"
+    assert rollout.rewards.nonzero().tolist() == [[0, 4]]
+    assert [episode.length for episode in rollout.episodes] == [4, 6, 5]
+    assert rollout.steps == 15
+    assert (rollout.log_probs[~rollout.mask] == 0).all()
+    # After its first end token the policy next chooses at t = 3, where V = 40; nothing is behind the last token.
+    assert rollout.values[0, :5].tolist() == [10, 20, 40, 40, 50]
+    assert rollout.next_values[0, :5].tolist() == [20, 40, 40, 50, 0]

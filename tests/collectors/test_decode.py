@@ -9,9 +9,9 @@ SPEC = TextSpec(vocabulary=6, prompt_length=4, completion_length=7, end=4, pad=5
 LIMITS = {"length": SPEC.completion_length, "end": SPEC.end, "pad": SPEC.pad}
 
 
-def transformer(seed=0):
+def transformer(seed=0, temperature=1.0):
     config = Transformer.Config(
-        name="transformer", width=32, layers=2, heads=4, hidden=64, temperature=1.0, critic="shared"
+        name="transformer", width=32, layers=2, heads=4, hidden=64, temperature=temperature, critic="shared"
     )
     return Transformer(SPEC, config, critic=True, generator=torch.Generator().manual_seed(seed))
 
@@ -43,13 +43,18 @@ class Table:
         return self.logits[self.reads - 1].expand(len(tokens), -1)
 
 
-def step_by_step(policy, prompt, noise):
+def step_by_step(policy, prompt, noise, reply=None):
     """The token-level MDP, as defined: the state is the prompt and all tokens so far, read afresh for each action.
 
     pi(v | state) is the module's own log-prob of v as the last of the actions; nothing is remembered from step to step.
+    reply: what the task says after the first end token, a function of the prompt and the tokens so far.
     """
-    written, log_probs = [], []
+    written, log_probs, forced = [], [], []
     for t in range(SPEC.completion_length):
+        if forced:
+            written.append(forced.pop(0))
+            log_probs.append(torch.tensor(0.0))
+            continue
         continuations = torch.tensor([[*written, v] for v in range(SPEC.vocabulary)])
         log_pi = policy({"prompt": prompt.expand(SPEC.vocabulary, -1)}, continuations).log_probs[:, -1]
         below = log_pi.double().exp().cumsum(0)
@@ -57,7 +62,9 @@ def step_by_step(policy, prompt, noise):
         written.append(token)
         log_probs.append(log_pi[token])
         if token == SPEC.end:
-            break
+            if reply is None:
+                break
+            forced, reply = reply(prompt[0].tolist(), written), None
     return written, torch.stack(log_probs)
 
 
@@ -127,3 +134,91 @@ def test_a_row_is_a_function_of_its_prompt_and_its_noise_alone():
     alone = decode(policy, {"prompt": prompts(64)[some]}, noise=noise[some], **LIMITS)
     assert torch.equal(alone.actions, together.actions[some])
     torch.testing.assert_close(alone.log_probs, together.log_probs[some], atol=1e-5, rtol=0)
+
+
+def grouped(n, size):
+    return prompts(n // size).repeat_interleave(size, 0)
+
+
+def assert_same(a, b):
+    """Tokens exactly, log-probs but for the order in which a product adds up."""
+    assert torch.equal(a.actions, b.actions)
+    assert torch.equal(a.mask, b.mask)
+    assert torch.equal(a.ended, b.ended)
+    torch.testing.assert_close(a.log_probs, b.log_probs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("when", [1.0, 0.5])
+def test_rows_that_leave_the_cache_change_nothing(monkeypatch, when):
+    policy, noise = transformer(), uniform(96, SPEC.completion_length)
+    monkeypatch.setattr("pgcli.collectors.completions.COMPACT", 0)
+    whole = decode(policy, {"prompt": prompts(96)}, noise=noise, keep_logits=True, **LIMITS)
+    widths, step = [], policy.step
+    monkeypatch.setattr("pgcli.collectors.completions.COMPACT", when)
+    monkeypatch.setattr(policy, "step", lambda tokens, cache: widths.append(len(tokens)) or step(tokens, cache))
+    compacted = decode(policy, {"prompt": prompts(96)}, noise=noise, keep_logits=True, **LIMITS)
+    assert_same(compacted, whole)
+    torch.testing.assert_close(compacted.logits, whole.logits, atol=1e-5, rtol=0)
+    assert len(set(widths)) > 1, "rows did leave"
+    if when == 1:  # as soon as they are done: what is read is what is written, and no more
+        assert widths == whole.mask.sum(0)[1:].tolist()
+
+
+def test_a_group_s_prompt_is_read_once_and_gives_what_reading_it_for_each_row_gives(monkeypatch):
+    policy, noise = transformer(), uniform(48, SPEC.completion_length)
+    lengths = torch.tensor([4, 4, 2, 4, 1, 4]).repeat_interleave(8)  # one of another length is another prompt
+    observations = {"prompt": torch.cat([grouped(24, 8), grouped(24, 8)]), "lengths": lengths}
+    alone = [decode(policy, {k: v[i : i + 1] for k, v in observations.items()}, noise=noise[i : i + 1], **LIMITS)
+             for i in range(48)]  # fmt: skip
+    read, prefill = [], policy.prefill
+    monkeypatch.setattr(policy, "prefill", lambda given: read.append(len(given["prompt"])) or prefill(given))
+    together = decode(policy, observations, noise=noise, **LIMITS)
+    assert read == [6]
+    for i, row in enumerate(alone):
+        assert_same(type(together)(*(x[i : i + 1] for x in together[:4])), row)
+
+
+def test_a_decoder_whose_cache_cannot_be_moved_writes_the_same():
+    # Table's cache is None: its prompts are read for every row, and finished rows stay.
+    table = Table([[0.0, 1.0, 0.5, -1.0]] * 4)
+    noise = uniform(64, 4)
+    decoded = decode(table, {"prompt": torch.zeros(64, 1, dtype=torch.int64)}, length=4, end=1, pad=3, noise=noise)
+    each = [decode(table, nothing(1), length=4, end=1, pad=3, noise=noise[i : i + 1]) for i in range(64)]
+    assert torch.equal(decoded.actions, torch.cat([one.actions for one in each]))
+    assert decoded.mask.sum(1).unique().numel() > 2
+
+
+def answer(prompt, written):
+    """What a task says to a first turn: its length and the prompt's first token."""
+    return [len(written) % 4, prompt[0]]
+
+
+def answers(observations, actions, mask):
+    lengths = mask.sum(1)
+    return torch.stack([lengths % 4, observations["prompt"][:, 0]], dim=1)
+
+
+@torch.no_grad()
+def test_a_second_turn_follows_the_task_s_reply_and_has_read_it(monkeypatch):
+    monkeypatch.setattr("pgcli.collectors.completions.COMPACT", 1.0)
+    policy, n, T = transformer(temperature=3.0), 64, SPEC.completion_length  # so that end tokens are not rare
+    noise = uniform(n, T)
+    observations = {"prompt": grouped(n, 4)}
+    decoded = decode(policy, observations, noise=noise, replies=answers, **LIMITS)
+    seen = set()
+    for i, prompt in enumerate(observations["prompt"]):
+        tokens, log_probs = step_by_step(policy, prompt[None], noise[i], reply=answer)
+        padding = T - len(tokens)
+        assert decoded.actions[i].tolist() == tokens + [SPEC.pad] * padding
+        found = decoded.log_probs[i, : len(tokens)]
+        torch.testing.assert_close(found, log_probs, atol=1e-5, rtol=0)
+        first = tokens.index(SPEC.end) if SPEC.end in tokens else T
+        chosen = [t < len(tokens) and not first < t <= first + 2 for t in range(T)]
+        assert decoded.mask[i].tolist() == chosen
+        ended = first + 2 < len(tokens) - 1 and tokens[-1] == SPEC.end
+        assert decoded.ended[i] == ended
+        seen.add((min(first, T), ended))
+    assert {ended for _, ended in seen} == {True, False}
+    assert any(T - 3 <= first < T for first, _ in seen), "some first turns leave no room for a second"
+    own = policy(observations, decoded.actions).log_probs
+    torch.testing.assert_close(decoded.log_probs[decoded.mask], own[decoded.mask], atol=1e-5, rtol=0)

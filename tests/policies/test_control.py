@@ -5,7 +5,8 @@ from torch.func import functional_call
 
 from pgcli.errors import InputError
 from pgcli.policies.cnn import CNN
-from pgcli.policies.mlp import LARGE, MLP
+from pgcli.policies.mlp import MLP
+from pgcli.policies.products import LARGE
 from pgcli.types import Continuous, ControlSpec, Discrete, TextSpec
 
 DISCRETE = ControlSpec((4,), Discrete(3))
@@ -137,7 +138,7 @@ def test_observations_of_another_shape_are_refused_with_the_policy_that_fits():
 @pytest.mark.parametrize("spec", [DISCRETE, REAL], ids=["categorical", "gaussian"])
 @pytest.mark.parametrize("large", [LARGE, 1], ids=["torch's products", "oneDNN's products"])
 def test_the_fast_evaluation_has_the_module_s_values_and_gradients(spec, activation, critic, large, monkeypatch):
-    monkeypatch.setattr("pgcli.policies.mlp.LARGE", large)
+    monkeypatch.setattr("pgcli.policies.products.LARGE", large)
     policy = mlp(spec, critic=critic, activation=activation)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pgcli.functional.distributions import Categorical, categorical
+from pgcli.functional.distributions import Categorical
 from pgcli.functional.masked import masked_sum
 from pgcli.seeding import uniforms
-from pgcli.types import ABSENT, Episode, Observations, Rollout, Sample, State, TextTask, each_tensor
+from pgcli.types import ABSENT, Episode, Observations, Replying, Rollout, Sample, State, TextTask, each_tensor
 
 
 class Decoder(Protocol):
-    """A policy that writes token by token and remembers what it has read."""
+    """A policy that writes token by token and remembers what it has read, in a cache that is its own affair.
+
+    A cache may also have two methods that only save time, both in place:
+
+        keep(rows)      from now on there are only these rows, (n,) int64: those that go on writing
+        expand(counts)  each row becomes `counts` (N,) int64 equal rows, side by side: a prompt is read once for a group
+
+    A cache that has not the second costs a group's prompts a second reading.
+    """
 
     def prefill(self, observations: Observations) -> tuple[Tensor, Any]:
         """N prompts -> logits of the first action, (N, V), and a cache."""
@@ -27,58 +36,114 @@ class Decoder(Protocol):
 
 
 class Decoded(NamedTuple):
-    """(N, T) each. `mask`: 1 up to and including the end token; after it, actions are padding and log-probs 0.
+    """(N, T) each. `mask`: 1 where the policy chose, up to and including its last end token; elsewhere log-probs are 0,
+    and actions what the task replied, or padding.
 
-    logits: (N, T, V), of the distributions that were sampled, where they were asked for; 0 on padding.
+    ended: (N,), not cut by the limit.
+    logits: (N, T, V), of the distributions that were sampled, where they were asked for; 0 where nothing was.
     """
 
     actions: Tensor
     log_probs: Tensor
     mask: Tensor
+    ended: Tensor
     logits: Tensor = ABSENT
+
+
+Replies: TypeAlias = Callable[[Observations, Tensor, Tensor], Tensor]
+"""(observations, actions (N, T), mask (N, T)) of rows whose first turn is over -> what the task says to it, (N, R)."""
+COMPACT = 0.75
+"""Once so few of the rows in the cache are still writing, the others leave it: moving the rest costs about a step."""
 
 
 @torch.no_grad()
 def decode(
     policy: Decoder, observations: Observations, *, length: int, end: int, pad: int, noise: Tensor | None,
-    keep_logits: bool = False,
+    keep_logits: bool = False, replies: Replies | None = None,
 ) -> Decoded:  # fmt: skip
     """Write a completion of at most `length` tokens for each of N prompts.
 
         a_t = the first v with  sum_{w <= v} pi(w | prompt, a_<t)  >=  u_t,   u uniform in (0, 1)
 
     which is an exact sample of pi, from the whole vocabulary, so that the log-probs are those of the distribution that
-    was sampled. Without noise: greedy.
+    was sampled. Without noise: greedy. Equal prompts that follow one another are read once, and rows that are done
+    leave the cache, where it allows for that; neither changes more than the last bits of a row.
 
     noise: (N, T) float64, or None. The tokens of a row are a function of its prompt and its noise alone.
+    replies: of a task of two turns. What it says follows the first end token, is read, and nobody chose it; the second
+        end token is the last. Noise is numbered by position, replies included.
     """
     prompts = observations["prompt"]
     actions = prompts.new_full((len(prompts), length), pad)
     mask = torch.zeros_like(actions, dtype=torch.bool)
-    steps, seen = [], []
-    alive = torch.ones_like(mask[:, 0])
-    logits, cache = policy.prefill(observations)
+    forced, ended, last_turn = torch.zeros_like(mask), torch.zeros_like(mask[:, 0]), torch.zeros_like(mask[:, 0])
+    last_turn |= replies is None
+    logits, cache = _prefill(policy, observations)
+    log_probs = logits.new_zeros(actions.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+    seen = logits.new_zeros((*actions.shape, logits.shape[1])) if keep_logits else ABSENT
+    rows = torch.arange(len(prompts), device=prompts.device)  # of the batch, as the cache has them
     for t in range(length):
-        tokens = logits.argmax(-1) if noise is None else sample(logits, noise[:, t])
-        steps.append(categorical(logits, tokens)[0])
+        tokens, chosen = choose(logits, None if noise is None else noise[rows, t])
+        choosing = ~(ended[rows] | forced[rows, t])
+        tokens = torch.where(choosing, tokens, actions[rows, t])
+        actions[rows, t], mask[rows, t] = tokens, choosing
+        log_probs[rows, t] = chosen * choosing
         if keep_logits:
-            seen.append(logits * alive[:, None])
-        mask[:, t] = alive
-        actions[:, t] = torch.where(alive, tokens, pad)
-        alive = alive & (tokens != end)
-        if t + 1 == length or not alive.any():
+            seen[rows, t] = logits * choosing[:, None]
+        over = choosing & (tokens == end)
+        ended[rows] |= over & last_turn[rows]
+        if replies is not None and t + 1 < length:
+            spoken = rows[over & ~last_turn[rows]]
+            if len(spoken):
+                said = replies(_of(observations, spoken), actions[spoken], mask[spoken])
+                until = min(t + 1 + said.shape[1], length)
+                actions[spoken, t + 1 : until] = said[:, : until - t - 1]
+                forced[spoken, t + 1 : until] = True
+                last_turn[spoken] = True
+        writing = (~ended[rows]).nonzero().squeeze(1)
+        if t + 1 == length or not len(writing):
             break
-        logits = policy.step(actions[:, t], cache)
-    log_probs = torch.stack(steps, dim=1)
-    log_probs = torch.nn.functional.pad(log_probs, (0, length - log_probs.shape[1])) * mask
-    kept = torch.stack([*seen, *[torch.zeros_like(seen[0])] * (length - len(seen))], dim=1) if keep_logits else ABSENT
-    return Decoded(actions, log_probs, mask, kept)
+        if len(writing) <= COMPACT * len(rows) and hasattr(cache, "keep"):
+            cache.keep(writing)
+            rows, tokens = rows[writing], tokens[writing]
+        logits = policy.step(tokens, cache)
+    return Decoded(actions, log_probs, mask, ended, seen)
 
 
-def sample(logits: Tensor, noise: Tensor) -> Tensor:
-    """(N, V), (N,) uniform -> (N,): the token in whose share of [0, 1] the noise falls."""
-    shares = torch.softmax(logits.double(), dim=-1).cumsum(-1)
-    return (shares < noise[:, None] * shares[:, -1:]).sum(-1)
+def _prefill(policy: Decoder, observations: Observations) -> tuple[Tensor, Any]:
+    """Read the prompts; those that are equal to the one before them, by looking back."""
+    new = torch.zeros_like(observations["prompt"][:, 0], dtype=torch.bool)
+    new[0] = True
+    for x in observations.values():
+        flat = x.reshape(len(x), -1)
+        new[1:] |= (flat[1:] != flat[:-1]).any(1)
+    first = new.nonzero().squeeze(1)
+    logits, cache = policy.prefill(_of(observations, first))
+    if len(first) == len(new):
+        return logits, cache
+    if not hasattr(cache, "expand"):
+        return policy.prefill(observations)
+    counts = torch.cat([first[1:], first.new_tensor([len(new)])]) - first
+    cache.expand(counts)
+    return logits.repeat_interleave(counts, 0), cache
+
+
+def _of(observations: Observations, rows: Tensor) -> Observations:
+    return each_tensor(observations, lambda x: x[rows])
+
+
+def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(N, V), (N,) uniform -> (N,): the token in whose share of [0, 1] the noise falls, and its log-prob.
+
+    Without noise, the likeliest token.
+    """
+    log_pi = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    if noise is None:
+        tokens = log_pi.argmax(-1)
+    else:
+        shares = log_pi.exp().double().cumsum(-1)
+        tokens = (shares < noise[:, None] * shares[:, -1:]).sum(-1)
+    return tokens, log_pi.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 METRICS = {
@@ -110,12 +175,14 @@ class Decoding:
         written = decode(
             policy, observations,
             length=T, end=spec.end, pad=spec.pad, noise=noise, keep_logits=self.distributions,
+            replies=cast("Replying", self.task).replies if spec.reply_length else None,
         )  # fmt: skip
         parts = self.task.rewards(observations, written.actions, written.mask)
 
         lengths = written.mask.sum(1)
-        last = torch.zeros_like(written.mask).scatter_(1, (lengths - 1)[:, None], True)
-        ended = last & (written.actions == spec.end)
+        positions = torch.where(written.mask, torch.arange(T, device=self.device), -1)
+        last = positions == positions.amax(1, keepdim=True)
+        ended = last & written.ended[:, None]
         rewards = parts["reward"]
         if rewards.dim() == 1:
             rewards = torch.where(last, rewards[:, None], 0.0)
@@ -133,6 +200,11 @@ class Decoding:
         if policy.has_critic:
             with torch.no_grad():
                 rollout.values = policy(rollout.observations, rollout.actions).values
+            if spec.reply_length:
+                # The state after an end token is the one where the policy next chooses, behind the task's reply.
+                chosen = torch.where(written.mask, torch.arange(T, device=self.device), T - 1)
+                following = chosen.flip(1).cummin(1).values.flip(1)
+                rollout.values = rollout.values.gather(1, following)
             # The limit is part of the task (its reward says so), so there is nothing to bootstrap behind it: V = 0.
             following = torch.cat([rollout.values[:, 1:], torch.zeros_like(rollout.values[:, :1])], dim=1)
             rollout.next_values = torch.where(last, 0.0, following)

@@ -19,6 +19,7 @@ from pgcli.policies.action_values import ActionValueNetwork, count_actions
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork, control_spec, initialise
 from pgcli.policies.actor_q import ActorQ, make_actor_head
 from pgcli.policies.heads import HeadSettings, make_head
+from pgcli.policies.products import product
 from pgcli.types import (
     ABSENT,
     Acting,
@@ -31,11 +32,6 @@ from pgcli.types import (
     Spec,
     Stochastic,
 )
-
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-LARGE = 1_300_000
-"""Multiplications from which oneDNN's product is faster than torch's own: 79 us instead of 164 for 2048 x 64 x 64 on a
-recent AMD EPYC. It prepares itself for each new number of rows, which takes 0.4 ms."""
 
 
 class MLP(ActorCritic):
@@ -180,7 +176,7 @@ def _activations(x: Tensor, weights: Sequence[Tensor], activation: str) -> list[
     found = []
     for i in range(0, len(weights), 2):
         hidden = i + 2 < len(weights)
-        x = _product(x, weights[i], weights[i + 1], relu=hidden and activation == "relu")
+        x = product(x, weights[i], weights[i + 1], relu=hidden and activation == "relu")
         found.append(x)
         if hidden and activation == "tanh":
             if x.is_cpu:
@@ -224,26 +220,18 @@ class Perceptrons(torch.autograd.Function):
                 if i:
                     # Of a single output it is an outer product, which a matrix multiplication takes longer for.
                     single = gradient.shape[1] == 1
-                    back = gradient * weight if single else _product(gradient, weight.t())
+                    back = gradient * weight if single else product(gradient, weight.t())
                     gradient = through(back, inputs[i])
                 elif of_input:
-                    back = _product(gradient, weight.t())
+                    back = product(gradient, weight.t())
                     of_x = back if of_x is None else of_x.add_(back)
             found += own
         return of_x, None, None, *found
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """x weight^T + bias, of (B, n), (m, n) and (m,) -> (B, m), or its positive part. No graph is built."""
-    if ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.shape[0] * weight.numel() >= LARGE:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
-    found = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
-    return found.relu_() if relu else found
-
-
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     """a^T b of (B, m) and (B, n). The narrower one first: the other way round takes up to eight times as long."""
-    return _product(a.t(), b.t()) if a.shape[1] <= b.shape[1] else _product(b.t(), a.t()).t()
+    return product(a.t(), b.t()) if a.shape[1] <= b.shape[1] else product(b.t(), a.t()).t()
 
 
 def _through_tanh(gradient: Tensor, output: Tensor) -> Tensor:

@@ -82,15 +82,16 @@ class Transformer(nn.Module):
     def once_differentiable(self) -> PolicyFunction:
         return self
 
+    @torch.no_grad()
     def prefill(self, observations: dict[str, Tensor]) -> tuple[Tensor, Cache]:
         """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache that `step` goes on with."""
-        prompt, padding = observations["prompt"], _padding(observations)
-        cache = self.trunk.cache(len(prompt), padding)
-        return self._logits(self.trunk(prompt, last=1, padding=padding, cache=cache)[:, 0]), cache
+        hidden, cache = self.trunk.prefill(observations["prompt"], _padding(observations))
+        return self._logits(hidden), cache
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache remembers them."""
-        return self._logits(self.trunk(tokens[:, None], last=1, padding=cache.padding, cache=cache)[:, 0])
+        return self._logits(self.trunk.step(tokens, cache))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(..., W) -> (..., V), of the very distribution that is sampled."""
