@@ -112,7 +112,7 @@ def test_gold_by_hand():
         "fox . <end>",  # nothing good, nothing bad
         "brave fox . <end>",  # one good word of three
         "kind king . ann helped tom . the dog was sad . <end>",  # two good words, one bad
-        "fox . ann saw the fox . <end>",  # a fox too many; a name and `the` and `.` once each or free
+        "fox . ann saw the old fox and saw tom . <end>",  # `saw` twice; a second fox is free
         "brave brave kind <end>",  # two good words, one of them twice, and all words good
         "<bos> <pad> fox . <end>",  # symbols that are no words
         "<end>",
@@ -124,7 +124,7 @@ def test_gold_by_hand():
     assert parts["positive"].tolist() == [0, 1, 2, 0, 2, 0, 0]
     assert parts["negative"].tolist() == [0, 0, 1, 0, 0, 2, 0]
     assert parts["repetition"].tolist() == [0, 0, 0, 1, 1, 0, 0]
-    assert parts["length"].tolist() == [2, 3, 12, 7, 3, 4, 0]
+    assert parts["length"].tolist() == [2, 3, 12, 11, 3, 4, 0]
     assert parts["grammatical"].tolist() == [1, 1, 1, 1, 0, 0, 0]
     assert all(value.dtype == torch.float32 for value in parts.values())
 

@@ -9,7 +9,7 @@ state is a function of its state and the word, so the entropy of its stories is 
     gold = 3 (1 - exp(-g / 3)) - 0.6 b - 0.5 r - 4 max(0, G / W - 0.35) - 0.1 max(0, W - 16)
 
     g   different good words        b   bad words (a <bos> or a <pad> that was written is one)
-    r   names, nouns, verbs and adjectives beyond the first of their kind      G   good words      W   words
+    r   verbs and adjectives that were there before      G   good words      W   words
 
 of the completion alone. In the grammar's stories good words are rare, so that "more good words" is nearly all of what
 preferences between them can teach; a policy that is paid for just that writes "brave brave kind bright ...", which gold
@@ -47,7 +47,7 @@ TONED = [word for kind in (ADJECTIVES, VERBS) for words in kind.values() for wor
 TOKENS = Words([*NAMES, *NOUNS, *TONED, "the", "was", "and", "."])
 BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
 GOOD, BAD = (TOKENS.encode(" ".join([*ADJECTIVES[tone], *VERBS[tone]])) for tone in ("good", "bad"))
-CONTENT = TOKENS.encode(" ".join([*NAMES, *NOUNS, *TONED]))
+REPEATABLE = TOKENS.encode(" ".join(TONED))
 LONGEST = 27
 """Tokens of the longest story, the end included: `the girl met the old king .` three times, once with `and ...`."""
 HELD_OUT_ONE_IN = 10
@@ -174,7 +174,7 @@ class Story:
         "gold": "the true reward of the story",
         "positive": "different good words",
         "negative": "bad words, and symbols that are no words",
-        "repetition": "names, nouns, verbs and adjectives beyond the first of their kind",
+        "repetition": "verbs and adjectives that were there before",
         "density": "good words among all words",
         "length": "words of the completion",
         "grammatical": "share of stories that the grammar could have written",
@@ -220,7 +220,7 @@ class Story:
         total = counts.sum(dim=1)
         positive = (counts[:, GOOD] > 0).sum(dim=1).float()
         negative = counts[:, [*BAD, BOS, PAD]].sum(dim=1)
-        repetition = (counts[:, CONTENT] - 1).clamp(min=0).sum(dim=1)
+        repetition = (counts[:, REPEATABLE] - 1).clamp(min=0).sum(dim=1)
         density = counts[:, GOOD].sum(dim=1) / total.clamp(min=1)
         gold = (
             3 * (1 - torch.exp(-positive / 3))
