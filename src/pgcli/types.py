@@ -531,6 +531,74 @@ class Replay(Protocol):
         ...
 
 
+class Completions(NamedTuple):
+    """Texts that somebody wrote, whoever it was: what is compared, labelled or judged. N rows, right-padded."""
+
+    observations: Observations
+    actions: Tensor
+    """(N, T) int64."""
+    mask: Tensor
+    """(N, T) bool: up to and including the end token."""
+    reference_log_probs: Tensor
+    """(N, T), of the frozen reference policy; 0 on padding. ABSENT where nobody asks for them."""
+
+
+@dataclass
+class Preferences:
+    """Pairs of completions of one prompt, one of which was preferred."""
+
+    texts: Completions
+    """2B rows: the preferred completions of B prompts, then, in the same order, those rejected."""
+    numbers: Tensor
+    """(B,) int64: which pair it is, the same whenever a dataset's comes again."""
+    gold: Tensor
+    """(B,), the task's true reward of the preferred one minus that of the rejected: a label may be wrong."""
+    metrics: Metrics = field(default_factory=dict)
+    episodes: list[Episode] = field(default_factory=list)
+    """Completions that were written for it, where they were."""
+
+    @property
+    def steps(self) -> int:
+        """Tokens that are trained on."""
+        return int(self.texts.mask.sum())
+
+
+@dataclass
+class Labelled:
+    """Completions that are desirable or not, each by itself."""
+
+    texts: Completions
+    """N rows."""
+    desirable: Tensor
+    """(N,) bool."""
+    mismatched: Completions
+    """N rows: the same prompts, each with a completion that was written for another one."""
+    metrics: Metrics = field(default_factory=dict)
+    episodes: list[Episode] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return int(self.texts.mask.sum())
+
+
+@dataclass
+class Checked:
+    """Completions of which it is known what is right: each as a whole, or each of its steps."""
+
+    texts: Completions
+    """N rows."""
+    right: Tensor
+    """(N, T), 0 or 1, at the tokens that `known` names."""
+    known: Tensor
+    """(N, T) bool: the last token of a completion, or of each of its steps."""
+    metrics: Metrics = field(default_factory=dict)
+    episodes: list[Episode] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return int(self.texts.mask.sum())
+
+
 @dataclass
 class Gradients:
     """What an asynchronous worker hands on: the gradient of its loss on one segment, all parameters in one vector."""
@@ -601,8 +669,8 @@ class Algorithm(Protocol):
     METRICS: ClassVar[dict[str, str]]
     """Every key that `update` returns, with its meaning."""
     collects: ClassVar[tuple[str, ...]]
-    """What it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`, `transitions`,
-    `replay`, `population`, `gradients`."""
+    """What it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`, `pairs`,
+    `judged`, `labelled`, `checked`, `transitions`, `replay`, `population`, `gradients`."""
 
     @staticmethod
     def needs(config: Any) -> Needs:

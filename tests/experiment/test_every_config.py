@@ -22,12 +22,14 @@ def options(group):
 ENVIRONMENTS = [name for name in options("env") if name not in ("gymnasium", "jsonl")]
 SEARCHES = {"es", "ga", "nelder_mead"}
 REAL_ONLY = {"ddpg", "sac", "td3"}
-TEXT_ONLY = {"pretrain", "sft"}
+DIRECT = {"dpo", "cdpo", "ipo", "simpo", "orpo", "dpo_norm", "apo_zero", "apo_down", "online_dpo", "kto"}
+TEXT_ONLY = {"pretrain", "sft", "reward_model", *DIRECT}
 CONTROL_ONLY = {"a3c", "dqn", "q_learning", "sarsa", *SEARCHES, *REAL_ONLY}
 SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
     "epochs": 2, "minibatches": 2, "value_epochs": 2, "value_minibatches": 2, "num_workers": 1,
     "gradient_steps": 2, "batch_size": 4, "capacity": 50, "learning_starts": 6,
+    "num_pairs": 2, "num_completions": 2, "ensemble": 2,
 }  # fmt: skip
 
 
@@ -65,6 +67,8 @@ def test_every_pair_is_built_and_learns_twice_or_is_refused(algo, env):
     words = small(algo, env)
     if "max_episode_steps" in type(compose(words).env).model_fields:
         words.append("env.max_episode_steps=6")
+    if "pairs" in type(compose(words).env).model_fields:
+        words.append("env.pairs=4")
     try:
         parts = build(compose(words))
     except InputError as error:

@@ -43,6 +43,7 @@ EXPERIMENTS = {
     "nelder_mead": ("algo=nelder_mead", *CANDIDATES),
     "dqn": ("algo=dqn", *REPLAY),
     "sarsa": ("algo=sarsa", "env=frozen_lake", "algo.num_envs=4"),
+    "dpo": ("algo=dpo", *SORT, "algo.num_pairs=5", "env.pairs=24"),
     "sft": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
     "sac": ("algo=sac", "env=pendulum", "algo.learning_starts=100", "algo.batch_size=8", MLP),
     "td3": ("algo=td3", "env=pendulum", "algo.learning_starts=100", "algo.batch_size=8", MLP),

@@ -27,6 +27,7 @@ REPLAY = (
 NORMALISED = ("env.normalise.observations=true", "env.normalise.rewards=true")
 MEMORY = ("env=cartpole_positions", "policy.hidden=8", "env.max_episode_steps=50")
 SORT = ("env=sort", *TRANSFORMER)
+PAIRS = (*SORT, "algo.num_pairs=5", "env.pairs=24")
 PENDULUM = ("env=pendulum", "env.max_episode_steps=50", "algo.learning_starts=100", "algo.batch_size=8", MLP)
 
 EXPERIMENTS = {
@@ -112,6 +113,12 @@ EXPERIMENTS = {
     "a2c on sort": ("algo=a2c", *SORT, "algo.num_episodes=16"),
     "reinforce on sort": ("algo=reinforce", *SORT, "algo.num_episodes=16"),
     "vanilla_pg on sort": ("algo=vanilla_pg", *SORT, "algo.num_episodes=16"),
+    "dpo": ("algo=dpo", *PAIRS),
+    "simpo": ("algo=simpo", *PAIRS),
+    "orpo": ("algo=orpo", *PAIRS),
+    "online_dpo": ("algo=online_dpo", *PAIRS, "env.label_flip=0.1"),
+    "kto": ("algo=kto", *SORT, "algo.num_completions=10", "env.pairs=24"),
+    "reward_model": ("algo=reward_model", *PAIRS, "algo.ensemble=2"),
 }  # fmt: skip
 
 

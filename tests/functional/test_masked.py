@@ -4,6 +4,7 @@ from torch.testing import assert_close
 
 from pgcli.functional.masked import (
     aggregation_weights,
+    last_of,
     masked_mean,
     masked_std,
     masked_sum,
@@ -41,6 +42,11 @@ def test_the_mean_of_nothing_is_zero():
     nothing = torch.zeros_like(MASK)
     assert masked_mean(X, nothing) == 0
     assert_close(masked_mean(X, MASK & torch.tensor([[True], [False]]), dim=1), real(3, 0))
+
+
+def test_the_last_action_of_a_row_whatever_lies_before_it():
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [1, 0, 0, 0]], dtype=torch.bool)
+    assert last_of(mask).tolist() == [1, 3, 0]
 
 
 def test_whitened_values_have_mean_zero_and_standard_deviation_one():

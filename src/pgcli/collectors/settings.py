@@ -89,3 +89,23 @@ class Either(Segments, Episodes):
     collect: Literal["auto", "segments", "episodes"] = Field(
         description="segments where the environment is stepped, else episodes; or one of the two by name"
     )
+
+
+class Pairs(Settings):
+    """For `pairs`: two completions of each prompt, one of them preferred."""
+
+    num_pairs: int = Field(ge=1, description="pairs of completions per update")
+
+
+class FreshPairs(Pairs):
+    """For an algorithm that learns from `pairs` of a dataset or from `judged` ones."""
+
+    collect: Literal["auto", "pairs", "judged"] = Field(
+        description="pairs: a dataset that the frozen initial policy wrote; judged: fresh ones of the policy itself"
+    )
+
+
+class Texts(Settings):
+    """For `labelled` and `checked`: completions by themselves."""
+
+    num_completions: int = Field(ge=1, description="completions per update")

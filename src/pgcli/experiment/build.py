@@ -18,6 +18,16 @@ from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
 from pgcli.collectors.population import PopulationCollector
+from pgcli.collectors.preferences import (
+    DataCollector,
+    HeldOutPairs,
+    JudgedCollector,
+    LabelledData,
+    Law,
+    PairData,
+    Pairs,
+    dataset,
+)
 from pgcli.collectors.reference import Referenced
 from pgcli.collectors.replay import ReplayCollector
 from pgcli.collectors.steps import SegmentCollector
@@ -115,14 +125,28 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
     frozen = {}
     if _refers(config, algorithm_class):
         frozen["reference"] = _reference(config, environment.spec, sources, policy).to(device.torch)
+    elif way in world.comparing:
+        frozen["writer"] = _reference(config, environment.spec, sources, policy).to(device.torch)
 
     algorithm = algorithm_class(
         policy, config.algo, total_steps=config.total_steps, seed=derive(config.seed, "minibatches")
     )
-    collector = world.collectors[way](environment, config, device.torch)
-    if frozen:
-        collector = Referenced(collector, frozen["reference"])
+    collector: Collector
+    if way in world.comparing:
+        writer = frozen.get("reference", frozen.get("writer"))
+        collector = world.comparing[way](environment, config, device.torch, writer)
+    else:
+        collector = world.collectors[way](environment, config, device.torch)
+        if "reference" in frozen:
+            collector = Referenced(collector, frozen["reference"])
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
+    if "writer" in frozen:
+        evaluator = HeldOutPairs(
+            Decoding(environment, device=device.torch),
+            frozen["writer"],
+            _law(config),
+            algorithm_class.reads(config.algo),
+        )
     close = partial(_close, collector, world.close, environment, evaluator)
     behaviour = getattr(algorithm, "behaviour", lambda: policy)
     return Parts(
@@ -173,6 +197,12 @@ class World:
     evaluator: Callable[[Any, ExperimentConfig, Any, torch.device], Player]
     close: Callable[[Any, Any], None]
     collectors: dict[str, Callable[[Any, ExperimentConfig, torch.device], Collector]]
+    comparing: dict[str, Callable[[Any, ExperimentConfig, torch.device, Any], Collector]]
+    """Those that a frozen policy has a part in, which is their last argument."""
+
+    @property
+    def offers(self) -> list[str]:
+        return [*self.collectors, *self.comparing]
 
 
 def _rows(config: ExperimentConfig, way: str) -> int:
@@ -322,6 +352,38 @@ def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Colle
     )  # fmt: skip
 
 
+def _law(config: ExperimentConfig) -> Law:
+    if not hasattr(config.env, "label_scale"):
+        raise InputError(
+            f"algo={config.choices['algo']} compares completions; env={config.choices['env']} does not say how: "
+            "its settings have no pairs, label_scale and label_flip"
+        )
+    return Law(config.env.label_scale, config.env.label_flip)
+
+
+def _written_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Callable[[], Pairs]:
+    decoding, law = Decoding(task, device=device), _law(config)
+    return lambda: dataset(decoding, writer, law, pairs=config.env.pairs, seed=config.seed)
+
+
+def _pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
+    algo: Any = config.algo
+    make = _written_pairs(task, config, device, writer)
+    return DataCollector(lambda: PairData(make()), rows=algo.num_pairs, seed=config.seed)
+
+
+def _labelled(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
+    algo: Any = config.algo
+    make = _written_pairs(task, config, device, writer)
+    return DataCollector(lambda: LabelledData(make(), writer), rows=algo.num_completions, seed=config.seed)
+
+
+def _judged(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
+    algo: Any = config.algo
+    decoding = Decoding(task, device=device, distributions=True)
+    return JudgedCollector(decoding, reference, _law(config), rows=algo.num_pairs, seed=config.seed)
+
+
 WORLDS = {
     "control": World(
         unit="steps",
@@ -338,6 +400,7 @@ WORLDS = {
             "replay": _replay,
             "transitions": _transitions,
         },
+        comparing={},
     ),
     "text": World(
         unit="tokens",
@@ -350,6 +413,7 @@ WORLDS = {
             "groups": _whole(_decoding, grouped=True),
             "demonstrations": _dataset,
         },
+        comparing={"pairs": _pairs, "labelled": _labelled, "judged": _judged},
     ),
 }
 
@@ -362,11 +426,11 @@ def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
     wanted = getattr(config.algo, "collect", "auto")
     ways = [wanted] if wanted != "auto" else algorithm_class.collects
     for way in ways:
-        if way in world.collectors:
+        if way in world.offers:
             return way
     raise InputError(
         f"algo={config.algo.name} learns from {' or '.join(ways)}, "
-        f"env={config.env.name} offers {', '.join(world.collectors)}: try algo={_fitting(world)}"
+        f"env={config.env.name} offers {', '.join(world.offers)}: try algo={_fitting(world)}"
     )
 
 
@@ -397,7 +461,7 @@ def _fitting(world: World, kind: str | None = None) -> str:
     classes: dict[str, Any] = {name: find("algo", name) for name in names}
     fit = [
         name for name, found in classes.items()
-        if set(found.collects) & set(world.collectors) and (kind is None or kind in found.actions)
+        if set(found.collects) & set(world.offers) and (kind is None or kind in found.actions)
     ]  # fmt: skip
     return " or ".join(filter(None, [", ".join(fit[:-1]), fit[-1]]))
 

@@ -29,6 +29,11 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return masked_sum(x, mask, dim) / mask.sum(dim).clamp(min=1)
 
 
+def last_of(mask: Tensor) -> Tensor:
+    """(N, T) bool -> (N,) int64, where the last 1 of each row stands; there may be zeros before it, too."""
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).amax(dim=1)
+
+
 def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
     """Population variance (divided by n, so that one element has variance 0) of `x` where `mask`.
 

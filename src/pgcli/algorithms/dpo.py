@@ -1,0 +1,132 @@
+"""Direct preference optimisation (Rafailov et al. 2023, eq. 7) and its family: a policy learns from pairs directly.
+
+    log_ratio(y) = log pi(y | x) - log ref(y | x)
+    L = -E[ log sigmoid(beta (log_ratio(preferred) - log_ratio(rejected))) ]
+
+The policy is its own reward model, of r = beta log_ratio up to a constant of the prompt; the minimum over all policies
+is the optimum of the expected reward less beta KL(pi || ref), without any reward model or sampling on the way.
+
+    algo=dpo         as above                            algo=simpo      averaged log-probs, a margin, no reference
+    algo=cdpo        labels that are wrong now and then  algo=orpo       odds ratio and likelihood, no reference
+    algo=ipo         a margin of 1 / (2 beta), no more   algo=apo_zero   preferred up, rejected down
+    algo=dpo_norm    log-ratios averaged over tokens     algo=apo_down   both down, rejected more
+    algo=online_dpo  on pairs that the policy has just written, and a judge has just compared (Guo et al. 2024)
+
+Differs from a reward model followed by PPO: nothing is sampled (but for online_dpo), so the policy is never asked what
+it would write now; the log-prob of the *preferred* completions may fall too (`preferences/chosen_log_ratio`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pgcli.algorithms import _update
+from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.collectors.settings import FreshPairs
+from pgcli.functional import preference_loss
+from pgcli.functional.masked import masked_mean, masked_sum
+from pgcli.types import Metrics, Needs, PolicyFunction, Preferences, State, Stochastic
+
+
+class DPO:
+    class Config(OptimiserSettings, FreshPairs):
+        name: Literal["dpo"]
+        loss: Literal["dpo", "ipo", "simpo", "orpo", "apo_zero", "apo_down"] = Field(
+            description="what is made of the two completions' log-ratios (simpo, orpo: of their log-probs)"
+        )
+        beta: float = Field(
+            gt=0, description="the price of leaving the reference; of orpo the weight of the odds ratio"
+        )
+        label_smoothing: float = Field(ge=0, lt=0.5, description="of dpo: how often labels are taken to be wrong")
+        gamma: float = Field(ge=0, description="of simpo: the margin that the rewards must exceed")
+        length_normalised: bool = Field(
+            description="average over a completion's tokens; otherwise sum, as DPO's and IPO's papers do"
+        )
+        likelihood_coefficient: float = Field(
+            ge=0,
+            description="weight of the preferred completions' negative log-likelihood per token, added to the loss",
+        )
+
+        @model_validator(mode="after")
+        def _odds_are_of_averages(self) -> DPO.Config:
+            if self.loss in {"simpo", "orpo"} and not self.length_normalised:
+                raise ValueError(f"the loss {self.loss} is one of averaged log-probs: length_normalised=true")
+            return self
+
+    METRICS: ClassVar = _update.METRICS | {
+        "loss/preference": "the loss of the pairs, without the likelihood's part",
+        "loss/likelihood": "negative log-likelihood of the preferred completions, in nats per token",
+        "preferences/accuracy": "share of pairs whose preferred completion has the larger implicit reward",
+        "preferences/margin": "implicit reward of the preferred completion minus that of the rejected, mean",
+        "preferences/chosen_reward": "beta times the log-ratio (simpo, orpo: log-prob) of preferred completions, mean",
+        "preferences/rejected_reward": "the same of the rejected ones",
+        "preferences/chosen_log_ratio": "log pi - log reference of a preferred completion, summed over tokens, mean",
+        "preferences/rejected_log_ratio": "the same of the rejected ones",
+        "policy/entropy": "entropy of the policy at the tokens of both, mean per token, in nats",
+    }  # fmt: skip
+    collects = ("pairs", "judged")
+    actions = ("discrete",)
+
+    @staticmethod
+    def needs(config: Config) -> Needs:
+        return Stochastic()
+
+    @staticmethod
+    def refers(config: Config) -> bool:
+        return True
+
+    def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
+        self.config = config
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+
+    def loss(self, policy: PolicyFunction, batch: Preferences, noise: None) -> tuple[Tensor, Terms]:
+        c, texts = self.config, batch.texts
+        new = policy(texts.observations, texts.actions)
+        ratios = new.log_probs - texts.reference_log_probs
+        of_a_text = masked_mean if c.length_normalised else masked_sum
+        measured = new.log_probs if c.loss in {"simpo", "orpo"} else ratios
+        chosen, rejected = of_a_text(measured, texts.mask, dim=1).chunk(2)  # (B,) each
+        match c.loss:
+            case "dpo":
+                losses = preference_loss.dpo(chosen, rejected, beta=c.beta, label_smoothing=c.label_smoothing)
+            case "ipo":
+                losses = preference_loss.ipo(chosen, rejected, beta=c.beta)
+            case "simpo":
+                losses = preference_loss.simpo(chosen, rejected, beta=c.beta, gamma=c.gamma)
+            case "orpo":
+                losses = c.beta * preference_loss.odds_ratio(chosen, rejected)
+            case "apo_zero":
+                losses = preference_loss.apo_zero(chosen, rejected, beta=c.beta)
+            case "apo_down":
+                losses = preference_loss.apo_down(chosen, rejected, beta=c.beta)
+        pairs = len(chosen)
+        likelihood = -masked_mean(new.log_probs[:pairs], texts.mask[:pairs])
+        loss = losses.mean()
+
+        with torch.no_grad():
+            chosen_ratio, rejected_ratio = masked_sum(ratios, texts.mask, dim=1).chunk(2)
+            terms = {
+                "loss/preference": loss.detach(),
+                "loss/likelihood": likelihood.detach(),
+                "preferences/accuracy": (chosen > rejected).float().mean(),
+                "preferences/margin": c.beta * (chosen - rejected).mean(),
+                "preferences/chosen_reward": c.beta * chosen.mean(),
+                "preferences/rejected_reward": c.beta * rejected.mean(),
+                "preferences/chosen_log_ratio": chosen_ratio.mean(),
+                "preferences/rejected_log_ratio": rejected_ratio.mean(),
+                "policy/entropy": masked_mean(new.entropy, texts.mask),
+            }
+        return loss + c.likelihood_coefficient * likelihood, terms
+
+    def update(self, batch: Preferences) -> Metrics:
+        return self.updater.draws(self.loss, [batch], steps=batch.steps)
+
+    def state_dict(self) -> State:
+        return self.updater.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.updater.load_state_dict(state)

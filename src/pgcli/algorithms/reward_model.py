@@ -1,0 +1,112 @@
+"""A reward model of preferences: Bradley and Terry's, as in Stiennon et al. 2020 and Ouyang et al. 2022, eq. 1.
+
+    P(y preferred to y') = sigmoid(s(x, y) - s(x, y'))        s: the score at the last token of a completion
+    L = -E[ log sigmoid(s(preferred) - s(rejected)) ]
+
+The policy of this method judges: it is a language model with a score in place of the next word. An ensemble's members
+learn side by side, each from its own bootstrap of the pairs; where they disagree, the pairs have not said.
+
+Differs from DPO: the reward becomes a model of its own, to be used by any method (`reward=runs/<this one>`), as long as
+what is optimised stays where the pairs were. It has no unit and no zero: both are set where it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pgcli.algorithms import _update
+from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.collectors.learned_reward import last_score
+from pgcli.collectors.settings import Pairs
+from pgcli.functional.preference_loss import bradley_terry
+from pgcli.seeding import derive, mix, uniforms
+from pgcli.types import Metrics, Needs, Preferences, Scores, State
+
+POISSON = np.cumsum([np.exp(-1) / x for x in (1, 1, 2, 6, 24, 120)])
+"""P(k <= 0), ... P(k <= 5) of Poisson's law with mean 1."""
+
+
+class RewardModel:
+    class Config(OptimiserSettings, Pairs):
+        name: Literal["reward_model"]
+        ensemble: int = Field(
+            ge=1, description="members, each with its own bootstrap of the pairs where there are several"
+        )
+        margin: float = Field(ge=0, description="what the preferred score must exceed the other by")
+        centring: float = Field(
+            ge=0, description="weight of the squared sum of a pair's scores, which holds them near 0"
+        )
+
+    METRICS: ClassVar = _update.METRICS | {
+        "loss/preference": "negative log-likelihood of the labels, mean over pairs and members",
+        "preferences/accuracy": "share of pairs whose preferred completion has the higher score, by the members' mean",
+        "preferences/margin": "score of the preferred completion minus that of the rejected, mean",
+        "preferences/chosen_score": "score of the preferred completions, mean over pairs and members",
+        "preferences/rejected_score": "the same of the rejected ones",
+        "preferences/disagreement": "deviation of the members' margins of a pair, mean; 0 of a single member",
+    }  # fmt: skip
+    collects = ("pairs",)
+    actions = ("discrete",)
+
+    @staticmethod
+    def needs(config: Config) -> Needs:
+        return Scores(members=config.ensemble)
+
+    @staticmethod
+    def reads(config: Config) -> str:
+        """What its scores mean to who uses them as a reward."""
+        return "preference"
+
+    def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+
+    def loss(self, policy: Any, batch: Preferences, noise: None) -> tuple[Tensor, Terms]:
+        texts, c = batch.texts, self.config
+        scores = policy(texts.observations, texts.actions)  # (members, 2B, T)
+        chosen, rejected = last_score(scores, texts.mask).chunk(2, dim=1)  # (members, B)
+        losses = bradley_terry(chosen, rejected, margin=c.margin, centring=c.centring)
+        weights = bootstrap(batch.numbers, c.ensemble, self.seed).to(losses)
+        # A sum over members: none of them feels how many others there are.
+        loss = (weights * losses).mean(1).sum()
+        with torch.no_grad():
+            margins = chosen - rejected
+            terms = {
+                "loss/preference": losses.mean(),
+                "preferences/accuracy": (margins.mean(0) > 0).float().mean(),
+                "preferences/margin": margins.mean(),
+                "preferences/chosen_score": chosen.mean(),
+                "preferences/rejected_score": rejected.mean(),
+                "preferences/disagreement": margins.std(0, correction=0).mean(),
+            }
+        return loss, terms
+
+    def update(self, batch: Preferences) -> Metrics:
+        return self.updater.draws(self.loss, [batch], steps=batch.steps)
+
+    def state_dict(self) -> State:
+        return self.updater.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.updater.load_state_dict(state)
+
+
+def bootstrap(numbers: Tensor, members: int, seed: int) -> Tensor:
+    """(B,) -> (members, B): how often each member's sample, drawn with replacement, holds each pair: 0, 1, 2, ...
+
+    Poisson with mean 1, which a bootstrap of many pairs is, and a function of the pair's number and the member's: the
+    same in each epoch. A single member sees each pair once.
+    """
+    if members == 1:
+        return torch.ones(1, len(numbers))
+    keys = numbers.cpu().numpy().astype(np.uint64)
+    counts = [
+        np.searchsorted(POISSON, uniforms(mix(keys) ^ np.uint64(derive(seed, "member", member)), 1)[:, 0])
+        for member in range(members)
+    ]
+    return torch.from_numpy(np.stack(counts))

@@ -1,0 +1,357 @@
+"""Comparisons of completions, and labels of single ones: written by a policy, labelled by what the task knows.
+
+        P(a preferred to b) = sigmoid((r(a) - r(b)) / label_scale), and a share label_flip of labels is turned round
+
+r is the task's reward, or that of a trained judge in its place. Because the law is known, so is how often the best
+possible judge of these labels would be right: their ceiling.
+
+A dataset is a function of its seed and of the frozen policy that wrote it. It is made when it is first asked for, and a
+resumed run makes the same one again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgcli.collectors.completions import Decoding
+from pgcli.collectors.learned_reward import Reading, true_reward, worth
+from pgcli.collectors.reference import divergence, view
+from pgcli.errors import InputError, RunError
+from pgcli.functional.masked import last_of
+from pgcli.seeding import derive, episode_seeds, numpy_generator
+from pgcli.types import Completions, Episode, Labelled, Preferences, Rollout, Sample, State, each_tensor
+
+METRICS = {
+    "preferences/dataset": "pairs (or completions) in the dataset",
+    "preferences/epoch": "passes over the dataset, this one included",
+    "preferences/gold_agreement": "share of labels that say what the task's true reward says",
+    "preferences/ceiling": "share of labels that the best possible judge of them would predict",
+    "preferences/identical": "share of fresh pairs that are one completion twice, and teach nothing",
+    "preferences/desirable": "share of completions that are labelled desirable",
+}
+CHUNK = 512
+"""Completions that are written side by side: the noise of a row is its own, so this changes no token."""
+
+
+class Law(NamedTuple):
+    """How a difference of rewards becomes a label."""
+
+    scale: float
+    flip: float
+
+
+class Answers(NamedTuple):
+    """Completions that were rewarded."""
+
+    texts: Completions
+    reward: Tensor
+    """(N,), what labels them."""
+    gold: Tensor
+    """(N,), the task's true reward: where a trained one stands in its place, it is reported beside it."""
+
+
+class Pairs(NamedTuple):
+    """B labelled pairs, preferred before rejected."""
+
+    preferred: Completions
+    rejected: Completions
+    gold: Tensor
+    """(B,), true reward of the preferred minus that of the rejected."""
+    predictable: Tensor
+    """(B,), the probability of the likelier label."""
+
+
+def answers(rollout: Rollout) -> Answers:
+    texts = Completions(rollout.observations, rollout.actions, rollout.mask, rollout.reference_log_probs)
+    return Answers(texts, rollout.aux["reward"], true_reward(rollout.aux, rollout.mask))
+
+
+def write(
+    decoding: Decoding, policy: Any, seeds: list[int], generator: np.random.Generator, *, held_out: bool = False
+) -> Answers:
+    """A completion for each seed's prompt, with the log-probs of the policy that wrote it as those of the reference."""
+    pieces = []
+    for start in range(0, len(seeds), CHUNK):
+        rollout = decoding.play(policy, seeds[start : start + CHUNK], generator, held_out=held_out)
+        rollout.reference_log_probs = rollout.log_probs
+        pieces.append(answers(rollout))
+    return stack(pieces)
+
+
+def compare(first: Answers, second: Answers, law: Law, noise: np.ndarray) -> Pairs:
+    """Label two completions of each prompt.
+
+    noise: (B, 2) uniform: of the label, and of whether it is turned round.
+    """
+    p = torch.sigmoid((first.reward - second.reward).double() / law.scale)
+    drawn, turned = torch.from_numpy(noise).to(p.device).unbind(1)
+    wins = (drawn < p) ^ (turned < law.flip)
+    labelled = law.flip + (1 - 2 * law.flip) * p
+    gold = first.gold - second.gold
+    return Pairs(
+        _either(wins, first.texts, second.texts), _either(wins, second.texts, first.texts),
+        torch.where(wins, gold, -gold), torch.maximum(labelled, 1 - labelled),
+    )  # fmt: skip
+
+
+def _either(which: Tensor, one: Completions, other: Completions) -> Completions:
+    """Row by row the one or the other. Both are of the same prompts."""
+
+    def rows(a: Tensor, b: Tensor) -> Tensor:
+        return a if a is None else torch.where(which[:, None], a, b)
+
+    return Completions(one.observations, *map(rows, one[1:], other[1:]))
+
+
+def identical(pairs: Pairs) -> Tensor:
+    """(B,) bool: one completion twice. After its end every completion is padding."""
+    return (pairs.preferred.actions == pairs.rejected.actions).all(dim=1)
+
+
+def agreement(differences: Tensor) -> float:
+    """Share of positive ones; where there is no difference, either order is as good: a half."""
+    return float((torch.sign(differences) + 1).mean() / 2)
+
+
+def pick(tree: Any, rows: Tensor | slice) -> Any:
+    return each_tensor(tree, lambda x: x[rows])
+
+
+def stack(parts: list[Any]) -> Any:
+    """Trees of tensors, one below the other."""
+    first = parts[0]
+    if len(parts) == 1 or first is None:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {key: stack([part[key] for part in parts]) for key in first}
+    return first._make(stack(list(column)) for column in zip(*parts, strict=True))
+
+
+def write_pairs(
+    decoding: Decoding, policy: Any, law: Law, seeds: list[int], *, seed: int, held_out: bool = False
+) -> Pairs:
+    """Two completions for each seed's prompt, labelled; less those that are the same twice, or cannot be scored.
+
+    seed: of all noise.
+    """
+    noise = numpy_generator(seed, "actions")
+    first, second = (write(decoding, policy, seeds, noise, held_out=held_out) for _ in range(2))
+    pairs = compare(first, second, law, numpy_generator(seed, "labels").random((len(seeds), 2)))
+    pairs = pick(pairs, ~identical(pairs) & ~pairs.gold.isnan() & ~pairs.predictable.isnan())
+    if not len(pairs.gold):
+        raise InputError("the policy that writes the pairs writes the same twice each time: nothing can be preferred")
+    return pairs
+
+
+def dataset(decoding: Decoding, policy: Any, law: Law, *, pairs: int, seed: int) -> Pairs:
+    """Of training prompts: as many pairs, less those that are the same twice."""
+    return write_pairs(decoding, policy, law, episode_seeds(seed, "pairs", range(pairs)), seed=derive(seed, "pairs"))
+
+
+# ---------------------------------------------------------------- what is learned from
+
+
+class PairData:
+    """A dataset of pairs."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs.gold)
+
+    def __getitem__(self, rows: Tensor) -> Preferences:
+        return preferences(pick(self.pairs, rows), rows)
+
+
+def preferences(pairs: Pairs, numbers: Tensor) -> Preferences:
+    metrics = {
+        "preferences/gold_agreement": agreement(pairs.gold),
+        "preferences/ceiling": float(pairs.predictable.mean()),
+    }
+    return Preferences(stack([pairs.preferred, pairs.rejected]), numbers, pairs.gold, metrics)
+
+
+class LabelledData:
+    """The same pairs taken apart: preferred completions are desirable, rejected ones are not, and it is forgotten which
+    belonged together. Beside each stands a completion of another prompt, for KTO's reference point.
+    """
+
+    def __init__(self, pairs: Pairs, reference: Any) -> None:
+        if len(pairs.gold) < 2:
+            raise InputError("env.pairs: at least two are needed, because KTO compares with other prompts' completions")
+        self.texts: Completions = stack([pairs.preferred, pairs.rejected])
+        self.desirable = torch.arange(len(self.texts.mask), device=self.texts.mask.device) < len(pairs.gold)
+        others = other_prompts(pairs.preferred.observations["prompt"])
+        mismatched = pick(self.texts, torch.cat([others, others + len(pairs.gold)]))
+        self.mismatched = referred(mismatched._replace(observations=self.texts.observations), reference)
+
+    def __len__(self) -> int:
+        return len(self.desirable)
+
+    def __getitem__(self, rows: Tensor) -> Labelled:
+        desirable = self.desirable[rows]
+        metrics = {"preferences/desirable": float(desirable.float().mean())}
+        return Labelled(pick(self.texts, rows), desirable, pick(self.mismatched, rows), metrics)
+
+
+def other_prompts(prompts: Tensor) -> Tensor:
+    """(B, P) -> (B,): the next row that has another prompt; simply the next one where all prompts are the same."""
+    rows = torch.arange(len(prompts), device=prompts.device)
+    found = (rows + 1) % len(rows)
+    for distance in range(2, len(rows)):
+        alike = (prompts[found] == prompts).all(dim=1)
+        if not alike.any() or bool((prompts == prompts[0]).all()):
+            break
+        found = torch.where(alike, (rows + distance) % len(rows), found)
+    return found
+
+
+@torch.no_grad()
+def referred(texts: Completions, reference: Any) -> Completions:
+    """With the log-probs that a frozen policy gives to what somebody else wrote."""
+    found = []
+    for start in range(0, len(texts.mask), CHUNK):
+        part = pick(texts, slice(start, start + CHUNK))
+        found.append(torch.where(part.mask, reference(part.observations, part.actions).log_probs, 0))
+    return texts._replace(reference_log_probs=torch.cat(found))
+
+
+# ---------------------------------------------------------------- collectors
+
+
+class DataCollector:
+    """Minibatches of a finite dataset, in another order each epoch. It is made when it is first asked for."""
+
+    def __init__(self, make: Callable[[], Any], *, rows: int, seed: int) -> None:
+        self.make, self.rows, self.seed = make, rows, seed
+        self.data: Any = None
+        self.drawn = 0  # minibatches so far
+
+    def collect(self, policy: Any) -> Any:
+        """At most `rows` rows. The minibatches of an epoch differ by one row at most."""
+        del policy
+        if self.data is None:
+            self.data = self.make()
+        size = len(self.data)
+        pieces = -(-size // self.rows)
+        epoch, piece = divmod(self.drawn, pieces)
+        self.drawn += 1
+        order = numpy_generator(self.seed, "epoch", epoch).permutation(size)
+        rows = order[size * piece // pieces : size * (piece + 1) // pieces]
+        batch = self.data[torch.from_numpy(rows)]
+        batch.metrics |= {"preferences/dataset": float(size), "preferences/epoch": float(epoch + 1)}
+        return batch
+
+    def state_dict(self) -> State:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: State) -> None:
+        self.drawn = state["drawn"]
+
+
+class JudgedCollector:
+    """Two fresh completions of each prompt by the policy as it is now, labelled as the pairs of a dataset would be."""
+
+    def __init__(self, decoding: Decoding, reference: Any, law: Law, *, rows: int, seed: int) -> None:
+        self.decoding, self.reference, self.law, self.rows, self.seed = decoding, reference, law, rows, seed
+        self.begun = 0
+        self.noise, self.labels = numpy_generator(seed, "actions"), numpy_generator(seed, "labels")
+
+    def collect(self, policy: Any) -> Preferences:
+        numbers = torch.arange(self.begun, self.begun + self.rows)
+        self.begun += self.rows
+        seeds = episode_seeds(self.seed, "train", numbers.tolist())
+        rollout = self.decoding.play(policy, [*seeds, *seeds], self.noise)
+        found = view(self.reference, rollout)
+        rollout.reference_log_probs = torch.where(rollout.mask, found.log_probs, 0)
+        both = answers(rollout)
+        first, second = pick(both, slice(0, self.rows)), pick(both, slice(self.rows, None))
+        pairs = compare(first, second, self.law, self.labels.random((self.rows, 2)))
+        scored = ~pairs.gold.isnan() & ~pairs.predictable.isnan()
+        if not scored.any():
+            raise RunError("not one of the completions could be scored: there is nothing to compare")
+        batch = preferences(pick(pairs, scored), numbers[scored.cpu()])
+        batch.metrics |= rollout.metrics | divergence(rollout, found)
+        batch.metrics["preferences/identical"] = float(identical(pairs).float().mean())
+        batch.episodes = rollout.episodes
+        return batch
+
+    def state_dict(self) -> State:
+        return {
+            "begun": self.begun,
+            "noise": self.noise.bit_generator.state,
+            "labels": self.labels.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.begun = state["begun"]
+        self.noise.bit_generator.state = state["noise"]
+        self.labels.bit_generator.state = state["labels"]
+
+
+class HeldOutPairs:
+    """Evaluates a judge: which completion of a pair does it like better, of prompts that no training ever saw?
+
+    With noise, an episode's total is 1 where the judge agrees with the label; without, where it agrees with the task's
+    true reward, of which the labels are only a noisy witness. Pairs of the same completion twice are left out, and of
+    the latter those whose true rewards are equal.
+    """
+
+    def __init__(self, decoding: Decoding, writer: Any, law: Law, reading: Reading) -> None:
+        self.decoding, self.writer, self.law, self.reading = decoding, writer, law, reading
+        self.made: tuple[list[int], Pairs] | None = None
+
+    def play(
+        self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
+    ) -> Rollout:
+        """The preferred completions, with what the judge makes of them."""
+        if self.made is None or self.made[0] != seeds:  # the same ones for every evaluation of a run
+            seed = derive(seeds[0], "held out")
+            self.made = seeds, write_pairs(self.decoding, self.writer, self.law, seeds, seed=seed, held_out=held_out)
+        pairs = self.made[1]
+        margins = self._margins(policy, pairs)
+        if generator is None:
+            differ = pairs.gold != 0
+            if differ.any():
+                pairs, margins = pick(pairs, differ), margins[:, differ]
+            margins = margins * torch.sign(pairs.gold)
+        right = (torch.sign(margins.mean(0)) + 1) / 2
+        texts = pairs.preferred
+        last = torch.zeros_like(texts.mask).scatter_(1, last_of(texts.mask)[:, None], True)
+        ended = last & (texts.actions == self.decoding.task.spec.end)
+        parts = {"reward": right, "ceiling": pairs.predictable, "margin": margins.mean(0)}
+        if len(margins) > 1:
+            parts["disagreement"] = margins.std(0, correction=0)
+        return Rollout(
+            observations=texts.observations, actions=texts.actions, mask=texts.mask,
+            log_probs=texts.reference_log_probs, rewards=torch.where(last, right[:, None], 0.0),
+            terminated=ended, truncated=last & ~ended, aux=parts,
+            episodes=list(map(Episode, right.tolist(), texts.mask.sum(1).tolist(), seeds)),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _margins(self, policy: Any, pairs: Pairs) -> Tensor:
+        """(members, B): how much better each member likes the preferred completion."""
+        found = []
+        task = self.decoding.task
+        for start in range(0, len(pairs.gold), CHUNK):
+            part = pick(pairs, slice(start, start + CHUNK))
+            both = (worth(policy, task, texts, self.reading)[..., -1] for texts in (part.preferred, part.rejected))
+            found.append(next(both) - next(both))
+        return torch.cat(found, dim=1)
+
+    def describe(self, rollout: Rollout, rows: int) -> list[Sample]:
+        return self.decoding.describe(rollout, rows)
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None: ...
