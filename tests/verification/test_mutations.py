@@ -15,7 +15,8 @@ from functools import cache
 
 import pytest
 
-from pgcli.verification import policy_gradients
+from pgcli.verification import language, policy_gradients
+from pgcli.verification.check import safely
 
 MUTATIONS = [
     # module, function, text, what it becomes, the algorithm whose rows must notice ("": what all share)
@@ -87,16 +88,58 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def rows(option):
+OF_TEXTS = [
+    # The same, of the rows on completions.
+    ("functional.kl", "k1", "log_probs - reference_log_probs", "reference_log_probs - log_probs", "reinforce"),
+    ("functional.kl", "k2", "0.5 * ", "", "rloo"),
+    ("functional.kl", "k3", "(reference_log_probs - log_probs)", "(log_probs - reference_log_probs)", "grpo"),
+    ("functional.kl", "k3_corrected", "ratio * k3", "ratio.detach() * k3", "ppo"),
+    ("functional.kl", "k3_corrected", "log_probs - old_log_probs.detach()", "old_log_probs - log_probs", "grpo"),
+    ("functional.masked", "masked_sum", "torch.where(mask, x, 0)", "x", ""),
+    ("functional.masked", "aggregation_weights", "torch.where(mask, weights, 0)", "weights.expand_as(mask)", "ppo"),
+    ("functional.masked", "aggregation_weights", "(mask, weights, 0)", "(mask[:, [1, 2, 0]], weights, 0)", "sft"),
+    ("functional.masked", "aggregation_weights", "mask.sum(dim=1", "mask[:, :-1].sum(dim=1", "sft"),
+    ("functional.advantages", "leave_one_out", "deviations * (k / (k - 1))[members]", "deviations", "rloo"),
+    ("functional.advantages", "_group", "returns - ", "returns.flip(0) - ", "grpo"),
+    ("functional.completions", "tilt", "rewards / beta", "rewards", ""),
+    ("functional.completions", "tilt", "log_reference + rewards", "log_reference - rewards", ""),
+    ("functional.completions", "tilt", "log_reference + ", "", ""),
+    ("environments.text.oracle", "enumerate_completions", "is_end.long()) == 0", "is_end.long()) <= 1", ""),
+    ("environments.text.oracle", "enumerate_completions", " - is_end.long()", "", "reinforce"),
+    ("policies.transformer", "Transformer._logits", " / self.temperature", "", ""),
+    ("policies.transformer", "Transformer.forward", "actions[:, :-1]", "actions[:, 1:]", "reinforce"),
+    ("policies.transformer", "Transformer.forward", "self._logits(hidden)", "self._logits(hidden.roll(1, 1))", ""),
+    ("algorithms._kl", "KL.rewards", "rollout.rewards - ", "rollout.rewards + ", "rloo"),
+    ("algorithms._kl", "KL._prices", "self.coefficient * ", "", "reinforce"),
+    ("algorithms._kl", "KL._prices", "(own, reference, own)", "(reference, own, own)", "ppo"),
+    ("algorithms._kl", "KL.loss", "self.coefficient * weighted", "-self.coefficient * weighted", "grpo"),
+    ("algorithms._kl", "KL.loss", "batch.weights", "batch.per_action", "reinforce"),
+    ("algorithms._kl", "KL.loss", "batch.log_probs)", "log_probs)", "ppo"),
+    ("algorithms._kl", "KL.loss", "(log_probs, batch.reference_log_probs, ", "(batch.reference_log_probs, log_probs, ",
+     "rloo"),
+    ("algorithms.reinforce", "Reinforce.prepare", "self.kl.rewards(rollout)", "rollout.rewards", "reinforce"),
+    ("algorithms.rloo", "RLOO.prepare", "rollout.mask, dim=1", "rollout.mask.roll(1, 1), dim=1", "rloo"),
+    ("algorithms.rloo", "RLOO.prepare", "leave_one_out(returns, rollout.groups)", "returns", "rloo"),
+    ("algorithms.grpo", "GRPO.loss", "total + terms", "total - terms", "grpo"),
+    ("algorithms.ppo", "PPO.prepare", "rollout.terminated, ", "rollout.truncated, ", "ppo"),
+    ("algorithms.sft", "SFT.prepare", "torch.ones_like(rollout.rewards)", "rollout.rewards + 0.5", "sft"),
+    ("algorithms.sft", "SFT.prepare", '"token_mean"', '"sequence_mean"', "pretrain"),
+    ("algorithms.sft", "SFT.loss", "batch.weights)", "batch.weights.flip(1))", "sft"),
+]  # fmt: skip
+TOPICS = {"": policy_gradients, "of texts": language}
+
+
+def rows(option, topic=""):
+    module = TOPICS[topic]
     if option:
-        return policy_gradients.checks([option])
-    return (row for topic in policy_gradients.SHARED for row in policy_gradients._safely("", topic))
+        return module.checks([option])
+    return (row for shared in module.SHARED for row in safely("", shared))
 
 
 @cache
-def quantities(option):
+def quantities(option, topic):
     """The rows of the code as it is, which all pass."""
-    found = list(rows(option))
+    found = list(rows(option, topic))
     assert all(row.passed for row in found)
     return [row.quantity for row in found]
 
@@ -120,20 +163,27 @@ def mutated(module, path, text, other):
     exec(code, dict(function.__globals__), names)
     original = function.__code__
     function.__code__ = names[function.__name__].__code__
+    language.language.cache_clear()
     try:
         yield
     finally:
         function.__code__ = original
+        language.language.cache_clear()  # what was made of the broken code
 
 
 @pytest.mark.parametrize(
-    ("module", "path", "text", "other", "option"), [pytest.param(*m, id=f"{m[1]}: {m[2]} -> {m[3]}") for m in MUTATIONS]
+    ("topic", "module", "path", "text", "other", "option"),
+    [
+        pytest.param(topic, *m, id=f"{m[1]}: {m[2]} -> {m[3]}, {topic}")
+        for topic, mutations in (("", MUTATIONS), ("of texts", OF_TEXTS))
+        for m in mutations
+    ],
 )
-def test_a_mistake_is_noticed(module, path, text, other, option):
-    expected = quantities(option)
+def test_a_mistake_is_noticed(topic, module, path, text, other, option):
+    expected = quantities(option, topic)
     seen = []
     with mutated(module, path, text, other):
-        for row in rows(option):
+        for row in rows(option, topic):
             if not row.passed:
                 return
             seen.append(row.quantity)

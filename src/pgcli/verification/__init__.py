@@ -26,6 +26,7 @@ TOPICS = (
     "gradient_free",
     "continuous",
     "value_based",
+    "language",
 )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +49,14 @@ def broken(algo: str, quantity: str, error: Exception) -> Check:
     first = str(error).partition("\n")[0]
     nan = float("nan")
     return Check(algo, quantity, nan, nan, nan, 0.0, f"could not be checked: {type(error).__name__}: {first}")
+
+
+def safely(algo: str, topic: Callable[..., Iterator[Check]], *arguments: Any) -> Iterator[Check]:
+    """The rows of a topic; where it breaks, one that says so."""
+    try:
+        yield from topic(*arguments)
+    except Exception as error:
+        yield broken(algo, topic.__name__.replace("_", " "), error)
 
 
 def _size(x: Tensor) -> float:

@@ -20,7 +20,7 @@ from pgcli.environments.tabular import Random, random_world
 from pgcli.functional import dynamic_programming as dp
 from pgcli.functional.distributions import Categorical, categorical
 from pgcli.functional.dynamic_programming import MDP
-from pgcli.types import Evaluation, PolicyFunction, Rollout
+from pgcli.types import Evaluation, PolicyFunction, Rollout, each_tensor
 
 JUNK = 7.0
 """What values and log-probs hold where nothing may look: plus or minus this, so that it does not cancel."""
@@ -181,8 +181,11 @@ class Oracle:
 
 def rows_of(rollout: Rollout, indices: Tensor) -> Rollout:
     """Some of the rows, or one of them several times."""
-    chosen: dict[str, Any] = {k: v[indices] for k, v in vars(rollout).items() if isinstance(v, Tensor)}
-    return Rollout(**chosen)
+    return Rollout(**{
+        k: each_tensor(v, lambda x: x[indices])
+        for k, v in vars(rollout).items()
+        if isinstance(v, Tensor) or k == "observations"
+    })  # fmt: skip
 
 
 def reward_to_go(rollout: Rollout, gamma: float = 1.0) -> Tensor:
@@ -193,6 +196,12 @@ def reward_to_go(rollout: Rollout, gamma: float = 1.0) -> Tensor:
         ahead = torch.where(rollout.mask[:, t], rollout.rewards[:, t] + gamma * ahead, 0)
         found[:, t] = ahead
     return found
+
+
+def angle(a: Tensor, b: Tensor) -> float:
+    """Between two directions, in degrees."""
+    cosine = (a * b).sum() / (a.norm() * b.norm())
+    return float(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
 
 
 def each_row_its_own(table: Table, rows: int) -> tuple[PolicyFunction, Tensor]:

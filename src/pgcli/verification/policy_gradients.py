@@ -27,8 +27,8 @@ from pgcli.options import options, search_path
 from pgcli.registry import find
 from pgcli.types import Batch, Rollout, Stochastic
 from pgcli.verification import oracle as oracles
-from pgcli.verification.check import Check, at_most, broken, equal
-from pgcli.verification.oracle import Oracle, Table, each_row_its_own, reward_to_go, rows_of
+from pgcli.verification.check import Check, at_most, broken, equal, safely
+from pgcli.verification.oracle import Oracle, Table, angle, each_row_its_own, reward_to_go, rows_of
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "gamma": (1.0,),
@@ -57,9 +57,9 @@ EPSILON = 1e-6
 class Method:
     """An algorithm as `conf/algo/<option>.yaml` has it, to be made with other settings."""
 
-    def __init__(self, option: str) -> None:
+    def __init__(self, option: str, env: str = "garnet") -> None:
         self.option = option
-        self.config: Any = compose([f"algo={option}", "env=garnet", "tuned=none"]).algo
+        self.config: Any = compose([f"algo={option}", f"env={env}", "tuned=none"]).algo
         self.algorithm: Any = find("algo", self.config.name)
         neutral = {k: v for k, values in NEUTRAL.items() for v in values[::-1] if self.can(k, v)}
         self.neutral = self.having(self.config, neutral)
@@ -95,10 +95,10 @@ class Method:
     def critic(self, **settings: Any) -> bool:
         return self.algorithm.needs(self.having(self.neutral, settings)).critic
 
-    def make(self, table: Table, **settings: Any) -> Any:
+    def make(self, table: Any, **settings: Any) -> Any:
         return self.algorithm(table, self.having(self.neutral, settings), total_steps=1_000, seed=0)
 
-    def loss(self, table: Table, rollout: Rollout, *, policy: Any = None, **settings: Any) -> Tensor:
+    def loss(self, table: Any, rollout: Rollout, *, policy: Any = None, **settings: Any) -> Tensor:
         """What it minimises, prepared with `table` and taken at `policy` (the table itself, if None)."""
         one = self.make(table, **settings)
         return one.loss(policy or table, one.prepare(rollout), None)[0]
@@ -128,7 +128,7 @@ def checks(only: Collection[str] = ()) -> Iterator[Check]:
     """Rows of the algorithms in `only`; of all and of what they share, if it is empty."""
     if not only:
         for shared in SHARED:
-            yield from _safely("", shared)
+            yield from safely("", shared)
     for option in options("algo", search_path()):
         if only and option not in only:
             continue
@@ -139,14 +139,7 @@ def checks(only: Collection[str] = ()) -> Iterator[Check]:
             yield broken(option, "its loss", error)
             continue
         for topic in topics:
-            yield from _safely(option, topic, method)
-
-
-def _safely(algo: str, topic: Callable[..., Iterator[Check]], *arguments: Any) -> Iterator[Check]:
-    try:
-        yield from topic(*arguments)
-    except Exception as error:
-        yield broken(algo, topic.__name__.replace("_", " "), error)
+            yield from safely(option, topic, method)
 
 
 def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
@@ -213,12 +206,12 @@ def discounting(method: Method) -> Iterator[Check]:
     gamma, oracle = 0.8, oracles.ending()
     ours = method.ascent(oracle.table(), oracle.rollout(oracle.solve(gamma).values), gamma=gamma)
     exact, usual = oracle.gradient(gamma), oracle.gradient(gamma, discounted_states=False)
-    bias, angle = float((usual - exact).norm()), _angle(usual, exact)
+    bias, turned = float((usual - exact).norm()), angle(usual, exact)
     kept = (ours - exact).norm() < (ours - usual).norm()
     if kept:
         yield equal(method.option, f"grad J, gamma {gamma}", exact, ours, note="unbiased: gamma^t is kept")
     else:
-        note = f"drops gamma^t: predicted bias {bias:.3g}, {angle:.1f} degrees from grad J"
+        note = f"drops gamma^t: predicted bias {bias:.3g}, {turned:.1f} degrees from grad J"
         yield equal(method.option, f"biased grad J, gamma {gamma}", usual, ours, note=note)
 
 
@@ -347,7 +340,7 @@ def group_statistics(method: Method) -> Iterator[Check]:
         credit = ((returns - returns.mean(1, keepdim=True)) / (deviation + EPSILON)).view(-1, 1)
         exact = oracle.expected_score(rollout, credit.expand_as(rollout.rewards))
         ours = method.ascent(oracle.table(), rollout, advantage="standardised")
-        note = f"{_angle(exact, oracle.gradient()):.1f} degrees from grad J: dividing by the deviation turns it"
+        note = f"{angle(exact, oracle.gradient()):.1f} degrees from grad J: dividing by the deviation turns it"
         yield equal(method.option, f"standardised, groups of {size}", exact, ours, note=note)
 
 
@@ -471,8 +464,8 @@ def adding_up(method: Method) -> Iterator[Check]:
         if choice == "sequence_mean":
             credit = _credit(method, rollout) / rollout.mask.sum(1, keepdim=True)
             predicted[choice] = oracle.expected_score(rollout, credit)
-            angle = _angle(predicted[choice], exact)
-            notes[choice] = f"an action of a long episode counts less: {angle:.1f} degrees from grad J"
+            turned = angle(predicted[choice], exact)
+            notes[choice] = f"an action of a long episode counts less: {turned:.1f} degrees from grad J"
         if choice in predicted:
             ours = method.ascent(table, rollout, **settings)
             yield equal(method.option, f"grad, {choice}", predicted[choice], ours, note=notes[choice])
@@ -747,14 +740,8 @@ def _mean_length(rollout: Rollout) -> Tensor:
     return lengths.mean() if rollout.weights is None else rollout.weights @ lengths
 
 
-def _angle(a: Tensor, b: Tensor) -> float:
-    """Between two directions, in degrees."""
-    cosine = (a * b).sum() / (a.norm() * b.norm())
-    return float(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
-
-
 def _angle_of(half_square: Tensor, ratio: Tensor, pi: Tensor) -> float:
-    return _angle(pi * (0.5 * ratio.square() - half_square), pi * (ratio - (pi * ratio).sum()))
+    return angle(pi * (0.5 * ratio.square() - half_square), pi * (ratio - (pi * ratio).sum()))
 
 
 def _list(x: Tensor) -> str:

@@ -1,0 +1,349 @@
+"""The language methods, through their own `prepare` and `loss`, on the text task whose completions are enumerated.
+
+The rows of `policy_gradients` say what a method does with episodes; those here say it of completions: that padding with
+the end token's number is left out and the end token is not, that a reward for the last token is one for all of them,
+and what each place and each estimator of the KL to a reference makes a policy climb. Where that is not the gradient of
+J - beta KL(pi || ref), it is predicted by itself, and the angle between the two is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgcli.functional import dynamic_programming as dp
+from pgcli.functional.completions import tilt
+from pgcli.functional.kl import k1, k2, k3, k3_corrected
+from pgcli.functional.masked import masked_sum
+from pgcli.options import options, search_path
+from pgcli.types import ABSENT, Rollout
+from pgcli.verification.check import Check, broken, equal, safely
+from pgcli.verification.oracle import angle, reward_to_go
+from pgcli.verification.policy_gradients import GROUP, Method
+from pgcli.verification.text_oracle import Language, Table, Whole, language, minimise, settings, slope
+
+BETA = 0.3
+ESTIMATORS = ("k1", "k2", "k3", "k3_corrected")
+
+
+class Writer(Method):
+    """An algorithm that learns from completions."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__(option, env="oracle")
+
+    @property
+    def writes(self) -> bool:
+        return self.stochastic and self.collects("episodes", "groups")
+
+    def climbs(self, policy: Any, rollout: Rollout, *, at: Any = None, **settings: Any) -> Tensor:
+        """Where it moves a policy's parameters, as a sum over a completion; `at`: prepared with one, taken at other."""
+        loss = self.loss(policy, rollout, policy=at, **settings) * self.scale(rollout)
+        return -slope(loss, at or policy)
+
+    def priced(self, placement: str, estimator: str) -> dict[str, Any]:
+        kl = {"coefficient": BETA, "placement": placement, "estimator": estimator, "allow_biased": True}
+        return {"kl": self.config.kl.model_dump() | kl}
+
+    def every(self, world: Language, pi: Tensor, reference: Tensor | None = None) -> Rollout:
+        """What it learns from, enumerated."""
+        return world.groups(pi, reference, size=GROUP) if self.grouped else world.rollout(pi, reference)
+
+    @property
+    def share(self) -> float:
+        """Of the gradient that its group's baseline leaves: a mean that contains the return itself takes 1/K."""
+        return (GROUP - 1) / GROUP if self.can("advantage", "centred") else 1.0
+
+
+def checks(only: Collection[str] = ()) -> Iterator[Check]:
+    """Rows of the algorithms in `only`; of all and of what they share, if it is empty."""
+    if not only:
+        for shared in SHARED:
+            yield from safely("", shared)
+    for option in options("algo", search_path()):
+        if only and option not in only:
+            continue
+        try:
+            method = Writer(option)
+            topics = list(_topics(method))
+        except Exception as error:
+            yield broken(option, "text: its loss", error)
+            continue
+        for topic in topics:
+            yield from safely(option, topic, method)
+
+
+def _topics(method: Writer) -> Iterator[Callable[[Writer], Iterator[Check]]]:
+    if method.stochastic and method.collects("demonstrations"):
+        yield maximum_likelihood
+    if not method.writes:
+        return
+    yield gradient_of_the_reward
+    yield token_by_token
+    if method.has("kl"):
+        yield price_in_the_reward
+        yield price_in_the_loss
+        yield price_off_the_behaviour_policy
+
+
+# ---------------------------------------------------------------- one method at a time
+
+
+def gradient_of_the_reward(method: Writer) -> Iterator[Check]:
+    """The transformer's gradient of J, and with the table's that of each end token."""
+    world, policy = language(), language().transformer()
+    pi = world.probabilities(policy)
+    exact = slope(world.value(pi), policy) * method.share
+    ours = method.climbs(policy, method.every(world, pi))
+    part = "" if method.share == 1 else f"{method.share:g} "
+    note = "of a transformer's parameters; completions that end and that are cut"
+    yield equal(method.option, f"text: {part}grad J", exact, ours, note=note)
+
+    table = world.table()
+    exact = dp.softmax_gradient(world.visits(pi), pi, world.solve(pi).action_values[0])[:-1] * method.share
+    found = method.climbs(table, method.every(world, pi))[: exact.numel()].view_as(exact)
+    note = "padding has its number, and it is taught where it is chosen"
+    yield equal(method.option, f"text: {part}grad J, end tokens", exact[:, -1], found[:, -1], note=note)
+
+
+def token_by_token(method: Writer) -> Iterator[Check]:
+    """A reward for the last token, credited to each token, is R grad log pi(y): a completion is one action as well."""
+    world = language()
+    pi = world.probabilities(world.table()).detach()
+    rollout, scores = method.every(world, pi), world.score(pi)
+    if method.critic():  # one that knows nothing
+        rollout.values, rollout.next_values = (torch.zeros_like(rollout.rewards) for _ in range(2))
+    returns = reward_to_go(rollout)[:, 0]
+    assert rollout.weights is not None
+    rows = len(returns)
+    each = torch.arange(rows) if not method.grouped else _members(world)
+    credit = returns
+    if method.grouped:
+        credit = (returns - returns.view(-1, GROUP).flip(1).flatten()) * method.share
+    exact = credit[:, None] * scores[each]
+    table = Table(pi[:-1].log().expand(rows, -1, -1))
+    loss = method.loss(table, rollout) * method.scale(rollout)
+    (found,) = torch.autograd.grad(loss, [table.logits])
+    ours = -found.flatten(1) / rollout.weights[:, None]
+    yield equal(
+        method.option, "text: each completion's gradient", exact, ours,
+        note="token by token, it is that of the whole: R grad log pi(y)",
+    )  # fmt: skip
+
+    # Per completion, so that methods with groups and without are comparable.
+    size = GROUP if method.grouped else 1
+    weights = rollout.weights * size
+    spread = _spread(weights.view(-1, size)[:, 0], exact.view(-1, size, exact.shape[1]).mean(1)) * size
+    through = _spread(weights.view(-1, size)[:, 0], ours.view(-1, size, ours.shape[1]).mean(1)) * size
+    note = "of one completion, trace of the covariance"
+    if method.grouped:
+        note = f"of one completion in groups of {size}, trace of the covariance"
+    yield equal(method.option, "text: variance of the gradient", spread, through, note=note)
+
+
+def _members(world: Language) -> Tensor:
+    """(rows,): which completion each row of `groups` is."""
+    each = len(world.actions) // world.prompts
+    pairs = torch.cartesian_prod(torch.arange(each), torch.arange(each))
+    return torch.cat([pairs + prompt * each for prompt in range(world.prompts)]).flatten()
+
+
+def _spread(weights: Tensor, each: Tensor) -> Tensor:
+    """(N,), (N, D) -> E|g - E g|^2."""
+    mean = weights @ each
+    return weights @ (each - mean).square().sum(1)
+
+
+# ---------------------------------------------------------------- a price on leaving the reference
+
+
+def costs(pi: Tensor, reference: Tensor) -> dict[str, Tensor]:
+    """(S, V) each: what an estimator takes for a token, by its formula, without a gradient."""
+    ratio = (pi / reference).detach()
+    opposite = 1 / ratio - 1 + ratio.log()
+    return {"k1": ratio.log(), "k2": ratio.log().square() / 2, "k3": opposite, "k3_corrected": opposite}
+
+
+def price_in_the_reward(method: Writer) -> Iterator[Check]:
+    """beta times an estimate, taken from each token's reward: k1 makes it grad (J - beta KL), the others do not."""
+    world, policy = language(), language().table()
+    pi, reference = world.probabilities(policy), world.probabilities(world.table(seed=1)).detach()
+    rollout, taken = method.every(world, pi, reference), costs(pi, reference)
+    right = slope(world.value(pi) - BETA * world.divergence(pi, reference), policy, keep=True)
+    for name in ESTIMATORS[:3]:
+        ours = method.climbs(policy, rollout, **method.priced("reward", name))
+        exact, note = right, "k1 in the reward: the gradient of what is wanted"
+        if name != "k1":
+            exact = slope(world.value(pi, world.mdp.expected_rewards - BETA * taken[name]), policy, keep=True)
+            note = f"predicted: {angle(exact, right):.1f} degrees from it"
+        quantity = "grad (J - beta KL)" if name == "k1" else f"biased, {name} in the reward"
+        part = "" if method.share == 1 or name != "k1" else f"{method.share:g} "
+        yield equal(method.option, f"text: {part}{quantity}", exact * method.share, ours, note=note)
+
+
+def price_in_the_loss(method: Writer) -> Iterator[Check]:
+    """An estimate added to the loss: of prefixes as they are visited, whatever the policy does to later ones."""
+    world, policy = language(), language().table()
+    pi, reference = world.probabilities(policy), world.probabilities(world.table(seed=1)).detach()
+    rollout, taken = method.every(world, pi, reference), costs(pi, reference)
+    visits = world.visits(pi).detach()
+    whole = slope(world.divergence(pi, reference), policy, keep=True)
+    forward = slope(world.divergence(pi, reference, visits), policy, keep=True)
+    backward = slope(world.divergence(reference, pi, visits), policy, keep=True)
+    turned = f"{angle(forward, whole):.1f} degrees"
+    told = {
+        "k1": (torch.zeros_like(whole), "zero: it holds nothing in a loss"),
+        "k2": (forward, f"KL(pi || ref) at fixed prefixes: {turned} from that of completions"),
+        "k3": (backward, f"KL(ref || pi) at fixed prefixes: {angle(backward, whole):.1f} degrees"),
+        "k3_corrected": (forward, f"KL(pi || ref) at fixed prefixes: {turned}"),
+    }
+    without = method.climbs(policy, rollout)
+    exact_values, values = [], []
+    for name, (exact, note) in told.items():
+        settings = method.priced("loss", name)
+        ours = without - method.climbs(policy, rollout, **settings)
+        quantity = f"text: beta grad KL, {name} in the loss"
+        yield equal(method.option, quantity, BETA * exact, ours, note=note)
+        one = method.make(policy, **settings)
+        values.append(one.loss(policy, one.prepare(rollout), None)[1]["loss/kl"] * method.scale(rollout))
+        exact_values.append(BETA * world.moments(pi, taken[name])[0])
+    exact_value = torch.stack(exact_values)
+    note = f"the KL of completions; k2 makes it {float((exact_value[1] / exact_value[0]).detach()):.2f} times as much"
+    yield equal(method.option, "text: loss/kl, of each estimator", exact_value, torch.stack(values), note=note)
+
+
+def price_off_the_behaviour_policy(method: Writer) -> Iterator[Check]:
+    """Where another policy wrote: the ratio makes up for it, and k2 has none."""
+    world, behaviour, policy = language(), language().table(), language().table(moved=0.5)
+    wrote, pi = world.probabilities(behaviour).detach(), world.probabilities(policy)
+    reference = world.probabilities(world.table(seed=1)).detach()
+    rollout, visits = method.every(world, wrote, reference), world.visits(wrote)
+    without = method.climbs(behaviour, rollout, at=policy)
+    right = slope(world.divergence(pi, reference, visits), policy, keep=True)
+    half_square = 0.5 * (pi.log() - reference.log()).square()
+    uncorrected = slope(visits @ (wrote * half_square).sum(-1), policy)
+    told = {
+        "k3_corrected": (right, "grad KL(pi || ref) at the prefixes of the policy that wrote"),
+        "k2": (uncorrected, f"predicted: {angle(uncorrected, right):.1f} degrees from it, for it knows no ratio"),
+    }
+    for name, (exact, note) in told.items():
+        ours = without - method.climbs(behaviour, rollout, at=policy, **method.priced("loss", name))
+        biased = "" if name == "k3_corrected" else "biased "
+        yield equal(method.option, f"text: off-policy {biased}grad KL, {name}", BETA * exact, ours, note=note)
+
+
+# ---------------------------------------------------------------- what is taught by others
+
+
+def best(world: Language, reference: Tensor) -> Tensor:
+    """(B, Y / B): log pi*(y | x), the optimum of E[r] - beta KL(pi || reference)."""
+    rewards = world.rewards.view(world.prompts, -1)
+    return tilt(world.sequences(reference), rewards, BETA)
+
+
+def maximum_likelihood(method: Writer) -> Iterator[Check]:
+    """Taught by completions of pi*: the likelihood's gradient, per token, and the policy that it ends at is pi*."""
+    world, policy = language(), language().transformer()
+    teacher = world.policy_of(best(world, world.probabilities(world.table(seed=1)).detach()))
+    rollout, pi = world.rollout(teacher), world.probabilities(policy)
+    rollout.log_probs = ABSENT  # nobody knows those of a text
+    visits = world.visits(teacher)
+    entropy = -visits @ (teacher * pi.log()).sum(-1) / visits.sum()
+    ours = method.loss(policy, rollout)
+    yield equal(method.option, "text: cross-entropy", entropy, ours, note="per token; the end token is one of them")
+    yield equal(method.option, "text: grad of the log-likelihood", -slope(entropy, policy), -slope(ours, policy))
+    whole = Whole(world, world.sequences(pi))
+    one = method.make(whole)
+    batch = one.prepare(rollout)
+    minimise(lambda: one.loss(whole, batch, None)[0], whole.logits)
+    found = world.probabilities(whole).detach()
+    yield equal(
+        method.option, "text: KL(pi* || what it ends at)", 0.0, world.divergence(teacher, found),
+        note="taught by pi*'s completions, descended to the end",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- what all of them share
+
+
+def the_task_itself() -> Iterator[Check]:
+    """Two roads to each number: token by token through the decision process, and by adding up completions."""
+    world, policy = language(), language().transformer()
+    pi, reference = world.probabilities(policy), world.probabilities(world.table(seed=1))
+    rollout, scored = world.rollout(pi), policy(world.observations, world.actions).log_probs
+    assert rollout.weights is not None
+    whole = masked_sum(scored, world.mask, dim=1)  # log pi(y | x)
+    chances = whole.exp() / world.prompts
+    count = len(world.actions) // world.prompts
+    yield equal("", "text: sum of probabilities", 1.0, chances.sum(), note=f"{count} completions of each prompt")
+    yield equal("", "text: log pi(y)", _decoded(world, policy), whole, note="token by token, as it is sampled; scored")
+    cold, warm = settings().policy.temperature, world.probabilities(world.transformer(temperature=1.0))
+    exact = (warm.log() / cold).softmax(-1)
+    yield equal("", "text: pi at a temperature", exact, pi, note=f"pi^(1/{cold:g}), divided by its sum")
+    yield equal("", "text: J", world.value(pi), chances @ world.rewards, note="by dynamic programming; by adding up")
+    by_sum = slope(chances @ world.rewards, policy, keep=True)
+    yield equal("", "text: grad J", slope(world.value(pi), policy, keep=True), by_sum, note="of all parameters")
+
+    other = masked_sum(world.rollout(reference).log_probs, world.mask, dim=1)
+    divergence = chances @ (whole - other)
+    note = "the KLs of each next token, over the prefixes that are visited"
+    yield equal("", "text: KL(pi || ref)", world.divergence(pi, reference), divergence, note=note)
+    exact = slope(world.divergence(pi, reference.detach()), policy, keep=True)
+    yield equal("", "text: grad KL(pi || ref)", exact, slope(divergence, policy), note="of completions")
+
+
+def _decoded(world: Language, policy: Any) -> Tensor:
+    """(Y,): log pi(y | x) as the decoder has it, which feeds one token after the other and remembers the rest."""
+    total = torch.zeros_like(world.rewards)
+    with torch.no_grad():
+        logits, cache = policy.prefill(world.observations)
+        for t in range(world.mask.shape[1]):
+            chosen = logits.log_softmax(-1).gather(1, world.actions[:, t : t + 1]).squeeze(1)
+            total += torch.where(world.mask[:, t], chosen, 0)
+            logits = policy.step(world.actions[:, t], cache) if t + 1 < world.mask.shape[1] else logits
+    return total
+
+
+def the_best_policy() -> Iterator[Check]:
+    """pi* = ref exp(r / beta) / Z: nothing is left to climb there, and no other policy is worth as much."""
+    world = language()
+    reference = world.probabilities(world.table(seed=1)).detach()
+    rewards = world.rewards.view(world.prompts, -1)
+    normaliser = (world.sequences(reference) + rewards / BETA).logsumexp(-1)
+    table = Table(world.policy_of(best(world, reference))[:-1].log())
+
+    def worth(policy: Any) -> Tensor:
+        pi = world.probabilities(policy)
+        return world.value(pi) - BETA * world.divergence(pi, reference)
+
+    top = worth(table)
+    yield equal("", "text: J - beta KL at pi*", BETA * normaliser.mean(), top, note=f"beta log Z, beta {BETA:g}")
+    gradient = slope(top, table)
+    yield equal("", "text: its gradient at pi*", torch.zeros_like(gradient), gradient, note="an optimum")
+    for name, policy in (("the policy", world.transformer()), ("the reference", world.transformer(seed=1))):
+        gap = world.divergence(world.probabilities(policy), world.probabilities(table))
+        note = "falls short of pi*'s by beta KL(pi || pi*)"
+        yield equal("", f"text: J - beta KL of {name}", top - BETA * gap, worth(policy), note=note)
+
+
+def estimators_of_the_kl() -> Iterator[Check]:
+    """Value and variance of each, summed over a completion: by backward induction, and by adding up."""
+    world = language()
+    pi, reference = (world.probabilities(world.table(seed=seed)).detach() for seed in (0, 1))
+    new, old = world.rollout(pi).log_probs, world.rollout(reference).log_probs
+    weights = world.chances(pi)
+    ours = {"k1": k1(new, old), "k2": k2(new, old), "k3": k3(new, old), "k3_corrected": k3_corrected(new, old, new)}
+    divergence = float(world.divergence(pi, reference))
+    for name, cost in costs(pi, reference).items():
+        mean, variance = world.moments(pi, cost)
+        each = masked_sum(ours[name], world.mask, dim=1)
+        bias = float(mean) - divergence
+        note = f"biased by {bias:+.3f}" if abs(bias) > 1e-9 else "KL(pi || ref) of completions"
+        yield equal("", f"text: {name}, mean", mean, weights @ each, note=note)
+        yield equal("", f"text: {name}, variance", variance, _spread(weights, each[:, None]))
+
+
+SHARED = (the_task_itself, the_best_policy, estimators_of_the_kl)
