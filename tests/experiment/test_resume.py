@@ -205,6 +205,29 @@ def test_a_run_that_began_with_the_weights_of_another_no_longer_needs_it(tmp_pat
     assert_same_end(killed, straight.path)
 
 
+@pytest.mark.parametrize("name", ["rloo on sort", "online_dpo", "reward_model"])
+def test_a_run_that_a_trained_judge_rewards_is_resumed_with_the_same_calibration(tmp_path, name):
+    judge = start(tmp_path / "judge", *EXPERIMENTS["reward_model"], steps=300)
+    straight = start(tmp_path / "straight", *EXPERIMENTS[name], f"reward={judge.path}", steps=600)
+    killed = killed_copy(straight.path, tmp_path / "killed", after=1)
+    resume(killed, quiet=True)
+    assert_same_end(killed, straight.path)
+
+
+def test_a_run_stops_when_its_judges_disagree_and_goes_on_with_another_limit(tmp_path):
+    judge = start(tmp_path / "judge", *EXPERIMENTS["reward_model"], steps=300)
+    words = (*EXPERIMENTS["rloo on sort"], f"reward={judge.path}", "judge.stop_disagreement=1e-6")
+    stopped = start(tmp_path / "stopped", *words, steps=600)
+    assert stopped.status == "completed"
+    assert len(stopped.rows()) == 1
+    assert stopped.info["summary"]["doubtful"] > 1e-6
+    with pytest.raises(InputError, match="its judges disagree by more than 1e-06"):
+        resume(stopped.path, quiet=True)
+    resume(stopped.path, "judge.stop_disagreement=null", quiet=True)
+    straight = start(tmp_path / "straight", *words[:-1], steps=600)
+    assert lines_of_metrics(stopped.path)[-1] == lines_of_metrics(straight.path)[-1]
+
+
 # ---------------------------------------------------------------- longer than it was
 
 

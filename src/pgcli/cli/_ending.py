@@ -35,6 +35,8 @@ def _outcome(run: "Run") -> str:
             f"solved {task} after {spent}: "
             f"greedy return {fresh['greedy_return_mean']:.1f} over {fresh['episodes']:.0f} fresh episodes"
         )
+    if "doubtful" in summary:
+        spent += f", as the reward model's members disagree by {summary['doubtful']:.2f}"
     verb = "interrupted" if run.status == "interrupted" else "finished"
     sentence = f"{verb} {run.choices['algo']} on {task} after {spent}"
     if "eval/return_mean" not in summary:  # interrupted between two evaluations

@@ -17,6 +17,7 @@ from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
+from pgcli.collectors.learned_reward import Judge, LearnedReward
 from pgcli.collectors.population import PopulationCollector
 from pgcli.collectors.preferences import (
     DataCollector,
@@ -27,6 +28,7 @@ from pgcli.collectors.preferences import (
     PairData,
     Pairs,
     dataset,
+    write,
 )
 from pgcli.collectors.reference import Referenced
 from pgcli.collectors.replay import ReplayCollector
@@ -38,7 +40,7 @@ from pgcli.experiment.config import ExperimentConfig
 from pgcli.experiment.evaluation import SUCCESS
 from pgcli.options import built_in_folder, options
 from pgcli.registry import find, has_class
-from pgcli.seeding import derive
+from pgcli.seeding import derive, episode_seeds, numpy_generator
 from pgcli.types import Algorithm, Collector, Continuous, Gradients, Needs, Rollout, Spec, State, Stochastic
 
 
@@ -94,8 +96,10 @@ class Sources:
     """The runs that a config names, read."""
 
     init: State | None = None
-    reference: State | None = None
+    reference: Trained | None = None
     reward: Trained | None = None
+    begun: bool = False
+    """The run's own checkpoint holds what is frozen: nothing need be made that it will overwrite."""
 
 
 def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
@@ -114,6 +118,12 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
 
     _check_samples(config, environment_class)
     environment = world.make(environment_class, config, world.rows(config, way))
+    judge = None
+    if sources.reward is not None:
+        judge = _judge(config, environment, sources.reward, world)
+        environment = LearnedReward(
+            environment, judge, combination=config.judge.combine, pessimism=config.judge.pessimism
+        )
     _check_actions(config, algorithm_class, environment.spec, world)
 
     policy = _policy(config, environment.spec, algorithm_class.needs(config.algo))
@@ -127,6 +137,11 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
         frozen["reference"] = _reference(config, environment.spec, sources, policy).to(device.torch)
     elif way in world.comparing:
         frozen["writer"] = _reference(config, environment.spec, sources, policy).to(device.torch)
+
+    if judge is not None:
+        frozen["reward"] = judge.to(device.torch)
+        if not sources.begun:
+            _calibrate(config, environment, judge, frozen.get("writer", policy), device.torch)
 
     algorithm = algorithm_class(
         policy, config.algo, total_steps=config.total_steps, seed=derive(config.seed, "minibatches")
@@ -170,12 +185,51 @@ def _reference(config: ExperimentConfig, spec: Spec, sources: Sources, policy: A
 
     A policy that trains little of itself offers a `twin`, which has that little again and shares the rest.
     """
+    if sources.reference is not None:  # it may be of another size
+        reference = _policy(sources.reference.config.model_copy(update={"seed": config.seed}), spec, Stochastic())
+        _initialise(reference, sources.reference.policy, f"reference={config.reference}")
+        return reference.requires_grad_(False)
     twin = policy.twin() if hasattr(policy, "twin") else None
     reference = twin or _policy(config, spec, Stochastic())
-    source, name = (sources.reference, "reference") if sources.reference else (sources.init, "init")
-    if source is not None:
-        _initialise(reference, source, f"{name}={getattr(config, name)}")
+    if sources.init is not None:
+        _initialise(reference, sources.init, f"init={config.init}")
     return reference.requires_grad_(False)
+
+
+def _judge(config: ExperimentConfig, task: Any, trained: Trained, world: World) -> Judge:
+    """The reward model that a config names, frozen; refused where it cannot judge this task's texts."""
+    name = f"reward={config.reward}"
+    if world is not WORLDS["text"]:
+        raise InputError(f"{name} judges texts; env={config.choices['env']} is stepped and has its own reward")
+    algorithm_class: Any = find("algo", trained.config.algo.name)
+    if not hasattr(algorithm_class, "reads"):
+        raise InputError(
+            f"{name} is a run of {trained.config.algo.name}, not of a reward model: "
+            "algo=reward_model, outcome_reward or process_reward trains one"
+        )
+    own = find("env", trained.config.env.name)(trained.config.env)
+    if _vocabulary(own) != _vocabulary(task):
+        raise InputError(f"{name} reads the vocabulary of env={trained.config.env.name}, not that of {config.env.name}")
+    reading = algorithm_class.reads(trained.config.algo)
+    if reading == "process" and not hasattr(task, "step_labels"):
+        raise InputError(f"{name} judges steps, and env={config.choices['env']} does not say where one ends")
+    needs = algorithm_class.needs(trained.config.algo)
+    if config.judge.stop_disagreement is not None and needs.members == 1:
+        raise InputError(f"judge.stop_disagreement: {name} has one member, which cannot disagree: algo.ensemble=4")
+    scorer = _policy(trained.config, task.spec, needs)
+    _initialise(scorer, trained.policy, name)
+    return Judge(scorer, reading, members=needs.members)
+
+
+def _vocabulary(task: Any) -> list[str]:
+    return [task.decode([token]) for token in range(task.spec.vocabulary)]
+
+
+def _calibrate(config: ExperimentConfig, task: Any, judge: Judge, writer: Any, device: torch.device) -> None:
+    """On completions of training prompts by the initial policy (where that judges: by who writes its pairs)."""
+    seeds = episode_seeds(config.seed, "calibration", range(config.judge.calibration))
+    written = write(Decoding(task, device=device), writer, seeds, numpy_generator(config.seed, "calibration"))
+    judge.calibrate(task, written.texts, written.gold)
 
 
 def _close(collector: Any, close_world: Callable[[Any, Any], None], environment: Any, evaluator: Any) -> None:

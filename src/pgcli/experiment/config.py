@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
@@ -64,6 +64,21 @@ class Checkpoint(Settings):
     keep: int = Field(ge=1, description="how many of the last valid checkpoints stay, besides the best")
 
 
+class Judging(Settings):
+    """How a trained reward is used."""
+
+    combine: Literal["mean", "min", "mean_minus_variance"] = Field(
+        description="what an ensemble's members come to; the last two distrust what they disagree on"
+    )
+    pessimism: float = Field(ge=0, description="weight of the variance in mean_minus_variance")
+    calibration: int = Field(
+        ge=2, description="completions of the initial policy on which the scores get mean 0 and deviation 1"
+    )
+    stop_disagreement: float | None = Field(
+        gt=0, description="stop once the members' deviation, mean over a batch of completions, exceeds it; null: never"
+    )
+
+
 class ExperimentConfig(Settings):
     """A whole experiment. Dumped as `config.yaml` of a run directory, from which `load` reads the same thing back."""
 
@@ -79,6 +94,7 @@ class ExperimentConfig(Settings):
     reward: str | None = Field(
         description="run of a reward model that scores completions in place of the task; null: the task's own reward"
     )
+    judge: Judging = Field(description="how the reward model of `reward` is used")
     runs_dir: str = Field(min_length=1, description="folder of the run directories")
     log_every: int = Field(
         ge=1, description="actions between two rows of metrics; 1: a row for each update, however small"

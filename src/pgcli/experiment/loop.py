@@ -54,19 +54,22 @@ class Progress:
     """The best stochastic evaluation, to mark its checkpoint."""
     solved: dict[str, float] | None = None
     """The confirming evaluation, once stop_at was reached."""
+    doubtful: float | None = None
+    """The disagreement of the reward model's members that exceeded judge.stop_disagreement."""
     seconds: float = 0.0
     """Spent training, over all sittings."""
 
 
 def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progress, stop: StopRequest) -> None:
-    """Turn `parts` until the budget is spent, stop_at is reached and confirmed, or someone asks to stop.
+    """Turn `parts` until the budget is spent, stop_at is reached and confirmed, the reward model's members disagree by
+    more than they may, or someone asks to stop.
 
     Leaves a checkpoint of the final state. `progress` tells how it went.
     """
     config = parts.config
     clock = Clock(parts.device, progress.steps)
     pending = Pending()
-    ended = progress.steps >= config.total_steps or progress.solved is not None
+    ended = progress.steps >= config.total_steps or progress.solved is not None or progress.doubtful is not None
     while not ended:
         with clock("collect"):
             rollout = parts.collector.collect(parts.behaviour())
@@ -74,17 +77,20 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
             metrics = parts.algorithm.update(rollout)
         progress.steps += rollout.steps
         progress.updates += 1
-        pending.add(metrics | getattr(rollout, "metrics", {}), rollout.episodes)
+        told = getattr(rollout, "metrics", {})
+        pending.add(metrics | told, rollout.episodes)
+        if (limit := config.judge.stop_disagreement) is not None and told.get("reward/disagreement", 0) > limit:
+            progress.doubtful = told["reward/disagreement"]
 
         evaluated: Metrics = {}
         samples: list[Sample] = []
         spent = progress.steps >= config.total_steps
         # Asked once: who asks later than this gets one more update, and so a row and a checkpoint of where it stopped.
         asked = stop.requested
-        if _due(progress.steps, config.eval.every, progress.evaluated) or spent:
+        if _due(progress.steps, config.eval.every, progress.evaluated) or spent or progress.doubtful is not None:
             with clock("evaluate"):
                 evaluated, samples = _evaluate(parts, progress)
-        ended = spent or asked or progress.solved is not None
+        ended = spent or asked or progress.solved is not None or progress.doubtful is not None
         with clock("write"):
             writer.episodes(progress.steps, rollout.episodes)
             writer.samples(progress.steps, samples)

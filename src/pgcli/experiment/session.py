@@ -23,7 +23,7 @@ from pgcli.runs.reader import Run, checkpoint_step, find_run
 from pgcli.runs.writer import RunWriter, write_config
 from pgcli.types import State
 
-EXTENSIBLE = ("total_steps", "stop_at")
+EXTENSIBLE = ("total_steps", "stop_at", "judge.stop_disagreement")
 """What a resumed run may change and still be the same experiment."""
 
 
@@ -100,6 +100,8 @@ def resume(
                 progress = restore(parts, loaded.state) if begun else Progress()
             if settings.stop_at != before.stop_at:
                 progress.solved = None
+            if settings.judge.stop_disagreement != before.judge.stop_disagreement:
+                progress.doubtful = None
             if fork:
                 writer.inherit(old.path)
             writer.rewind(loaded.step)
@@ -168,7 +170,9 @@ def _finish(writer: RunWriter, progress: Progress, stop: StopRequest, settings: 
     last = Run(writer.path).rows()[-1:]  # none in a fork of a run that was over
     summary = {key: value for row in last for key, value in row.items() if key.startswith("eval/")}
     summary |= {"steps": progress.steps, "seconds": round(progress.seconds, 3), "solved": progress.solved}
-    unfinished = progress.steps < settings.total_steps and not progress.solved
+    if progress.doubtful is not None:
+        summary["doubtful"] = progress.doubtful
+    unfinished = progress.steps < settings.total_steps and not progress.solved and progress.doubtful is None
     if stop.signal is not None and unfinished:
         writer.finish("interrupted", signal.Signals(stop.signal).name, summary | {"signal": stop.signal})
     else:
@@ -229,21 +233,20 @@ def _promise(parts: Parts) -> bool | str:
 
 
 def _sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
-    """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights: only a reward
-    model is read again, because its config says what it is.
+    """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights; but what a
+    reference or a reward model is, only the config of its run says.
     """
 
-    def policy(name: str | None) -> State | None:
-        if name is None or begun:
-            return None
+    def policy(name: str) -> State:
         return checkpoint.load_newest(find_run(name).path / "checkpoints", memory=False).state["policy"]
 
-    reward = None
-    if settings.reward is not None:
-        run = find_run(settings.reward)
-        weights = checkpoint.load_newest(run.path / "checkpoints", memory=False).state["policy"]
-        reward = Trained(load(run.path), weights)
-    return Sources(init=policy(settings.init), reference=policy(settings.reference), reward=reward)
+    def trained(name: str | None) -> Trained | None:
+        return Trained(load(find_run(name).path), policy(name)) if name is not None else None
+
+    return Sources(
+        init=policy(settings.init) if settings.init is not None and not begun else None,
+        reference=trained(settings.reference), reward=trained(settings.reward), begun=begun,
+    )  # fmt: skip
 
 
 def _has_begun(run: Run) -> bool:
@@ -291,6 +294,12 @@ def _check_unfinished(old: Run, before: ExperimentConfig, after: ExperimentConfi
     if over and old.info["summary"].get("solved") and after.stop_at == before.stop_at:
         raise InputError(
             f"{old.path} reached stop_at={before.stop_at:g}; to go on, give it another: stop_at=... or stop_at=null"
+        )
+    limit = before.judge.stop_disagreement
+    if over and "doubtful" in old.info["summary"] and after.judge.stop_disagreement == limit:
+        raise InputError(
+            f"{old.path} ended because its judges disagree by more than {limit:g}; to go on, give it another limit: "
+            "judge.stop_disagreement=... or judge.stop_disagreement=null"
         )
 
 

@@ -1,0 +1,90 @@
+"""A trained reward in the task's place: what fits, what is refused, and what is reported."""
+
+import numpy as np
+import pytest
+
+from pgcli.errors import InputError
+from pgcli.experiment import train
+from pgcli.experiment.build import Sources, Trained, build
+from pgcli.experiment.config import compose, load
+from pgcli.runs import checkpoint
+
+from .conftest import TINY, TRANSFORMER
+
+pytestmark = pytest.mark.usefixtures("_no_power_cut")
+
+SORT = ("env=sort", *TRANSFORMER, "env.pairs=24")
+SHORT = ("device=cpu", "tuned=none", "judge.calibration=32")
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    words = ("algo=reward_model", *SORT, "algo.ensemble=2", "algo.num_pairs=5")
+    return train(*TINY, "total_steps=200", *words, run_dir=tmp_path_factory.mktemp("runs") / "judge", quiet=True)
+
+
+def trained(run):
+    state = checkpoint.load_newest(run.path / "checkpoints", memory=False).state["policy"]
+    return Trained(load(run.path), state)
+
+
+def parts(judge, *words):
+    config = compose([*SHORT, *words, f"reward={judge.path}"])
+    return build(config, Sources(reward=trained(judge)))
+
+
+def test_the_trained_reward_is_trained_and_the_tasks_own_is_reported(judge):
+    built = parts(judge, "algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=2")
+    rollout = built.collector.collect(built.policy)
+    found = rollout.aux
+    assert found["reward"].tolist() == found["proxy"].tolist()
+    assert set(found["gold"].tolist()) <= {0, 1}
+    assert {f"reward/{name}" for name in ("proxy", "gold", "gap", "disagreement", "exact_match")} <= set(
+        rollout.metrics
+    )
+    assert set(found) - {"reward"} <= set(built.environment.COMPONENTS)
+
+
+def test_on_completions_of_the_initial_policy_the_scores_have_mean_0_and_deviation_1(judge):
+    built = parts(judge, "algo=rloo", *SORT, "judge.calibration=2000")
+    found = built.evaluator.play(built.policy, list(range(2000)), np.random.default_rng(0))
+    assert abs(found.aux["proxy"].mean()) < 0.1
+    # Two members that agree in part: the deviation of their mean is below one.
+    assert 0.5 < found.aux["proxy"].std() < 1.1
+
+
+def test_a_combination_that_distrusts_never_pays_more_than_the_mean(judge):
+    found = {}
+    for combine in ("mean", "min", "mean_minus_variance"):
+        built = parts(judge, "algo=rloo", *SORT, f"judge.combine={combine}", "judge.pessimism=2.0")
+        found[combine] = built.evaluator.play(built.policy, list(range(50)), np.random.default_rng(0)).aux
+    mean, spread = found["mean"]["proxy"], found["mean"]["disagreement"]
+    # Of two members the deviation is half their distance: the smaller one is the mean less it.
+    assert found["min"]["proxy"].tolist() == pytest.approx((mean - spread).tolist(), abs=1e-5)
+    assert found["mean_minus_variance"]["proxy"].tolist() == pytest.approx((mean - 2 * spread**2).tolist(), abs=1e-5)
+
+
+def test_what_cannot_judge_is_refused_in_one_line(judge, tmp_path):
+    words = ("algo=sft", *SORT, "algo.num_demonstrations=4", "total_steps=30")
+    other = train(*TINY, *words, run_dir=tmp_path / "sft", quiet=True)
+    with pytest.raises(InputError, match=r"is a run of sft, not of a reward model: algo=reward_model"):
+        parts(other, "algo=rloo", *SORT)
+    with pytest.raises(InputError, match=r"judges texts; env=cartpole is stepped and has its own reward"):
+        parts(judge, "algo=rloo", "env=cartpole")
+    with pytest.raises(InputError, match=r"reads the vocabulary of env=sort, not that of story"):
+        parts(judge, "algo=rloo", "env=story")
+    words = ("algo=reward_model", *SORT, "algo.num_pairs=5", "total_steps=30")
+    alone = train(*TINY, *words, run_dir=tmp_path / "alone", quiet=True)
+    with pytest.raises(InputError, match=r"has one member, which cannot disagree"):
+        parts(alone, "algo=rloo", *SORT, "judge.stop_disagreement=1")
+
+
+def test_a_judge_of_another_size_labels_what_a_small_model_wrote(judge, tmp_path):
+    # The pairs are written by the run `reference`, whose size is its own; the model that learns to judge has another.
+    words = ("algo=sft", *SORT, "algo.num_demonstrations=4", "total_steps=30")
+    writer = train(*TINY, *words, run_dir=tmp_path / "writer", quiet=True)
+    wider = ("env=sort", "policy.width=16", "policy.heads=2", "policy.layers=1", "policy.hidden=8", "env.pairs=24")
+    words = ("algo=reward_model", *wider, "algo.num_pairs=5", "total_steps=100", f"reference={writer.path}")
+    run = train(*TINY, *words, f"reward={judge.path}", "judge.calibration=32", run_dir=tmp_path / "rm", quiet=True)
+    assert run.info["summary"]["eval/return_mean"] is not None
+    assert parts(run, "algo=rloo", *SORT).frozen["reward"].scorer.heads.shape[1] == 16
