@@ -12,7 +12,7 @@ FLOORS = [
     {"collectors"},
     {"algorithms"},
     {"experiment", "sweeps", "analysis", "verification"},
-    {"studies"},
+    {"studies", "pipelines"},
     {"cli", "__init__", "__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -80,7 +80,7 @@ def test_algorithms_import_neither_one_another_nor_a_base_class(path):
         assert name not in {f"pgcli.algorithms.{other}" for other in others}, name
 
 
-@pytest.mark.parametrize("path", modules("cli", "analysis", "sweeps", "studies") + modules("runs"))
+@pytest.mark.parametrize("path", modules("cli", "analysis", "sweeps", "studies", "pipelines") + modules("runs"))
 def test_what_reads_and_compares_runs_needs_no_torch_to_be_imported(path):
     if path.stem in ("checkpoint", "writer"):
         return  # the writing side

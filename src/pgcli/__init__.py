@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgcli.experiment import resume as resume
     from pgcli.experiment import sample as sample
     from pgcli.experiment import train as train
+    from pgcli.pipelines import pipeline as pipeline
     from pgcli.runs import Run as Run
     from pgcli.studies import reproduce as reproduce
     from pgcli.sweeps import sweep as sweep
@@ -31,6 +32,7 @@ _HOMES = {
     "resume": "pgcli.experiment",
     "evaluate": "pgcli.experiment",
     "sample": "pgcli.experiment",
+    "pipeline": "pgcli.pipelines",
     "sweep": "pgcli.sweeps",
     "compare": "pgcli.analysis",
     "verify": "pgcli.verification",

@@ -170,3 +170,31 @@ def wait_until(condition, process, seconds=60):
         assert time.monotonic() < end, "it takes too long"
         assert process is None or process.poll() is None, "it ended by itself"
         time.sleep(0.002)
+
+
+PIPELINE = f"""stages:
+  - {{name: taught, words: [{", ".join([*TINY, *EXPERIMENTS["sft"], "total_steps=900"])}]}}
+  - {{name: paid, words: [{", ".join([*TINY, *EXPERIMENTS["grpo on sort"], "init=taught", "total_steps=900"])}]}}
+"""
+
+
+def test_a_pipeline_killed_anywhere_goes_on_by_the_same_command(pgcli, tmp_path):
+    (tmp_path / "conf" / "pipeline").mkdir(parents=True)
+    (tmp_path / "conf" / "pipeline" / "two.yaml").write_text(PIPELINE)
+
+    def words(name, *more):
+        return ("pipeline", "two", "--config-dir", "conf", "--pipelines-dir", name, "-q", *more)
+
+    assert pgcli.run(*words("straight"), folder=tmp_path, note_cpu_seconds=str(tmp_path / "cpu")).code == 0
+    whole = float((tmp_path / "cpu").read_text())
+    moments = {"early": 0.2, "middle": 0.45, "late": 0.65}
+    killed = [
+        pgcli.start(*words(name), folder=tmp_path, die_after_cpu_seconds=whole * share)
+        for name, share in moments.items()
+    ]
+    assert both(*killed) == [KILLED] * 3
+    for name in moments:
+        assert pgcli.run(*words(name)[:2], *words(name)[4:], "--resume", folder=tmp_path).code == 0
+        (straight,), (mine,) = (list((tmp_path / which).glob("*_two_*")) for which in ("straight", name))
+        for stage in ("taught", "paid"):
+            assert_same_end(mine / stage, straight / stage)

@@ -83,6 +83,26 @@ def complete_study(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]
     return [(name, headline(file)) for name, file in found.items() if name.startswith(incomplete)]
 
 
+def complete_pipeline(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """(name, title) of each pipeline that begins so."""
+    found = options("pipeline", search_path(ctx.params.get("config_dir") or ()))
+    return [(name, headline(file)) for name, file in found.items() if name.startswith(incomplete)]
+
+
+def complete_stage_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """`ppo.algo.lear`: a stage, and behind it what can follow the words that its file gives it; `seed=` is for all."""
+    folders = search_path(ctx.params.get("config_dir") or ())
+    file = find_file("pipeline", str(ctx.params.get("name")), folders)
+    stages = {s.get("name"): s.get("words", []) for s in (_yaml(file).get("stages") or [])} if file else {}
+    stage, dot, own = incomplete.partition(".")
+    if dot and stage in stages:
+        chosen = _choices(stages[stage], folders)
+        return [(f"{stage}.{word}", help) for word, help in _words(own, chosen, folders) if word.startswith(own)]
+    found = [(f"{name}.", " ".join(words)) for name, words in stages.items()]
+    found += [(f"{key}=", str(value)) for key, value in _top(folders)]
+    return [(word, help) for word, help in found if word.startswith(incomplete)]
+
+
 def _words(incomplete: str, chosen: Mapping[str, str], folders: list[Path]) -> Iterator[tuple[str, str]]:
     key, equals, value = incomplete.partition("=")
     group = key.partition(".")[0]

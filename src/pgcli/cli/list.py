@@ -1,4 +1,4 @@
-"""`pgcli list algos|envs|policies|devices`: what there is to choose from."""
+"""`pgcli list algos|envs|policies|devices|pipelines`: what there is to choose from."""
 
 import sys
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgcli.options import PLURALS, groups
+from pgcli.options import PLURALS, groups, headline, options, search_path
 
 
 class What(StrEnum):
@@ -15,6 +15,7 @@ class What(StrEnum):
     envs = PLURALS["env"]
     policies = PLURALS["policy"]
     devices = PLURALS["device"]
+    pipelines = "pipelines"
 
 
 def list_options(
@@ -22,10 +23,18 @@ def list_options(
     config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
 ) -> None:
     """List the options of a group: built in, in your config folders, and of installed plug-ins."""
+    if what == What.pipelines:
+        found = options("pipeline", search_path(config_dir or ()))
+        print_options({name: headline(file) for name, file in found.items()})
+        return
     group = next(group for group, plural in PLURALS.items() if plural == what)
-    choices = groups(config_dir or ())[group]
+    print_options(groups(config_dir or ())[group])
+    if what == What.envs and sys.stdout.isatty():
+        typer.echo("\nor any Gymnasium id: env=LunarLander-v3, env=my_package:MyEnv-v0")
+
+
+def print_options(choices: dict[str, str]) -> None:
+    """Name and what it is, a line each."""
     width = max(map(len, choices), default=0)
     for option, help in choices.items():
         typer.echo(f"{option:{width}}  {help}".rstrip())
-    if what == What.envs and sys.stdout.isatty():
-        typer.echo("\nor any Gymnasium id: env=LunarLander-v3, env=my_package:MyEnv-v0")

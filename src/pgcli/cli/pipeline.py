@@ -1,0 +1,96 @@
+"""`pgcli pipeline`: runs that build on one another, and a report at the end."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgcli.cli._completion import complete_pipeline, complete_stage_override
+
+
+def pipeline(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Of a pipeline, or its directory, to go on; none: list them.", autocompletion=complete_pipeline
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="STAGE.key=value for one stage (ppo.algo.kl.coefficient=0), key=value for all (seed=1).",
+            autocompletion=complete_stage_override,
+        ),
+    ] = None,
+    *,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest one of this name and these overrides.")
+    ] = False,
+    pipelines_dir: Annotated[Path, typer.Option(help="Where pipelines are, each in a folder.")] = Path("pipelines"),
+    samples: Annotated[bool, typer.Option("--samples", help="Show some completions of each evaluation.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as an object, and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the report.")] = False,
+    config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Import user code that a file names.")] = False,
+) -> None:
+    """Run a list of stages, each a run directory, and compare what they come to. A killed one goes on where it was."""
+    if name is None:
+        from pgcli.cli.list import print_options
+        from pgcli.options import headline, options, search_path
+
+        folders = search_path(config_dir or ())
+        print_options({option: headline(file) for option, file in options("pipeline", folders).items()})
+        return
+    from pgcli.pipelines import pipeline as run
+    from pgcli.pipelines import report
+
+    silent = quiet or as_json
+
+    def tell(number: int, stage: str, over: bool) -> None:
+        if not silent:
+            typer.echo(f"stage {number + 1}, {stage}" + (": finished before" if over else ""))
+
+    done = run(
+        name, *(overrides or []), resume=resume, pipelines_dir=pipelines_dir, config_dirs=config_dir or [], trust=trust,
+        quiet=silent, samples=samples, on_stage=tell,
+    )  # fmt: skip
+    if done.signal is not None:
+        typer.echo(f"interrupted\nnext   pgcli pipeline {done.path}", err=as_json)
+        raise typer.Exit(128 + done.signal)
+    found = report.make(done)
+    if as_json:
+        from pgcli.runs.reader import plain
+
+        typer.echo(json.dumps(plain(found), indent=1))
+    else:
+        _print(found, done.path)
+
+
+def _print(found: dict[str, Any], path: Path) -> None:
+    from rich.console import Console
+
+    from pgcli.pipelines import report
+
+    console = Console(highlight=False, markup=False)
+    console.print()
+    for rows in (report.stage_table(found), report.policy_table(found)):
+        if rows:
+            console.print(_table(rows))
+    for line in [*report.explanations(found), "", *report.samples(found)]:
+        console.print(line, soft_wrap=True)
+    last = found["stages"][-1]["run"]
+    console.print(f"\nreport {path / 'report.md'}", soft_wrap=True)
+    console.print(f"next   pgcli sample {path / last}\n       pgcli audit {path / last}", soft_wrap=True)
+
+
+def _table(rows: list[list[str]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,160 @@
+"""What a pipeline is: its file, checked, and the words of each stage."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from pgcli.errors import InputError
+from pgcli.experiment.config import ExperimentConfig, compose
+from pgcli.experiment.overrides import parse
+from pgcli.experiment.validation import nearest, validate
+from pgcli.options import GROUPS, find_file, headline, options, search_path, short
+from pgcli.settings import Settings
+
+FOLDER = "pipeline"
+SOURCES = ("init", "reference", "reward")
+"""Settings that name another run: here, an earlier stage."""
+OWN = ("runs_dir",)
+"""Settings that a pipeline decides."""
+
+
+class Stage(Settings):
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="of its run directory, and before its own overrides")
+    words: tuple[str, ...] = Field(
+        min_length=1, description="as after `pgcli train`; init=, reference= and reward= may name an earlier stage"
+    )
+
+
+class Report(Settings):
+    """How the stages that write texts are compared, on the same held-out prompts."""
+
+    prompts: int = Field(default=256, ge=2, description="held-out prompts")
+    baseline: str | None = Field(default=None, description="stage that the others are compared with; null: no one")
+    best_of: tuple[int, ...] = Field(default=(), description="numbers n, for the best of n samples of the baseline")
+    texts: int = Field(default=3, ge=0, description="prompts whose completions are shown side by side")
+
+
+class Definition(Settings):
+    """A file of `conf/pipeline/`. Its first comment is its title."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1, description="in the order in which they are run")
+    report: Report = Field(default=Report(), description="what is said at the end")
+
+
+def names(config_dirs: Iterable[Path | str] = ()) -> dict[str, str]:
+    """Pipeline -> what it is, in one line."""
+    return {name: headline(file) for name, file in options(FOLDER, search_path(config_dirs)).items()}
+
+
+def load(name: str, config_dirs: Iterable[Path | str] = ()) -> tuple[Definition, str]:
+    """The pipeline called `name`, and its title. Raises InputError with one line for each thing that is wrong."""
+    import yaml
+
+    folders = search_path(config_dirs)
+    file = find_file(FOLDER, name, folders) if name and Path(name).name == name else None
+    if file is None:
+        known = list(options(FOLDER, folders))
+        close = nearest(name, known)
+        raise InputError(
+            f"no pipeline is called `{name}`" + (f"; did you mean `{close}`?" if close else "")
+            + f"   (there are {', '.join(known)})"
+        )  # fmt: skip
+    try:
+        data = yaml.safe_load(file.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{short(file)}{line}: bad YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{short(file)} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{short(file)} must hold settings (key: value)")
+    found, problems = validate(Definition, data)
+    if not isinstance(found, Definition):
+        texts = {"unknown": "is not a setting of a pipeline"}
+        raise InputError("\n".join(f"{short(file)}: `{p.key}` {texts.get(p.kind, p.text)}" for p in problems))
+    try:
+        _check(found)
+    except InputError as error:
+        raise InputError(f"{short(file)}: {error}") from error
+    return found, headline(file)
+
+
+def _check(definition: Definition) -> None:
+    """What the models cannot say by themselves."""
+    known = [stage.name for stage in definition.stages]
+    for i, name in enumerate(known):
+        if name in known[:i]:
+            raise InputError(f"two stages are called `{name}`")
+        if name in _keys():
+            raise InputError(f"a stage cannot be called `{name}`, as a setting is")
+    baseline = definition.report.baseline
+    if baseline is not None and baseline not in known:
+        raise InputError(f"`report.baseline`: no stage is called `{baseline}`" + _hint(baseline, known))
+
+
+# ---------------------------------------------------------------- the words of each stage
+
+
+def plan(
+    definition: Definition, overrides: Sequence[str], *, config_dirs: Iterable[Path | str] = (), trust: bool = False
+) -> dict[str, list[str]]:
+    """Stage -> its words, with the overrides of the command line: `sft.seed=3` for one stage, `seed=3` for all.
+
+    Every stage is composed; nothing is written. Raises InputError for what any of them refuses.
+    """
+    known = [stage.name for stage in definition.stages]
+    words = {stage.name: [*stage.words] for stage in definition.stages}
+    for word in overrides:
+        stage, dot, own = word.partition(".")
+        if dot and stage in words:
+            words[stage].append(own)
+        elif word.partition("=")[0].partition(".")[0] in _keys():
+            for every in words.values():
+                every.append(word)
+        else:
+            raise InputError(f"`{word}`: no stage is called `{stage.partition('=')[0]}`" + _hint(stage, known))
+    folders = list(config_dirs)
+    for i, (name, own_words) in enumerate(words.items()):
+        try:
+            _check_sources(own_words, name, known[:i], known)
+            compose(with_stages(own_words, {stage: Path(stage) for stage in known}), config_dirs=folders, trust=trust)
+        except InputError as error:
+            raise InputError("\n".join(f"stage {name}: {line}" for line in str(error).splitlines())) from error
+    return words
+
+
+def _check_sources(words: Sequence[str], name: str, earlier: Sequence[str], known: Sequence[str]) -> None:
+    """Each names an earlier stage, or a run that is there."""
+    for key, value, text in parse(words):
+        if key in OWN:
+            raise InputError(f"`{text}`: a stage is a run directory inside the pipeline's")
+        if key not in SOURCES or value is None or value in earlier:
+            continue
+        if value in known:
+            what = "itself" if value == name else "a later stage, so that neither could be first"
+            raise InputError(f"`{text}` is {what}: a stage builds on earlier ones")
+        if not (Path(str(value)) / "run.json").is_file():
+            raise InputError(f"`{text}` is neither a stage nor a run" + _hint(str(value), known))
+
+
+def with_stages(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
+    """The words, with the run of a stage in place of its name."""
+    found = []
+    for word in words:
+        key, _, value = word.partition("=")
+        found.append(f"{key}='{runs[value]}'" if key in SOURCES and value in runs else word)
+    return found
+
+
+def _keys() -> set[str]:
+    return {*GROUPS, "tuned", *ExperimentConfig.model_fields}
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"; did you mean `{close[0]}`?" if close else "") + f"   (stages: {', '.join(known)})"

@@ -1,0 +1,141 @@
+import json
+import shutil
+
+import pytest
+
+from pgcli.cli import main
+from pgcli.errors import InputError
+from pgcli.pipelines import pipeline, report
+from pgcli.pipelines.driver import load
+from pgcli.runs import Run, checkpoint, lock
+
+
+@pytest.fixture
+def run(conf, tmp_path):
+    def call(name="small", *overrides, **settings):
+        new = {} if (tmp_path / str(name)).exists() else {"config_dirs": [conf]}
+        return pipeline(name, *overrides, pipelines_dir=tmp_path / "pipelines", **new, **settings)
+
+    return call
+
+
+def weights(done, stage):
+    return checkpoint.load_newest(done.run_path(stage) / "checkpoints").state["policy"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(one[key].equal(other[key]) for key in one)
+
+
+def test_stages_build_on_one_another_and_the_report_compares_what_they_write(run):
+    done = run("small", "paid.total_steps=400", "seed=1")
+    assert done.finished
+    taught, paid = (done.runs()[name] for name in ("taught", "paid"))
+    assert (taught.status, paid.status, taught.seed, paid.seed) == ("completed", "completed", 1, 1)
+    assert paid.config["init"] == str(taught.path)
+    assert (paid.config["total_steps"], taught.config["total_steps"]) == (400, 600)
+    found = report.make(done)
+    assert [stage["stage"] for stage in found["stages"]] == ["taught", "paid"]
+    rows = {row["policy"]: row for row in found["policies"]}
+    assert list(rows) == ["taught", "paid", "best of 2 of taught", "best of 4 of taught"]
+    assert rows["taught"]["kl"] == 0 < rows["paid"]["kl"]
+    assert "win_rate" not in rows["taught"]
+    low, high = rows["paid"]["win_rate_interval"]
+    assert 0 <= low <= rows["paid"]["win_rate"] <= high <= 1
+    assert [row["n"] for row in found["policies"]] == [1, 1, 2, 4]
+    assert len(found["texts"]) == 2
+    assert list(found["texts"][0]["completions"]) == ["taught", "paid"]
+    assert json.loads((done.path / "report.json").read_text())["policies"] == found["policies"]
+    text = (done.path / "report.md").read_text()
+    assert "| best of 4 of taught |" in text
+    assert (done.path / found["plot"]).read_text().startswith("<?xml")
+    assert "pgcli pipeline small paid.total_steps=400 seed=1" in text
+
+
+def test_a_finished_stage_is_not_repeated_and_one_that_died_goes_on_to_the_same_end(run, tmp_path):
+    straight = run()
+    told = []
+
+    def copy(name):
+        folder = tmp_path / "pipelines" / name
+        shutil.copytree(straight.path, folder)
+        return folder
+
+    between, inside, before = copy("between"), copy("inside"), copy("before")
+    shutil.rmtree(between / "paid")
+    (before / "paid" / "run.json").unlink()  # killed while its folder was being made
+    for later in Run(inside / "paid").checkpoints()[2:]:
+        shutil.rmtree(later)
+    info = json.loads((inside / "paid" / "run.json").read_text())
+    (inside / "paid" / "run.json").write_text(json.dumps(info | {"status": "running", "ended": None, "summary": {}}))
+    ended = Run(between / "taught").info["ended"]
+    for folder in (between, inside, before):
+        done = run(folder, on_stage=lambda *stage: told.append(stage))
+        assert done.finished
+        assert same(weights(done, "paid"), weights(straight, "paid"))
+    assert told == [(0, "taught", True), (1, "paid", False)] * 3
+    assert Run(between / "taught").info["ended"] == ended
+    assert len(list((before / "discarded").glob("paid-*"))) == 1
+    assert "resumed at step" in (inside / "paid" / "log.txt").read_text()
+
+
+def test_resume_finds_the_newest_with_the_same_words(run):
+    run("small", "seed=1", "paid.total_steps=100")
+    other = run("small", "seed=2", "paid.total_steps=100")
+    again = run("small", "seed=2", "paid.total_steps=100", resume=True)
+    assert again.path == other.path
+    with pytest.raises(
+        InputError, match=r"there is no `small seed=3` in .* begin one with pgcli pipeline small seed=3"
+    ):
+        run("small", "seed=3", resume=True)
+    with pytest.raises(InputError, match="remembers its stages: it takes no overrides"):
+        pipeline(other.path, "seed=3")
+    shutil.rmtree(other.path / "paid")
+    lock.acquire(other.path)
+    with pytest.raises(InputError, match="is in use by process"):
+        pipeline(other.path)
+    lock.release(other.path)
+
+
+def test_a_stage_that_fails_says_which_and_what_to_type(run, conf):
+    (conf / "pipeline" / "bad.yaml").write_text("stages: [{name: a, words: [algo=grpo, env=sort, policy=mlp]}]")
+    with pytest.raises(InputError, match=r"(?s)^stage a: .*next   pgcli pipeline ") as refused:
+        run("bad")
+    assert str(refused.value).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"stages": [{"name": "../x", "words": ["a=b"]}]}, "is damaged"),
+        ({"stages": 3}, "is damaged"),
+        ({"schema": 9}, "has schema 9"),
+    ],
+)
+def test_a_plan_that_was_tampered_with_is_refused(tmp_path, change, line):
+    plan = {
+        "schema": 1, "name": "n", "title": "t", "overrides": [], "config_dirs": [], "report": {},
+        "stages": [{"name": "a", "words": ["algo=sft"]}],
+    }  # fmt: skip
+    (tmp_path / "pipeline.json").write_text(json.dumps(plan))
+    assert list(load(tmp_path).words) == ["a"]
+    (tmp_path / "pipeline.json").write_text(json.dumps(plan | change))
+    with pytest.raises(InputError, match=line):
+        load(tmp_path)
+
+
+def test_the_command_prints_tables_or_one_object(conf, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["pipeline", "small", "paid.total_steps=100", "--config-dir", str(conf)]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert stop.value.code == 0
+    with pytest.raises(SystemExit):
+        main(["pipeline", found["path"]])
+    out = capsys.readouterr().out
+    assert out.startswith("stage 1, taught: finished before\nstage 2, paid: finished before\n")
+    assert all(text in out for text in ("best of 4 of taught", "taught  ", "next   pgcli sample"))
+    with pytest.raises(SystemExit):
+        main(["list", "pipelines", "--config-dir", str(conf)])
+    assert "small  Sorting in small" in capsys.readouterr().out
