@@ -76,7 +76,7 @@ def path(tmp_path):
     ("line", "cut", "reply"),
     [
         ("pgcli tr", "(pgcli tr)", ["train"]),
-        ("pgcli train algo=p", "(pgcli train algo = p)", ["ppo", "ppo_kl"]),
+        ("pgcli train algo=pp", "(pgcli train algo = pp)", ["ppo", "ppo_kl"]),
         (
             "pgcli train algo=ppo algo.clip_range_",
             "(pgcli train algo = ppo algo.clip_range_)",
