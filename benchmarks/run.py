@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import compare
+import decode
 import demo
 import dqn
 import es
@@ -30,6 +31,7 @@ class Part(StrEnum):
     memory = "memory"
     compare = "compare"
     sort = "sort"
+    decode = "decode"
     es = "es"
     sac = "sac"
 
@@ -97,6 +99,9 @@ def main(
         ],
         Part.es: lambda: es.measure(total=200_000 if quick else 2_000_000, rounds=rounds, core=pinned),
     }
+    measures[Part.decode] = lambda: [
+        decode.measure(rounds=rounds, core=pinned, presets=("tiny",) if quick else ("nano", "tiny", "small"))
+    ]
     measures[Part.sac] = lambda: [
         sac.measure(
             str(sb3.absolute()) if sb3 else None, str(sbx.absolute()) if sbx else None,
