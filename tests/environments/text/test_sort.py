@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgcli.environments.text.sort import BOS, END, EQUALS, PAD, Sort, is_held_out
+from pgcli.environments.text._split import is_held_out
+from pgcli.environments.text.sort import BOS, END, EQUALS, PAD, Sort
 from pgcli.errors import InputError
 
 SHARED = {"overlong_buffer": None, "solved_at": 0.9, "pairs": 2000, "label_scale": 0.25, "label_flip": 0.0}

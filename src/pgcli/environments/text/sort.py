@@ -16,18 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
+from pgcli.environments.text._split import digits, draw
 from pgcli.errors import InputError
-from pgcli.seeding import mix
 from pgcli.types import Observations, TextSpec, Written
 
 EQUALS, BOS, END, PAD = 10, 11, 12, 13
 SYMBOLS = (*"0123456789=", "<bos>", "<end>", "<pad>")
-HELD_OUT_ONE_IN = 20
-
-
-def is_held_out(numbers: np.ndarray) -> np.ndarray:
-    """(N,) uint64 -> (N,) bool. Mixed twice: the numbers were drawn by mixing once."""
-    return mix(mix(numbers)) % np.uint64(HELD_OUT_ONE_IN) == 0
 
 
 class Sort:
@@ -52,18 +46,10 @@ class Sort:
         )
 
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
-        """Each seed draws numbers of so many digits until one is on the asked side of the split."""
-        state = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
-        numbers = np.zeros_like(state)
-        open_rows = np.arange(len(state))
-        while len(open_rows):
-            state[open_rows] = mix(state[open_rows])
-            numbers[open_rows] = state[open_rows] % np.uint64(10**self.config.digits)
-            open_rows = open_rows[is_held_out(numbers[open_rows]) != held_out]
-        powers = 10 ** np.arange(self.config.digits - 1, -1, -1, dtype=np.uint64)
-        digits = torch.from_numpy((numbers[:, None] // powers % np.uint64(10)).astype(np.int64))
-        first, last = torch.full_like(digits[:, :1], BOS), torch.full_like(digits[:, :1], EQUALS)
-        return {"prompt": torch.cat([first, digits, last], dim=1)}
+        codes = draw(seeds, lambda noise: noise % np.uint64(10**self.config.digits), held_out=held_out)
+        drawn = torch.from_numpy(digits(codes, 10, self.config.digits))
+        first, last = torch.full_like(drawn[:, :1], BOS), torch.full_like(drawn[:, :1], EQUALS)
+        return {"prompt": torch.cat([first, drawn, last], dim=1)}
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         exact = (completions == _answers(observations["prompt"])).all(dim=1).float()
@@ -91,5 +77,5 @@ class Sort:
 
 def _answers(prompts: Tensor) -> Tensor:
     """(N, T) int64; each right answer takes the whole completion, so there is nothing to pad."""
-    digits = prompts[:, 1:-1].sort(dim=1).values
-    return torch.cat([digits, torch.full_like(digits[:, :1], END)], dim=1)
+    ordered = prompts[:, 1:-1].sort(dim=1).values
+    return torch.cat([ordered, torch.full_like(ordered[:, :1], END)], dim=1)

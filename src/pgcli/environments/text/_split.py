@@ -1,0 +1,57 @@
+"""Which prompts are held out: by a hash of what they say, never by the seed that drew them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgcli.seeding import mix
+
+HELD_OUT_ONE_IN = 20
+
+
+def is_held_out(codes: np.ndarray, one_in: int = HELD_OUT_ONE_IN) -> np.ndarray:
+    """(N,) uint64, a number for each different prompt -> (N,) bool. Mixed twice: codes are drawn by mixing once."""
+    return mix(mix(codes)) % np.uint64(one_in) == 0
+
+
+def numbers(seeds: Sequence[int]) -> np.ndarray:
+    """(N,) uint64, well mixed."""
+    return mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+
+
+def draw(seeds: Sequence[int], code: Callable[[np.ndarray], np.ndarray], *, held_out: bool) -> np.ndarray:
+    """(N,) uint64: each seed draws codes until one is on the asked side of the split, whatever the other seeds are.
+
+    Args:
+        code: from n random uint64 to n codes, a number for each different prompt.
+    """
+    state = numbers(seeds)
+    codes = np.zeros_like(state)
+    open_rows = np.arange(len(state))
+    while len(open_rows):
+        state[open_rows] = mix(state[open_rows])
+        codes[open_rows] = code(state[open_rows])
+        open_rows = open_rows[is_held_out(codes[open_rows]) != held_out]
+    return codes
+
+
+def digits(codes: np.ndarray, base: int, count: int) -> np.ndarray:
+    """(N,) uint64 -> (N, count) int64, each number's digits, the most significant first."""
+    powers = np.uint64(base) ** np.arange(count - 1, -1, -1, dtype=np.uint64)
+    return (codes[:, None] // powers % np.uint64(base)).astype(np.int64)
+
+
+def joined(prompt: Tensor, lengths: Tensor | None, completions: Tensor, pad: int) -> Tensor:
+    """Prompts and what follows them, as one text without its first token: (N, P + T - 1).
+
+    What padded a prompt on its left stands at the end.
+    """
+    text = torch.cat([prompt, completions], dim=1)
+    if lengths is None:
+        return text[:, 1:]
+    order = torch.arange(text.shape[1]) + (prompt.shape[1] - lengths)[:, None]
+    return torch.nn.functional.pad(text, (0, text.shape[1]), value=pad).gather(1, order)[:, 1:]

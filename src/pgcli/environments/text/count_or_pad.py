@@ -1,0 +1,110 @@
+"""Counting letters, and then going on for as long as one likes: an answer's length is free, and means nothing.
+
+    prompt      <bos> b a a c a b a c b ? a =
+    completion  4 . . . . <end>
+
+Right is the number of the asked letter, then any number of fillers, then the end. Since the answer comes first, a
+policy knows how sure it is of it when it decides how long to go on. A loss that divides by a completion's length
+(GRPO's mean over a sequence) pays for that: as seen by the filler, the reward is A / length, so right answers get
+shorter and wrong ones longer, though no reward depends on length (Liu et al. 2025, section 3.1). `length_right` and
+`length_wrong` show it.
+
+The prompt is a function of its seed alone, and one in twenty is held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
+from pgcli.environments.text._split import digits, draw, joined, numbers
+from pgcli.environments.text.tokenizers import Characters
+from pgcli.seeding import mix, uniforms
+from pgcli.types import Observations, TextSpec, Written
+
+KINDS = 3
+"""Of letters: tokens 10, 11 and 12, behind the numbers."""
+TOKENS = Characters("0123456789abc?=.")
+LETTER, ASKS, EQUALS, FILLER = TOKENS.encode("a?=.")
+BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
+
+
+class CountOrPad:
+    class Config(TextSettings):
+        letters: int = Field(ge=1, le=9, description="of the text in which one is counted")
+        limit: int = Field(ge=2, description="tokens of a completion at most, the end included")
+        fillers: float = Field(ge=0, description="fillers of a demonstration, on average (geometrically distributed)")
+
+    world = "text"
+    COMPONENTS: ClassVar = {
+        "reward": "1 for the right number, fillers and the end, 0 for another end, at most cut_reward if cut",
+        "exact_match": "share of completions that are the right number, any fillers, and the end",
+        "length_right": "tokens of the completions that begin with the right number",
+        "length_wrong": "tokens of the completions that do not",
+        "overlong": OVERLONG,
+    }
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.spec = TextSpec(
+            vocabulary=TOKENS.size,
+            prompt_length=config.letters + 4,
+            completion_length=config.limit,
+            end=END,
+            pad=PAD,
+        )
+
+    def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
+        n = self.config.letters
+        codes = draw(seeds, lambda noise: noise % np.uint64(KINDS ** (n + 1)), held_out=held_out)
+        drawn = LETTER + torch.from_numpy(digits(codes, KINDS, n + 1))
+        bos, asks, equals = (torch.full_like(drawn[:, :1], token) for token in (BOS, ASKS, EQUALS))
+        return {"prompt": torch.cat([bos, drawn[:, :n], asks, drawn[:, n:], equals], dim=1)}
+
+    def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        counted = completions[:, 0] == _count(observations["prompt"])
+        ended = completions == END
+        padded = ((completions == FILLER) | ended | ~mask)[:, 1:].all(dim=1)
+        exact = (counted & padded & (ended & mask).any(dim=1)).float()
+        lengths = mask.sum(dim=1).float()
+        return settle(self.config, self.spec, completions, mask, exact) | {
+            "exact_match": exact,
+            "length_right": lengths.where(counted, torch.nan),
+            "length_wrong": lengths.where(~counted, torch.nan),
+        }
+
+    def demonstrations(self, seeds: Sequence[int]) -> Written:
+        """The number, and fillers as they fall: P(n) = (1 - q) q^n, cut off where the limit is."""
+        observations = self.prompts(seeds, held_out=False)
+        q, T = self.config.fillers / (1 + self.config.fillers), self.config.limit
+        noise = uniforms(mix(numbers(seeds)), 1)
+        with np.errstate(divide="ignore"):
+            fillers = np.floor(np.log(noise) / np.log(q)) if q else np.zeros_like(noise)
+        end = torch.from_numpy(np.minimum(fillers, T - 2).astype(np.int64)) + 1
+        t = torch.arange(T)
+        answers = torch.where(t < end, FILLER, torch.where(t == end, END, PAD))
+        answers[:, 0] = _count(observations["prompt"])
+        return Written(observations, answers)
+
+    def corpus(self, seeds: Sequence[int]) -> Written:
+        """A prompt and its answer, all of it to be learned but the first token."""
+        observations, answers = self.demonstrations(seeds)
+        first = torch.full_like(answers[:, :1], BOS)
+        return Written({"prompt": first}, joined(observations["prompt"], None, answers, PAD))
+
+    def encode(self, text: str) -> list[int]:
+        return TOKENS.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return TOKENS.decode(tokens, specials=True)
+
+
+def _count(prompts: Tensor) -> Tensor:
+    """(N,): how often the letter behind the `?` occurs before it."""
+    return (prompts[:, 1:-3] == prompts[:, -2:-1]).sum(dim=1)
