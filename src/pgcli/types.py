@@ -193,6 +193,22 @@ class Replying(Protocol):
         ...
 
 
+class Revising(Protocol):
+    """A text task with a constitution, which says what is wrong with an answer, so that it can be revised."""
+
+    def criticise(
+        self, observations: Observations, completions: Tensor, mask: Tensor, generator: np.random.Generator
+    ) -> Tensor:
+        """(N,) int64: the number of the rule by which each answer is criticised; -1: nothing is said of it."""
+        ...
+
+    def revision_prompts(
+        self, observations: Observations, completions: Tensor, mask: Tensor, rules: Tensor
+    ) -> Observations:
+        """What a revision is written after: prompts as in `TextTask`. rules: (N,), none of them -1."""
+        ...
+
+
 # ---------------------------------------------------------------- what a policy is asked for, and answers
 
 
@@ -669,7 +685,7 @@ class Algorithm(Protocol):
     METRICS: ClassVar[dict[str, str]]
     """Every key that `update` returns, with its meaning."""
     collects: ClassVar[tuple[str, ...]]
-    """What it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`, `pairs`,
+    """What it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`, `revisions`, `pairs`,
     `judged`, `labelled`, `checked`, `transitions`, `replay`, `population`, `gradients`."""
 
     @staticmethod

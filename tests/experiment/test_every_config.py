@@ -27,13 +27,13 @@ ENVIRONMENTS = [name for name in options("env") if name not in ("gymnasium", "js
 SEARCHES = {"es", "ga", "nelder_mead"}
 REAL_ONLY = {"ddpg", "sac", "td3"}
 DIRECT = {"dpo", "cdpo", "ipo", "simpo", "orpo", "dpo_norm", "apo_zero", "apo_down", "online_dpo", "kto"}
-TEXT_ONLY = {"pretrain", "sft", "reward_model", *DIRECT}
+TEXT_ONLY = {"pretrain", "sft", "revise", "reward_model", *DIRECT}
 CONTROL_ONLY = {"a3c", "dqn", "q_learning", "sarsa", *SEARCHES, *REAL_ONLY}
 SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
     "epochs": 2, "minibatches": 2, "value_epochs": 2, "value_minibatches": 2, "num_workers": 1,
     "gradient_steps": 2, "batch_size": 4, "capacity": 50, "learning_starts": 6,
-    "num_pairs": 2, "num_completions": 2, "ensemble": 2,
+    "num_pairs": 2, "num_prompts": 2, "num_completions": 2, "ensemble": 2,
 }  # fmt: skip
 
 
@@ -49,6 +49,8 @@ def why_not(algo, env):
     text = find("env", config.env.name).world == "text"
     if (algo in TEXT_ONLY and not text) or (algo in CONTROL_ONLY and text):
         return "learns from"
+    if algo == "revise" and env != "assistant":
+        return "has none: try env=assistant"
     if text:
         return None
     environment = find("env", config.env.name)(config.env, 1)

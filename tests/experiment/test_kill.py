@@ -45,6 +45,7 @@ EXPERIMENTS = {
     "sarsa": ("algo=sarsa", "env=frozen_lake", "algo.num_envs=4"),
     "dpo": ("algo=dpo", *SORT, "algo.num_pairs=5", "env.pairs=24"),
     "sft": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
+    "revise": ("algo=revise", "env=assistant", *TRANSFORMER, "algo.num_prompts=16"),
     "sac": ("algo=sac", "env=pendulum", "algo.learning_starts=100", "algo.batch_size=8", MLP),
     "td3": ("algo=td3", "env=pendulum", "algo.learning_starts=100", "algo.batch_size=8", MLP),
 }

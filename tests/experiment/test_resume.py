@@ -100,6 +100,12 @@ EXPERIMENTS = {
     "sarsa": ("algo=sarsa", "env=taxi", "algo.num_envs=4", "algo.epsilon_steps=700"),
     "a2c with a table": ("algo=a2c", "env=frozen_lake", "policy=tabular", "algo.num_envs=4", "algo.num_steps=32"),
     "sft on sort": ("algo=sft", *SORT, "algo.num_demonstrations=16"),
+    "two turns": ("algo=rloo", "env=guess", *TRANSFORMER, "algo.num_groups=8", "algo.group_size=4"),
+    "process rewards": ("algo=ppo", "env=chain", "env.reward_kind=process", *TRANSFORMER, "algo.num_episodes=16"),
+    "revise": ("algo=revise", "env=assistant", *TRANSFORMER, "algo.num_prompts=8", "algo.rounds=2"),
+    "revise by the policy itself": (
+        "algo=revise", "env=assistant", *TRANSFORMER, "algo.num_prompts=8", "algo.writer=policy",
+    ),
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "rloo on sort": ("algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=4"),

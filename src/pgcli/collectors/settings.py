@@ -36,6 +36,16 @@ class Demonstrations(Settings):
     )
 
 
+class Revisions(Settings):
+    """For `revisions`: answers that were criticised and rewritten."""
+
+    num_prompts: int = Field(ge=1, description="prompts per update, each with an answer that may be revised")
+    rounds: int = Field(ge=1, description="how often an answer is criticised and revised at most")
+    writer: Literal["initial", "policy"] = Field(
+        description="who writes answers and revisions: the frozen initial policy, or the one that learns"
+    )
+
+
 class Workers(Settings):
     """For `gradients`: processes that play segments of their own and differentiate the loss on them."""
 

@@ -32,6 +32,7 @@ from pgcli.collectors.preferences import (
 )
 from pgcli.collectors.reference import Referenced
 from pgcli.collectors.replay import ReplayCollector
+from pgcli.collectors.revisions import RevisionCollector
 from pgcli.collectors.steps import SegmentCollector
 from pgcli.collectors.transitions import TransitionCollector
 from pgcli.environments.normalise import statistics, use_statistics, wrap
@@ -438,6 +439,19 @@ def _judged(task: Any, config: ExperimentConfig, device: torch.device, reference
     return JudgedCollector(decoding, reference, _law(config), rows=algo.num_pairs, seed=config.seed)
 
 
+def _revisions(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
+    algo: Any = config.algo
+    if not hasattr(task, "criticise"):
+        raise InputError(
+            f"algo={config.choices['algo']} revises what a constitution criticises, "
+            f"and env={config.choices['env']} has none: try env=assistant"
+        )
+    writer = reference if algo.writer == "initial" else None
+    return RevisionCollector(
+        Decoding(task, device=device), task, writer, rows=algo.num_prompts, rounds=algo.rounds, seed=config.seed
+    )
+
+
 WORLDS = {
     "control": World(
         unit="steps",
@@ -467,7 +481,7 @@ WORLDS = {
             "groups": _whole(_decoding, grouped=True),
             "demonstrations": _dataset,
         },
-        comparing={"pairs": _pairs, "labelled": _labelled, "judged": _judged},
+        comparing={"pairs": _pairs, "labelled": _labelled, "judged": _judged, "revisions": _revisions},
     ),
 }
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pgcli.collectors import completions, episodes, preferences, reference
+from pgcli.collectors import completions, episodes, preferences, reference, revisions
 from pgcli.experiment import evaluation
 from pgcli.experiment.build import Parts
 from pgcli.experiment.signals import StopRequest
@@ -23,6 +23,7 @@ METRICS = (
     | episodes.METRICS
     | reference.METRICS
     | preferences.METRICS
+    | revisions.METRICS
     | {
         "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",
         "rollout/length_mean": "their mean length, in actions",
