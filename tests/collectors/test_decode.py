@@ -11,7 +11,14 @@ LIMITS = {"length": SPEC.completion_length, "end": SPEC.end, "pad": SPEC.pad}
 
 def transformer(seed=0, temperature=1.0):
     config = Transformer.Config(
-        name="transformer", width=32, layers=2, heads=4, hidden=64, temperature=temperature, critic="shared"
+        name="transformer",
+        width=32,
+        layers=2,
+        heads=4,
+        hidden=64,
+        temperature=temperature,
+        critic="shared",
+        path=None,
     )
     return Transformer(SPEC, config, critic=True, generator=torch.Generator().manual_seed(seed))
 

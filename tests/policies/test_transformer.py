@@ -21,10 +21,10 @@ TINY = TextSpec(vocabulary=3, prompt_length=2, completion_length=3, end=1, pad=2
 STORY = TextSpec(vocabulary=44, prompt_length=8, completion_length=28, end=2, pad=0)
 
 
-def settings(width=64, layers=2, heads=4, hidden=192, temperature=1.0, kind="shared"):
+def settings(width=64, layers=2, heads=4, hidden=192, temperature=1.0, kind="shared", path=None):
     return Transformer.Config(
         name="transformer", width=width, layers=layers, heads=heads, hidden=hidden,
-        temperature=temperature, critic=kind,
+        temperature=temperature, critic=kind, path=path,
     )  # fmt: skip
 
 

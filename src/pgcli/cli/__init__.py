@@ -16,7 +16,7 @@ from pgcli.errors import PgcliError
 
 COMMANDS = {
     "train": "train", "resume": "resume", "eval": "evaluate", "sample": "sample", "sweep": "sweep",
-    "pipeline": "pipeline",
+    "export": "export", "pipeline": "pipeline",
     "compare": "compare", "reproduce": "reproduce", "verify": "verify", "runs": "runs", "list": "list_options",
     "show": "show", "doctor": "doctor",
 }  # fmt: skip

@@ -4,11 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pgcli.experiment.exporting import export
     from pgcli.experiment.sampling import sample
     from pgcli.experiment.session import evaluate, resume, train
 
-HOMES = {"train": "session", "resume": "session", "evaluate": "session", "sample": "sampling"}
-__all__ = ["evaluate", "resume", "sample", "train"]
+HOMES = {"train": "session", "resume": "session", "evaluate": "session", "sample": "sampling", "export": "exporting"}
+__all__ = ["evaluate", "export", "resume", "sample", "train"]
 
 
 def __getattr__(name: str) -> Any:

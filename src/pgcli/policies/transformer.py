@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgcli.errors import InputError
 from pgcli.functional.distributions import Categorical, categorical
+from pgcli.policies import llama
 from pgcli.policies.trunk import Cache, Trunk, TrunkSettings, matrix
 from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, Spec, State, Stochastic, TextSpec
 
@@ -41,21 +43,36 @@ class Transformer(nn.Module):
             description="what V(s) is read from: the policy's own trunk, or a second one that starts as its copy"
         )
 
+        path: str | None = Field(
+            description="folder in Llama's layout, as pgcli export writes it, of the initial weights; null: fresh ones"
+        )
+
+        @field_validator("path")
+        @classmethod
+        def _from_anywhere(cls, path: str | None) -> str | None:
+            return path and str(Path(path).expanduser().absolute())  # a run is resumed from other folders too
+
     unit = "sequence"
 
     @classmethod
     def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Transformer | Scorer:
+        policy: Transformer | Scorer
         match needs:
             case Scores(members):
-                return Scorer(spec, config, members=members, generator=generator)
+                policy = Scorer(spec, config, members=members, generator=generator)
             case Stochastic(critic):
-                return cls(spec, config, critic=critic, generator=generator)
-        raise AssertionError(needs)
+                policy = cls(spec, config, critic=critic, generator=generator)
+            case _:
+                raise AssertionError(needs)
+        if config.path is not None:
+            given = llama.read(Path(config.path), config, policy.spec)
+            policy.load_state_dict(policy.adopt(given), strict=False)
+        return policy
 
     def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         super().__init__()
-        self.trunk = _trunk(spec, config, generator)
-        self.temperature = config.temperature
+        self.spec, self.config = text_spec(spec), config
+        self.trunk = _trunk(self.spec, config, generator)
         self.unembedding = matrix(len(self.trunk.embedding), config.width, 1 / math.sqrt(config.width), generator)
         self.has_critic = critic
         # Zero: a critic that has learnt nothing says nothing, and its first gradients leave a shared trunk alone.
@@ -95,7 +112,7 @@ class Transformer(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(..., W) -> (..., V), of the very distribution that is sampled."""
-        return F.linear(hidden, self.unembedding).to(self.unembedding.dtype) / self.temperature
+        return F.linear(hidden, self.unembedding).to(self.unembedding.dtype) / self.config.temperature
 
     def adopt(self, given: State) -> State:
         """What to start from of another transformer's parameters, by the names they have here.
@@ -112,6 +129,10 @@ class Transformer(nn.Module):
         copies = {f"critic_{name}": value for name, value in own.items() if name.startswith("trunk.")}
         return copies | found
 
+    def export(self, folder: Path) -> None:
+        """Write the weights in Llama's layout, without a critic's."""
+        llama.write(folder, self.state_dict(), self.config, self.spec, temperature=self.config.temperature)
+
 
 class Scorer(nn.Module):
     """An ensemble of judges: `members` trunks, a linear score each on every token's hidden state.
@@ -124,7 +145,8 @@ class Scorer(nn.Module):
 
     def __init__(self, spec: Spec, config: Transformer.Config, *, members: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.members = nn.ModuleList(_trunk(spec, config, generator) for _ in range(members))
+        self.spec = text_spec(spec)
+        self.members = nn.ModuleList(_trunk(self.spec, config, generator) for _ in range(members))
         # 1 / sqrt(W + 1): Stiennon et al. 2020, in their code.
         self.heads = matrix(members, config.width, 1 / math.sqrt(config.width + 1), generator)
 
@@ -148,9 +170,13 @@ class Scorer(nn.Module):
         return {f"members.{m}.{name}": value for m in range(len(self.members)) for name, value in trunk.items()}
 
 
-def _trunk(spec: Spec, config: TrunkSettings, generator: torch.Generator) -> Trunk:
+def text_spec(spec: Spec) -> TextSpec:
     if not isinstance(spec, TextSpec):
         raise InputError("policy=transformer writes text; a stepped environment needs policy=mlp or policy=cnn")
+    return spec
+
+
+def _trunk(spec: TextSpec, config: TrunkSettings, generator: torch.Generator) -> Trunk:
     return Trunk(spec.vocabulary, spec.prompt_length + spec.completion_length, config, generator)
 
 

@@ -21,6 +21,8 @@ from pgcli.policies.products import linear, product
 from pgcli.settings import Settings
 
 ROTARY_BASE = 10_000.0
+EPSILON = 1e-6
+"""Under the root of RMSNorm, as in Llama."""
 
 
 class TrunkSettings(Settings):
@@ -68,7 +70,7 @@ class Trunk(nn.Module):
             keep = last if block is self.blocks[-1] else length
             x, *both = block(x, rotary, keep, allowed)
             read.append(both)
-        return F.rms_norm(x, self.norm.shape, self.norm), read
+        return F.rms_norm(x, self.norm.shape, self.norm, EPSILON), read
 
     def prefill(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, Cache]:
         """(N, S) -> (N, W), what the last position has read, and a cache with room for more. No graph."""
@@ -141,7 +143,7 @@ class Block(nn.Module):
         allowed: (N, 1, S, S) bool, what each may read; None: whatever does not come after it.
         """
         n, s, width = x.shape
-        qkv = linear(F.rms_norm(x, (width,), self.attention_norm), self.qkv).view(n, s, 3, self.heads, -1)
+        qkv = linear(F.rms_norm(x, (width,), self.attention_norm, EPSILON), self.qkv).view(n, s, 3, self.heads, -1)
         queries, keys = _rotate(qkv[:, :, :2], rotary).transpose(1, 3).unbind(2)
         values = qkv[:, :, 2].transpose(1, 2)
         if keep == 1:  # the last position reads them all
@@ -150,7 +152,7 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, is_causal=causal)
         x, attended = x[:, -keep:], attended[:, :, -keep:]
         x = x + linear(attended.transpose(1, 2).reshape(n, keep, width), self.out)
-        gate, up = linear(F.rms_norm(x, (width,), self.feed_norm), self.gate_up).chunk(2, dim=-1)
+        gate, up = linear(F.rms_norm(x, (width,), self.feed_norm, EPSILON), self.gate_up).chunk(2, dim=-1)
         return x + linear(F.silu(gate) * up, self.down), keys, values
 
     def step(self, x: Tensor, rotary: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
@@ -176,7 +178,7 @@ class Block(nn.Module):
 
 def _normed(x: Tensor, gains: Tensor) -> Tensor:
     """F.rms_norm along the first axis, (W, N)."""
-    return x * torch.rsqrt(x.square().mean(0) + torch.finfo(x.dtype).eps) * gains[:, None]
+    return x * torch.rsqrt(x.square().mean(0) + EPSILON) * gains[:, None]
 
 
 def _times(weight: Tensor, x: Tensor) -> Tensor:
