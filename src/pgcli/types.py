@@ -393,6 +393,8 @@ class Rollout:
     """What the collector has to say of it."""
     episodes: list[Episode] = field(default_factory=list)
     """Those that finished here."""
+    discarded: int = 0
+    """Actions that were taken for it and are not in it."""
 
     @property
     def done(self) -> Tensor:
@@ -402,16 +404,19 @@ class Rollout:
     @property
     def steps(self) -> int:
         """Actions that the policy chose."""
-        return int(self.mask.sum())
+        return int(self.mask.sum()) + self.discarded
 
     def rows(self, keep: Tensor) -> Rollout:
-        """Only some of its rows: (N,) bool, or their numbers. What `metrics` says was said of all of them."""
-        whole = ("metrics", "episodes")
+        """Only some of its rows: (N,) bool, or their numbers. What `metrics` says was said of all of them, and the
+        actions of the others were taken too.
+        """
+        whole = ("metrics", "episodes", "discarded")
         kept = {
             f.name: each_tensor(getattr(self, f.name), lambda x: x[keep]) for f in fields(self) if f.name not in whole
         }
         numbers = torch.arange(len(self.episodes))[keep.cpu()].tolist()
-        return replace(self, **kept, episodes=[self.episodes[number] for number in numbers])
+        discarded = self.steps - int(kept["mask"].sum())
+        return replace(self, **kept, episodes=[self.episodes[number] for number in numbers], discarded=discarded)
 
     def batch(
         self,

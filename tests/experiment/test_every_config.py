@@ -33,7 +33,7 @@ SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
     "epochs": 2, "minibatches": 2, "value_epochs": 2, "value_minibatches": 2, "num_workers": 1,
     "gradient_steps": 2, "batch_size": 4, "capacity": 50, "learning_starts": 6,
-    "num_pairs": 2, "num_prompts": 2, "num_completions": 2, "ensemble": 2,
+    "num_pairs": 2, "num_prompts": 2, "num_completions": 2, "ensemble": 2, "max_polls": 2,
 }  # fmt: skip
 
 

@@ -108,6 +108,8 @@ EXPERIMENTS = {
     ),
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
+    "dapo on sort": ("algo=dapo", *SORT, "algo.num_groups=4", "algo.group_size=4", "algo.max_polls=2"),
+    "gspo": ("algo=gspo", *GROUPS, "algo.minibatches=2"),
     "rloo on sort": ("algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "rloo on sort with an adapted price on the KL": (
         "algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=4", "algo.kl.coefficient=0.1", "algo.kl.target=0.01",

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pgcli.functional.advantages import gae, group_centre, group_standardise, leave_one_out
+from pgcli.functional.advantages import (
+    batch_standardise,
+    gae,
+    group_centre,
+    group_relative,
+    group_standardise,
+    leave_one_out,
+    silent_groups,
+)
 from pgcli.functional.returns import discounted_returns
 
 GAMMA, LAM = 0.9, 0.8
@@ -187,3 +195,21 @@ def test_the_baseline_of_leave_one_out_leaves_the_policy_gradient_unbiased():
             advantages = leave_one_out(reward[arms], torch.tensor([0, 0]))
             expected += p[a] * p[b] * (advantages * (arms - 0.3)).mean()
     assert_close(expected, torch.tensor(0.84, dtype=torch.float64))
+
+
+def test_batch_standardise_centres_by_group_and_scales_by_the_batch():
+    # Means 2 and 6; all four returns: mean 4, squares 9, 1, 1, 9 -> deviation sqrt 5.
+    found = batch_standardise(real(1, 3, 5, 7), torch.tensor([0, 0, 1, 1]), 0.0)
+    assert_close(found, real(-1, 1, -1, 1) / 5**0.5)
+    assert_close(batch_standardise(real(3, 3), torch.tensor([0, 1]), 0.5), real(0, 0))
+
+
+def test_group_relative_divides_by_the_mean_of_the_group():
+    # Group 0: mean 1/4, so (1 - 1/4) / (1/4) = 3 and -1. Group 1 has no success, group 2 nothing else.
+    groups = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    assert_close(group_relative(real(1, 0, 0, 0, 0, 0, 1, 1), groups), real(3, -1, -1, -1, 0, 0, 0, 0))
+
+
+def test_silent_groups_are_those_of_one_return():
+    returns, groups = real(1, 0.1, 0, 0.1, 0.1), torch.tensor([5, 2, 5, 2, 2])
+    assert silent_groups(returns, groups).tolist() == [True, False]

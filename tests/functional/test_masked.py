@@ -9,6 +9,7 @@ from pgcli.functional.masked import (
     masked_std,
     masked_sum,
     masked_variance,
+    row_mean,
     weighted_sum,
     whiten,
 )
@@ -30,6 +31,11 @@ def test_sums_and_means_leave_padding_out_even_where_it_is_nan():
     assert_close(masked_mean(X, MASK), torch.tensor(3.0, dtype=torch.float64))
     assert_close(masked_sum(X, MASK, dim=1), real(9, 3))
     assert_close(masked_mean(X, MASK, dim=1), real(3, 3))
+
+
+def test_a_rows_mean_stands_on_each_of_its_places():
+    x, mask = torch.tensor([[1.0, 3.0, float("nan")], [4.0, 9.0, 2.0]]), torch.tensor([[1, 1, 0], [1, 1, 1]]) > 0
+    assert row_mean(x, mask).tolist() == [[2, 2, 2], [5, 5, 5]]
 
 
 def test_the_standard_deviation_is_the_populations():

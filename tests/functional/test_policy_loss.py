@@ -7,6 +7,8 @@ from torch.testing import assert_close
 from pgcli.functional.masked import aggregation_weights, weighted_sum
 from pgcli.functional.policy_loss import (
     clipped_surrogate,
+    clipped_weight,
+    gated_surrogate,
     policy_gradient,
     ratio_statistics,
     surrogate,
@@ -17,6 +19,10 @@ INF = math.inf
 
 def real(*values):
     return torch.tensor(values, dtype=torch.float64)
+
+
+def scalar(value):
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def gradient(function, log_probs):
@@ -87,6 +93,9 @@ def test_at_ratio_one_the_surrogate_has_the_policy_gradient_and_farther_off_rati
     [
         lambda new, old, adv: policy_gradient(new, adv),
         lambda new, old, adv: clipped_surrogate(new, old, adv, low=0.2, high=0.2),
+        lambda new, old, adv: clipped_surrogate(new, old, adv, low=0.2, high=0.2, dual=3.0),
+        lambda new, old, adv: clipped_weight(new, old, adv, low=0.2, high=0.2),
+        lambda new, old, adv: gated_surrogate(new, old, adv, positive=1.0, negative=1.05),
         surrogate,
     ],
 )
@@ -98,27 +107,108 @@ def test_no_gradient_flows_into_advantages_or_old_log_probs(objective):
     assert advantages.grad is None
 
 
-def test_ratio_statistics_are_k3_and_whether_the_ratio_is_out_of_range():
-    # rho = 2, 1.3, 1, 0.5 in the range [0.8, 1.4].
-    old = real(-3, -3, -3, -3)
-    statistics = ratio_statistics(old + real(2, 1.3, 1, 0.5).log(), old, low=0.2, high=0.4)
-    assert_close(statistics.clip_fraction, real(1, 0, 0, 1))
-    assert_close(statistics.approx_kl, real(1 - math.log(2), 0.3 - math.log(1.3), 0, -0.5 + math.log(2)))
+def test_ratio_statistics_are_means_with_the_actions_weights():
+    # rho = 2, 1.3, 1, 0.5 in the range [0.8, 1.4], weighted 0.1, 0.2, 0.3, 0.4; the fifth has weight 0 and holds NaN.
+    log_ratios, weights = real(2, 1.3, 1, 0.5, math.nan).log(), real(0.1, 0.2, 0.3, 0.4, 0)
+    found = ratio_statistics(log_ratios, weights, low=0.2, high=0.4)
+    k3 = [1 - math.log(2), 0.3 - math.log(1.3), 0, -0.5 + math.log(2)]
+    assert_close(found.approx_kl, scalar(0.1 * k3[0] + 0.2 * k3[1] + 0.4 * k3[3]))
+    assert_close(found.clipped_high, scalar(0.1))
+    assert_close(found.clipped_low, scalar(0.4))
+    assert_close(found.smallest, scalar(0.5))
+    assert_close(found.largest, scalar(2.0))
+    # mean 0.2 + 0.26 + 0.3 + 0.2 = 0.96, square 0.4 + 0.338 + 0.3 + 0.1 = 1.138
+    assert_close(found.effective, scalar(0.96**2 / 1.138))
+    scaled = ratio_statistics(log_ratios, 7 * weights, low=0.2, high=0.4)  # as in a minibatch
+    assert_close(tuple(scaled), tuple(found))
+
+
+def test_on_policy_all_samples_are_effective_and_nothing_is_clipped():
+    found = ratio_statistics(torch.zeros(2, 3), torch.full((2, 3), 1 / 6), low=0.2, high=0.2)
+    assert_close(tuple(found), (*torch.zeros(3), *torch.ones(3)))
+
+
+def test_a_few_heavy_weights_leave_few_effective_samples():
+    # Ratios 3, 0, 0: one of three samples is worth anything.
+    found = ratio_statistics(real(3, 0, 0).log(), real(1, 1, 1) / 3, low=0.2, high=0.2)
+    assert_close(found.effective, scalar(1 / 3))
 
 
 def test_approx_kl_is_the_divergence_of_the_old_policy_from_the_new():
     # Samples of old = (0.8, 0.2); new = (0.5, 0.5).
     # KL(old || new) = 0.8 log 1.6 + 0.2 log 0.4, whereas KL(new || old) = 0.5 log 0.625 + 0.5 log 2.5.
     old, new = real(0.8, 0.2), real(0.5, 0.5)
-    statistics = ratio_statistics(new.log(), old.log(), low=0.2, high=0.2)
-    expected = 0.8 * math.log(1.6) + 0.2 * math.log(0.4)
-    assert_close((old * statistics.approx_kl).sum(), torch.tensor(expected, dtype=torch.float64))
+    statistics = ratio_statistics((new / old).log(), old, low=0.2, high=0.2)
+    assert_close(statistics.approx_kl, scalar(0.8 * math.log(1.6) + 0.2 * math.log(0.4)))
 
 
-def test_statistics_have_no_gradient():
-    statistics = ratio_statistics(real(-1).requires_grad_(), real(-2), low=0.2, high=0.2)
-    assert not statistics.approx_kl.requires_grad
-    assert not statistics.clip_fraction.requires_grad
+def test_statistics_have_no_gradient_and_do_not_overflow():
+    statistics = ratio_statistics(torch.tensor([500.0, -500.0]).requires_grad_(), torch.ones(2), low=0.2, high=0.2)
+    assert not any(x.requires_grad for x in statistics)
+    assert all(x.isfinite() for x in statistics)
+
+
+# c = 3; low 0.2, high 0.4. Only the corner that has no bound gets one: A < 0, rho > 1 + high.
+DUAL = [
+    # rho, A, objective, gradient
+    (5.0, -2.0, -6.0, 0.0),  # beyond c: held at 3 * -2
+    (2.5, -2.0, -5.0, -5.0),  # before c: pulled back as ever
+    (0.5, -2.0, -1.6, 0.0),  # below: clipped as ever
+    (5.0, 2.0, 2.8, 0.0),  # A > 0: clipped at 1.4, as ever
+    (0.5, 2.0, 1.0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "objective", "slope"), DUAL)
+def test_a_dual_clip_bounds_what_a_negative_advantage_costs(ratio, advantage, objective, slope):
+    old = real(-4)
+
+    def dual(x):
+        return clipped_surrogate(x, old, real(advantage), low=0.2, high=0.4, dual=3.0)
+
+    assert_close(dual(old + math.log(ratio)), real(objective))
+    assert_close(gradient(dual, old + math.log(ratio)), real(slope))
+
+
+# low 0.2, high 0.4: the weight is held in [0.8, 1.4], on both sides of 0 alike, and the gradient is weight * A.
+WEIGHTS = [(2.0, 3.0, 4.2), (0.5, 3.0, 2.4), (2.0, -3.0, -4.2), (0.5, -3.0, -2.4), (1.2, 2.0, 2.4), (1.0, -1.0, -1.0)]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "slope"), WEIGHTS)
+def test_a_clipped_weight_bounds_a_gradient_and_takes_none_away(ratio, advantage, slope):
+    old = real(-1.5)
+    log_probs = old + math.log(ratio)
+
+    def weighted(x):
+        return clipped_weight(x, old, real(advantage), low=0.2, high=0.4)
+
+    assert_close(weighted(log_probs), slope * log_probs)
+    assert_close(gradient(weighted, log_probs), real(slope))
+
+
+def test_a_low_of_one_leaves_no_lower_bound_on_the_weight():
+    old = real(-1.5)
+    assert_close(
+        gradient(lambda x: clipped_weight(x, old, real(2), low=1.0, high=4.0), old + math.log(0.01)), real(0.02)
+    )
+
+
+def test_the_gate_is_open_at_ratio_one_and_closes_on_both_sides():
+    # tau 2 where A > 0, 4 where A < 0. At rho = 1.5: sigmoid(1) = 0.731059, sigmoid(2) = 0.880797.
+    old, half = real(-1.5), math.log(1.5)
+
+    def gated(advantage):
+        return lambda x: gated_surrogate(x, old, real(advantage), positive=2.0, negative=4.0)
+
+    for advantage in (3.0, -3.0):
+        assert_close(gradient(gated(advantage), old), real(advantage))
+    assert_close(gated(3.0)(old + half), real(3 * 2 * 0.7310585786))
+    assert_close(gated(-3.0)(old + half), real(-3 * 0.8807970780))
+    # d/d log pi: 4 p (1 - p) rho A = 4 * 0.196612 * 1.5 * 3 and 4 * 0.104994 * 1.5 * -3
+    assert_close(gradient(gated(3.0), old + half), real(4 * 0.1966119332 * 1.5 * 3))
+    assert_close(gradient(gated(-3.0), old + half), real(4 * 0.1049935854 * 1.5 * -3))
+    # Farther off it fades, however far: at rho = 21, p (1 - p) < 1e-16.
+    assert abs(gradient(gated(3.0), old + math.log(21.0)).item()) < 1e-14
 
 
 @pytest.mark.parametrize("mode", ["token_mean", "sequence_mean", "sequence_sum", "constant"])

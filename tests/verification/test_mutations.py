@@ -81,9 +81,15 @@ MUTATIONS = [
     ("algorithms.rloo", "RLOO.prepare", "dim=1)", "dim=1).roll(1)", "rloo"),
     ("algorithms.rloo", "RLOO.prepare", "leave_one_out(returns, rollout.groups)", "returns", "rloo"),
     ("algorithms.rloo", "RLOO.loss", "batch.weights)", "batch.per_action)", "rloo"),
-    ("algorithms.grpo", "GRPO.prepare", '== "standardised"', '!= "standardised"', "grpo"),
-    ("algorithms.grpo", "GRPO.loss", "-weighted_sum(surrogate", "weighted_sum(surrogate", "grpo"),
-    ("algorithms.grpo", "GRPO.loss", "advantages, low=low, high=high", "advantages, low=high, high=low", "grpo"),
+    ("algorithms.grpo", "GRPO.prepare", "group_standardise", "batch_standardise", "grpo"),
+    ("algorithms.grpo", "GRPO.loss", "-weighted_sum(self", "weighted_sum(self", "grpo"),
+    ("algorithms.grpo", "GRPO.objective", "row_mean(old, batch.mask)", "old", "gspo"),
+    ("functional.masked", "row_mean", "masked_mean", "masked_sum", "gspo"),
+    ("functional.policy_loss", "clipped_weight", "clamp(1 - low, 1 + high)", "clamp(1 - high, 1 + low)", "cispo"),
+    ("functional.policy_loss", "clipped_weight", "(weight * advantages).detach()", "(weight * advantages)", "cispo"),
+    ("functional.policy_loss", "gated_surrogate", "advantages > 0", "advantages < 0", "sapo"),
+    ("functional.policy_loss", "gated_surrogate", "4 / tau", "4", "sapo"),
+    ("functional.advantages", "group_relative", "1 / means", "1 / means.sqrt()", "maxrl"),
     ("algorithms.sft", "SFT.prepare", "torch.ones_like", "-torch.ones_like", "sft"),
 ]  # fmt: skip
 

@@ -17,12 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pgcli.algorithms._adam import Adam, AdamSettings
 from pgcli.errors import RunError
-from pgcli.types import Batch, Distribution, Metrics, Rollout, State, each_tensor
+from pgcli.types import Batch, Distribution, Evaluation, Metrics, PolicyFunction, Rollout, State, each_tensor
 
 Terms: TypeAlias = dict[str, Tensor]
-"""What a loss reports of itself: 0-d tensors, by metric key."""
+"""What a loss reports of itself: 0-d tensors, by metric key, each a sum over the rows of its batch.
+
+Under `LOG_RATIOS`, if it is there, log pi - log pi_old of each action, for `Updater.epochs(watch=...)`.
+"""
+LOG_RATIOS = "log_ratios"
 Loss: TypeAlias = Callable[[Any, Any, None], tuple[Tensor, Terms]]
 """Of a policy function, a `Batch` or `Transitions`, and noise."""
+Watch: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Metrics]
 
 METRICS = {
     "loss/total": "what was minimised, averaged over the update's gradient steps",
@@ -38,11 +43,24 @@ class OptimiserSettings(AdamSettings):
     learning_rate: float = Field(gt=0, le=10, description="Adam's step size at the start")
 
 
+class Microbatched(OptimiserSettings):
+    """For losses that are sums over rows."""
+
+    microbatch: int | None = Field(
+        ge=1,
+        description="rows (completions; single actions without a memory) in memory at once: a gradient is added up "
+        "from as many backward passes as that takes, and stays the same; null: all at once",
+    )
+
+
 class Updater:
     """Owns the optimiser of one policy."""
 
-    def __init__(self, policy: Any, settings: OptimiserSettings, *, total_steps: int, seed: int) -> None:
+    def __init__(
+        self, policy: Any, settings: OptimiserSettings, *, total_steps: int, seed: int, microbatch: int | None = None
+    ) -> None:
         self.policy, self.settings, self.total_steps = policy, settings, total_steps
+        self.microbatch = microbatch
         self.adam = Adam(policy.parameters(), settings)
         self.flat = self.adam.flat
         self.generator = torch.Generator().manual_seed(seed)
@@ -54,34 +72,68 @@ class Updater:
         return self.epochs(loss, batch, epochs=1, minibatches=1)
 
     def epochs(
-        self, loss: Loss, batch: Batch, *, epochs: int, minibatches: int, target_kl: float | None = None
+        self,
+        loss: Loss,
+        batch: Batch,
+        *,
+        epochs: int,
+        minibatches: int,
+        target_kl: float | None = None,
+        steps: int | None = None,
+        whole_rows: bool = False,
+        watch: Watch | None = None,
     ) -> Metrics:
         """`epochs` passes over the batch in `minibatches` random pieces; ends after a step whose KL exceeds the target.
 
-        Returns the mean of each term over all gradient steps, not that of the last one.
+        Args:
+            steps: actions that were taken for this batch, where not all of them are in it.
+            whole_rows: the loss reads (N, T) whole rows, even of a policy without memory.
+            watch: what to make of the log-ratios that the loss reports and of the weights of their actions: one pair of
+                tensors a gradient step.
+
+        Returns the mean of each term over all gradient steps, not that of the last one, and what `watch` found.
         Raises RunError, before the parameters change, where a loss or a gradient is not finite.
         """
         learning_rate = self._learning_rate()
-        self.steps += int(batch.mask.sum())
+        self.steps += int(batch.mask.sum()) if steps is None else steps
         self.updates += 1
-        batch = by_unit(self.policy, batch)
-        return self._descend(loss, self._pieces(batch, epochs, minibatches), learning_rate, target_kl)
+        batch = batch if whole_rows else by_unit(self.policy, batch)
+        evaluate = self.policy.once_differentiable()
+        evaluate = by_rows(self.policy, evaluate) if whole_rows else evaluate
+        pieces = self._pieces(batch, epochs, minibatches)
+        return self._descend(loss, pieces, learning_rate, target_kl, evaluate, watch, self.microbatch)
 
     def draws(self, loss: Loss, batches: Iterable[Any], *, steps: int) -> Metrics:
         """A gradient step on each of the batches, as they come; `steps`: actions taken since the last update."""
         learning_rate = self._learning_rate()
         self.steps += steps
         self.updates += 1
-        return self._descend(loss, batches, learning_rate, None)
+        return self._descend(loss, batches, learning_rate, None, self.policy.once_differentiable())
 
-    def _descend(self, loss: Loss, pieces: Iterable[Any], learning_rate: float, target_kl: float | None) -> Metrics:
-        evaluate = self.policy.once_differentiable()
+    def _descend(
+        self,
+        loss: Loss,
+        pieces: Iterable[Any],
+        learning_rate: float,
+        target_kl: float | None,
+        evaluate: PolicyFunction,
+        watch: Watch | None = None,
+        microbatch: int | None = None,
+    ) -> Metrics:
         steps: list[list[float]] = []
         names: list[str] = []
+        moved: tuple[list[Tensor], list[Tensor]] = ([], [])
         for piece in pieces:
-            total, terms = loss(evaluate, piece, None)
             self.adam.gradient.zero_()
-            total.backward()
+            if microbatch is None or len(piece) <= microbatch:
+                total, terms = loss(evaluate, piece, None)
+                total.backward()
+            else:
+                total, terms = _add_up(loss, evaluate, piece, microbatch)
+            log_ratios = terms.pop(LOG_RATIOS, None)
+            if log_ratios is not None:
+                moved[0].append(log_ratios)
+                moved[1].append(piece.per_action)
             norm = self.adam.norm()
             names = ["loss/total", "optimiser/grad_norm", *terms]
             values = torch.stack([total, norm, *terms.values()]).tolist()
@@ -93,6 +145,8 @@ class Updater:
                 break
         means = [sum(values) / len(steps) for values in zip(*steps, strict=True)]
         metrics = dict(zip(names, means, strict=True))
+        if watch is not None:
+            metrics |= watch(*moved)
         return metrics | {"optimiser/learning_rate": learning_rate, "optimiser/gradient_steps": float(len(steps))}
 
     def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -164,6 +218,32 @@ class Updater:
         self.updates, self.steps = state["updates"], state["steps"]
 
 
+def _add_up(loss: Loss, evaluate: PolicyFunction, piece: Batch, size: int) -> tuple[Tensor, Terms]:
+    """A backward pass for each `size` rows: their weights are those of the whole, so that the gradients add up."""
+    totals, reports = [], []
+    for first in range(0, len(piece), size):
+        total, terms = loss(evaluate, piece[first : first + size], None)
+        total.backward()
+        totals.append(total.detach())
+        reports.append({key: value.detach() for key, value in terms.items()})
+    joined = {key: [terms[key] for terms in reports] for key in reports[0]}
+    return torch.stack(totals).sum(), {
+        key: torch.cat(values) if key == LOG_RATIOS else torch.stack(values).sum() for key, values in joined.items()
+    }
+
+
+def by_rows(policy: Any, evaluate: PolicyFunction) -> PolicyFunction:
+    """A policy's evaluation of (N, T) whole rows, padding included, though it may know single actions only."""
+    if policy.unit == "sequence":
+        return evaluate
+
+    def of_rows(observations: Any, actions: Tensor) -> Evaluation:
+        found = evaluate(each_tensor(observations, lambda x: x.flatten(0, 1)), actions.flatten(0, 1))
+        return each_tensor(found, lambda x: x.unflatten(0, actions.shape[:2]))
+
+    return of_rows
+
+
 def by_unit(policy: Any, batch: Batch) -> Batch:
     """The batch as this policy's loss reads it: whole sequences, or single actions for a policy without memory."""
     return batch.single_actions() if policy.unit == "action" else batch
@@ -173,11 +253,7 @@ def by_unit(policy: Any, batch: Batch) -> Batch:
 def present_distribution(policy: Any, data: Rollout | Batch) -> Distribution:
     """What the policy, as it is now, would draw from in each state: a tree of (N, T, ...)."""
     # Cloned, because a deviation that no state changes is a view of the parameter, and would move with it.
-    if policy.unit == "sequence":
-        return each_tensor(policy(data.observations, data.actions).distribution, torch.clone)
-    flat = each_tensor(data.observations, lambda x: x.flatten(0, 1))
-    found = policy(flat, data.actions.flatten(0, 1)).distribution
-    return each_tensor(found, lambda x: x.unflatten(0, data.mask.shape).clone())
+    return each_tensor(by_rows(policy, policy)(data.observations, data.actions).distribution, torch.clone)
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

@@ -1,29 +1,51 @@
-"""Group-relative policy optimisation (Shao et al. 2024, eq. 3, without the KL term).
+"""Group-relative policy optimisation and its family (Shao et al. 2024, eq. 3).
 
     A_i = (R_i - mean(R of its group)) / (std(R of its group) + eps)         one advantage for all actions of an episode
-    L   = -E[ min(rho_t A_i, clip(rho_t, 1 - eps_low, 1 + eps_high) A_i) ]         in several epochs over one batch
+    L   = -E[ min(rho_t A_i, clip(rho_t, 1 - eps_low, 1 + eps_high) A_i) ] + beta E[ KL(pi || reference) ]
 
-A group is a set of episodes from the same initial state, or of completions of the same prompt. No critic: a time limit
-is a finite horizon.
+in several epochs over one batch. A group is a set of episodes from the same initial state, or of completions of the
+same prompt. No critic: a time limit is a finite horizon.
+
+    algo=grpo      as above
+    algo=dr_grpo   A_i = R_i - mean; L adds up actions and divides by a constant: no deviation, no length (Liu et al.
+                   2025)
+    algo=dapo      eps_high > eps_low; every action counts alike; groups that all got one reward are replaced by others
+                   (Yu et al. 2025)
+    algo=gspo      rho is a whole episode's, (pi(y) / pi_old(y))^(1 / length), and so is what is clipped (Zheng et al.
+                   2025, eq. 5 to 7)
+    algo=cispo     sg[clip(rho_t)] A_i log pi: the clip bounds an action's weight and never takes its gradient away
+                   (MiniMax 2025, eq. 4 and 5)
+    algo=sapo      a smooth gate in place of the clip (Gao et al. 2025, eq. 5 and 6)
+    algo=maxrl     A_i = (R_i - mean) / mean: hard problems count more (Tajwar et al. 2026)
+
 Differs from PPO: no critic; the episodes of a group are one another's baseline.
 Differs from RLOO: divides by the group's standard deviation, so it is not the gradient of the expected return, and
-reuses a batch under a clipped ratio. `advantage: centred` leaves the division out (Liu et al. 2025).
+reuses a batch under a clipped ratio.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from pgcli.algorithms import _kl, _update
+from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
-from pgcli.collectors.settings import Groups
-from pgcli.functional.advantages import group_centre, group_standardise
-from pgcli.functional.masked import masked_sum, weighted_sum
-from pgcli.functional.policy_loss import clipped_surrogate, ratio_statistics
+from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater
+from pgcli.collectors.settings import InformativeGroups
+from pgcli.functional.advantages import (
+    batch_standardise,
+    group_centre,
+    group_relative,
+    group_standardise,
+    leave_one_out,
+    silent_groups,
+)
+from pgcli.functional.masked import masked_sum, row_mean, weighted_sum
+from pgcli.functional.policy_loss import clipped_surrogate, clipped_weight, gated_surrogate
 from pgcli.settings import Settings
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
@@ -32,34 +54,67 @@ EPSILON = 1e-6
 
 
 class Clip(Settings):
-    low: float = Field(gt=0, le=1, description="the ratio may fall this far below 1 and still gain")
+    low: float = Field(gt=0, le=1, description="the ratio may fall this far below 1 and still gain; 1: any distance")
     high: float = Field(gt=0, description="the ratio may rise this far above 1 and still gain")
 
 
+class Gate(Settings):
+    positive: float = Field(gt=0, description="how fast the gate closes on actions of a positive advantage")
+    negative: float = Field(gt=0, description="how fast the gate closes on actions of a negative advantage")
+
+
 class GRPO:
-    class Config(OptimiserSettings, Groups):
+    class Config(Microbatched, InformativeGroups):
         name: Literal["grpo"]
         epochs: int = Field(ge=1, description="passes over each batch")
         minibatches: int = Field(
             ge=1, description="pieces of the batch, one gradient step each, per epoch; a memory's are whole rows"
         )
-        clip: Clip = Field(description="range of the ratio, each side by itself")
-        advantage: Literal["standardised", "centred"] = Field(description="divide by the group's deviation, or don't")
+        surrogate: Literal["clipped", "gspo", "cispo", "sapo"] = Field(
+            description="what the ratio does: clipped action by action; clipped as a whole episode's; a clipped weight "
+            "of log-probs; a smooth gate"
+        )
+        clip: Clip = Field(description="range of the ratio, each side by itself; sapo has a gate instead")
+        dual_clip: float | None = Field(
+            gt=1, description="c: with a negative advantage the objective is at least c A; null: no such bound"
+        )
+        gate: Gate = Field(description="temperatures of surrogate=sapo")
+        advantage: Literal["standardised", "centred", "leave_one_out", "maxrl", "batch"] = Field(
+            description="return less its group's mean: over the group's deviation; as it is; K/(K-1) times that; over "
+            "the group's mean; over the batch's deviation"
+        )
         aggregation: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] = Field(
             description="of the policy loss over actions; constant divides by aggregation_length"
         )
         aggregation_length: float | None = Field(gt=0, description="actions, for aggregation=constant; else null")
+        mask_truncated: bool = Field(
+            description="episodes that a limit cut stay in their group's baseline, and out of the loss"
+        )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
+
+        @model_validator(mode="after")
+        def _fits_together(self) -> GRPO.Config:
+            if self.aggregation == "constant" and self.aggregation_length is None:
+                raise ValueError("aggregation=constant divides by aggregation_length: give it a length")
+            if self.surrogate == "gspo" and self.aggregation != "sequence_mean":
+                raise ValueError(
+                    f"gspo has one ratio and one term an episode; with aggregation={self.aggregation} a long one would "
+                    "count more often: take aggregation=sequence_mean"
+                )
+            if self.dual_clip is not None and self.surrogate not in ("clipped", "gspo"):
+                raise ValueError(f"dual_clip bounds a clipped objective, and {self.surrogate} has none")
+            return self
 
     METRICS: ClassVar = {
         **_update.METRICS,
         **_kl.METRICS,
-        "loss/policy": "the clipped surrogate, negated",
+        **_ratio.METRICS,
+        "loss/policy": "the surrogate, negated; of cispo its value means little, its gradient all",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
-        "policy/approx_kl": "KL(pi_old || pi), estimated by k3 on the batch, in nats per action",
-        "policy/clip_fraction": "share of actions whose ratio left the clip range",
-        "rollout/zero_variance_groups": "share of groups whose episodes all had the same return: they teach nothing",
+        "rollout/zero_variance_groups": "share of groups whose episodes all had the same return: of them only the KL "
+        "and the entropy reach the policy",
+        "rollout/masked": "share of episodes that a limit cut and the loss leaves out; with mask_truncated",
     }
     collects = ("groups",)
     actions = ("discrete", "continuous")
@@ -78,31 +133,54 @@ class GRPO:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
         returns = masked_sum(self.kl.rewards(rollout), rollout.mask, dim=1)  # (N,)
-        if self.config.advantage == "standardised":
-            advantages = group_standardise(returns, rollout.groups, EPSILON)
-        else:
-            advantages = group_centre(returns, rollout.groups)
+        match self.config.advantage:
+            case "standardised":
+                advantages = group_standardise(returns, rollout.groups, EPSILON)
+            case "centred":
+                advantages = group_centre(returns, rollout.groups)
+            case "leave_one_out":
+                advantages = leave_one_out(returns, rollout.groups)
+            case "maxrl":
+                advantages = group_relative(returns, rollout.groups)
+            case "batch":
+                advantages = batch_standardise(returns, rollout.groups, EPSILON)
+        if self.config.mask_truncated:
+            finished = ~rollout.truncated.any(dim=1, keepdim=True)
+            rollout = replace(rollout, mask=rollout.mask & finished)
         advantages = advantages[:, None].expand_as(rollout.rewards)
         return rollout.batch(advantages, self.config.aggregation, constant=self.config.aggregation_length)
 
+    def objective(self, log_probs: Tensor, batch: Batch) -> Tensor:
+        """What each action adds to the surrogate: the shape of the log-probs."""
+        c = self.config
+        old, advantages = batch.log_probs, batch.advantages
+        match c.surrogate:
+            case "clipped":
+                return clipped_surrogate(log_probs, old, advantages, low=c.clip.low, high=c.clip.high, dual=c.dual_clip)
+            case "gspo":
+                return clipped_surrogate(
+                    row_mean(log_probs, batch.mask), row_mean(old, batch.mask), advantages,
+                    low=c.clip.low, high=c.clip.high, dual=c.dual_clip,
+                )  # fmt: skip
+            case "cispo":
+                return clipped_weight(log_probs, old, advantages, low=c.clip.low, high=c.clip.high)
+            case "sapo":
+                return gated_surrogate(log_probs, old, advantages, positive=c.gate.positive, negative=c.gate.negative)
+
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
-        low, high = self.config.clip.low, self.config.clip.high
         new = policy(batch.observations, batch.actions)
-        surrogate = clipped_surrogate(new.log_probs, batch.log_probs, batch.advantages, low=low, high=high)
-        policy_loss = -weighted_sum(surrogate, batch.weights)
+        policy_loss = -weighted_sum(self.objective(new.log_probs, batch), batch.weights)
         entropy = weighted_sum(new.entropy, batch.per_action)
-        moved = ratio_statistics(new.log_probs, batch.log_probs, low=low, high=high)
         total = policy_loss - self.config.entropy_coefficient * entropy
         terms = {
             "loss/policy": policy_loss,
             "policy/entropy": entropy,
-            "policy/approx_kl": weighted_sum(moved.approx_kl, batch.per_action),
-            "policy/clip_fraction": weighted_sum(moved.clip_fraction, batch.per_action),
+            LOG_RATIOS: (new.log_probs - batch.log_probs).detach(),
         }
         if self.kl.in_loss:
             terms["loss/kl"] = self.kl.loss(new.log_probs, batch)
@@ -110,10 +188,19 @@ class GRPO:
         return total, terms
 
     def update(self, rollout: Rollout) -> Metrics:
+        c = self.config
         batch = self.prepare(rollout)
-        metrics = self.updater.epochs(self.loss, batch, epochs=self.config.epochs, minibatches=self.config.minibatches)
-        silent = (batch.advantages[:, 0] == 0).float().mean()
-        return metrics | {"rollout/zero_variance_groups": float(silent)} | self.kl.finish(rollout)
+        rows = c.surrogate == "gspo"
+        metrics = self.updater.epochs(
+            self.loss, batch,
+            epochs=c.epochs, minibatches=c.minibatches, steps=rollout.steps, whole_rows=rows,
+            watch=partial(_ratio.movement, low=c.clip.low, high=c.clip.high, by_row=rows),
+        )  # fmt: skip
+        returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
+        metrics["rollout/zero_variance_groups"] = float(silent_groups(returns, rollout.groups).float().mean())
+        if c.mask_truncated:
+            metrics["rollout/masked"] = float((~batch.mask.any(dim=1)).float().mean())
+        return metrics | _ratio.spread(batch) | self.kl.finish(rollout)
 
     def state_dict(self) -> State:
         return self.updater.state_dict() | {"kl": self.kl.state_dict()}

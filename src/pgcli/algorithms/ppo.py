@@ -18,19 +18,20 @@ Differs from GRPO: advantages come from a critic and differ from action to actio
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pgcli.algorithms import _kl, _update
+from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater, present_distribution
+from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater, present_distribution
 from pgcli.collectors.settings import Either
 from pgcli.functional.advantages import gae
-from pgcli.functional.kl import adapted_coefficient
+from pgcli.functional.kl import adapted_coefficient, k3
 from pgcli.functional.masked import weighted_sum, whiten
-from pgcli.functional.policy_loss import clipped_surrogate, ratio_statistics, surrogate
+from pgcli.functional.policy_loss import clipped_surrogate, surrogate
 from pgcli.functional.value_loss import explained_variance, value_clipped, value_mse
 from pgcli.settings import Settings
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
@@ -48,7 +49,7 @@ class KLPenalty(Settings):
 
 
 class PPO:
-    class Config(OptimiserSettings, Either):
+    class Config(Microbatched, Either):
         name: Literal["ppo"]
         epochs: int = Field(ge=1, description="passes over each batch")
         minibatches: int = Field(
@@ -57,6 +58,9 @@ class PPO:
         gamma: float = Field(ge=0, le=1, description="discount per step")
         gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: return minus V")
         clip_range: float | None = Field(gt=0, description="eps: how far the ratio may move and still gain; null: any")
+        dual_clip: float | None = Field(
+            gt=1, description="c: with a negative advantage the objective is at least c A; null: no such bound"
+        )
         kl_penalty: KLPenalty = Field(description="a price on leaving the policy that acted")
         clip_range_value: float | None = Field(gt=0, description="V may move this far from V_old; null: no clipping")
         target_kl: float | None = Field(
@@ -72,14 +76,24 @@ class PPO:
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
+        @model_validator(mode="after")
+        def _fits_together(self) -> PPO.Config:
+            if self.dual_clip is not None and self.clip_range is None:
+                raise ValueError("dual_clip bounds a clipped objective: it needs a clip_range")
+            if self.microbatch is not None and self.normalise_advantages == "minibatch":
+                raise ValueError(
+                    "a microbatch does not see the minibatch whose advantages are normalised; "
+                    "take normalise_advantages=batch"
+                )
+            return self
+
     METRICS: ClassVar = {
         **_update.METRICS,
         **_kl.METRICS,
+        **_ratio.METRICS,
         "loss/policy": "the surrogate, negated: clipped, where it is",
         "loss/value": "mean squared error of V against the lambda-returns (the worse of the two, where clipped)",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
-        "policy/approx_kl": "KL(pi_old || pi), estimated by k3 on the batch, in nats per action",
-        "policy/clip_fraction": "share of actions whose ratio left [1 - eps, 1 + eps]; 0 without clipping",
         "loss/kl_penalty": "beta times the exact KL(pi_old || pi); with kl_penalty",
         "policy/kl": "exact KL(pi_old || pi) of the whole update, mean over states, in nats; with kl_penalty",
         "policy/kl_coefficient": "beta in this update; with kl_penalty",
@@ -103,7 +117,7 @@ class PPO:
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.policy, self.config = policy, config
         self.kl_coefficient = config.kl_penalty.coefficient
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
@@ -127,7 +141,7 @@ class PPO:
             objective = surrogate(new.log_probs, batch.log_probs, advantages)
         else:
             objective = clipped_surrogate(
-                new.log_probs, batch.log_probs, advantages, low=c.clip_range, high=c.clip_range
+                new.log_probs, batch.log_probs, advantages, low=c.clip_range, high=c.clip_range, dual=c.dual_clip
             )
         policy_loss = -weighted_sum(objective, batch.weights)
         if c.clip_range_value is None:
@@ -136,16 +150,16 @@ class PPO:
             value_error = value_clipped(new.values, batch.values, batch.returns, clip_range=c.clip_range_value)
         value_loss = weighted_sum(value_error, batch.per_action)
         entropy = weighted_sum(new.entropy, batch.per_action)
-        reach = c.clip_range or math.inf
-        moved = ratio_statistics(new.log_probs, batch.log_probs, low=reach, high=reach)
         total = policy_loss + c.value_coefficient * value_loss - c.entropy_coefficient * entropy
         terms = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "policy/entropy": entropy,
-            "policy/approx_kl": weighted_sum(moved.approx_kl, batch.per_action),
-            "policy/clip_fraction": weighted_sum(moved.clip_fraction, batch.per_action),
+            LOG_RATIOS: (new.log_probs - batch.log_probs).detach(),
         }
+        if c.target_kl is not None:
+            approx_kl = k3(batch.log_probs, new.log_probs.detach())
+            terms["policy/approx_kl"] = weighted_sum(approx_kl, batch.per_action)
         if c.kl_penalty.coefficient:
             kl = weighted_sum(batch.distribution.kl(new.distribution), batch.per_action)
             terms["loss/kl_penalty"] = self.kl_coefficient * kl
@@ -157,10 +171,13 @@ class PPO:
 
     def update(self, rollout: Rollout) -> Metrics:
         batch = self.prepare(rollout)
+        reach = self.config.clip_range or math.inf
         metrics = self.updater.epochs(
             self.loss, batch,
             epochs=self.config.epochs, minibatches=self.config.minibatches, target_kl=self.config.target_kl,
+            watch=partial(_ratio.movement, low=reach, high=reach),
         )  # fmt: skip
+        metrics |= _ratio.spread(batch)
         if self.config.kl_penalty.coefficient:
             metrics |= self._adapt(batch)
         metrics["value/explained_variance"] = float(explained_variance(batch.values, batch.returns, batch.mask))

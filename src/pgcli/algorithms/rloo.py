@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgcli.algorithms import _kl, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.algorithms._update import Microbatched, Terms, Updater
 from pgcli.collectors.settings import Groups
 from pgcli.functional.advantages import leave_one_out
 from pgcli.functional.masked import masked_sum, weighted_sum
@@ -27,7 +27,7 @@ from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, S
 
 
 class RLOO:
-    class Config(OptimiserSettings, Groups):
+    class Config(Microbatched, Groups):
         name: Literal["rloo"]
         aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
             description="sequence_sum is the gradient of the expected return; the means divide by lengths"
@@ -58,7 +58,7 @@ class RLOO:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:

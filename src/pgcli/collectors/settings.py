@@ -27,6 +27,16 @@ class Groups(Settings):
     group_size: int = Field(ge=2, description="episodes (or completions) from each of them")
 
 
+class InformativeGroups(Groups):
+    """For `groups`, those that have something to teach preferred."""
+
+    max_polls: int = Field(
+        ge=1,
+        description="collections an update may take until num_groups groups are there whose episodes differ in return; "
+        "1: whatever comes",
+    )
+
+
 class Demonstrations(Settings):
     """For `demonstrations`: text that a task has written itself."""
 

@@ -17,6 +17,7 @@ from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
+from pgcli.collectors.informative import InformativeGroups
 from pgcli.collectors.learned_reward import Judge, LearnedReward
 from pgcli.collectors.population import PopulationCollector
 from pgcli.collectors.preferences import (
@@ -331,9 +332,11 @@ def _whole(player: Callable[[Any, ExperimentConfig, torch.device], Player], *, g
     def collector(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
         algo: Any = config.algo
         groups, size = (algo.num_groups, algo.group_size) if grouped else (algo.num_episodes, 1)
-        return EpisodeCollector(
+        episodes = EpisodeCollector(
             player(environment, config, device), num_groups=groups, group_size=size, seed=config.seed
         )
+        polls = getattr(algo, "max_polls", 1)
+        return episodes if polls == 1 else InformativeGroups(episodes, num_groups=groups, max_polls=polls)
 
     return collector
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pgcli.collectors import completions, episodes, preferences, reference, revisions
+from pgcli.collectors import completions, episodes, informative, preferences, reference, revisions
 from pgcli.experiment import evaluation
 from pgcli.experiment.build import Parts
 from pgcli.experiment.signals import StopRequest
@@ -22,6 +22,7 @@ METRICS = (
     | completions.METRICS
     | episodes.METRICS
     | reference.METRICS
+    | informative.METRICS
     | preferences.METRICS
     | revisions.METRICS
     | {

@@ -108,6 +108,59 @@ def group_standardise(returns: Tensor, groups: Tensor, eps: float) -> Tensor:
     return deviations / (variances.sqrt() + eps)[members]
 
 
+def batch_standardise(returns: Tensor, groups: Tensor, eps: float) -> Tensor:
+    """Each episode's return less the mean of its group, divided by the standard deviation of the whole batch's returns.
+
+        A_i = (R_i - mean(R of its group)) / (std(R of the batch) + eps)
+
+    One scale for all groups: the direction is that of `group_centre`, and the size no longer depends on the reward's
+    unit. `std` is the population's.
+
+    Args:
+        returns: (N,), one per episode.
+        groups: (N,) int64, equal for episodes with the same initial state; any order, any sizes K.
+        eps: keeps a batch of equal returns, whose advantages are 0, from dividing by zero.
+
+    Returns: (N,). Source: Liu et al. 2025 ("Tricks or traps?"), section 4.
+    """
+    return _group(returns, groups).deviations / (returns.std(correction=0) + eps)
+
+
+def group_relative(returns: Tensor, groups: Tensor) -> Tensor:
+    """MaxRL: each episode's return, centred and divided by the mean of its group, for rewards of 0 or 1.
+
+        A_i = (R_i - mean(R)) / mean(R)     0 where mean(R) is 0
+
+    With the policy gradient it climbs, for groups of K and p the probability of success,
+
+        sum_{k=1}^{K-1} 1/k * pass@k,    pass@k = 1 - (1 - p)^k
+
+    the first terms of log p, whose gradient weights a hard problem by 1/p: from the return at K = 2 to the likelihood
+    of success as K grows. (The mean that is subtracted costs the term k = K.)
+
+    Args:
+        returns: (N,), one per episode, not negative.
+        groups: (N,) int64, equal for episodes with the same initial state; any order, any sizes K.
+
+    Returns: (N,). Source: Tajwar et al. 2026, with its control variate; the objective by enumeration in the tests.
+    """
+    deviations, members, sizes = _group(returns, groups)
+    means = returns.new_zeros(len(sizes)).index_add(0, members, returns) / sizes
+    return torch.where(means > 0, 1 / means, 0)[members] * deviations
+
+
+def silent_groups(returns: Tensor, groups: Tensor) -> Tensor:
+    """Which groups have one return only: a baseline leaves nothing of them.
+
+    Args:
+        returns, groups: (N,).
+
+    Returns: (G,) bool, in the order of the groups' numbers.
+    """
+    deviations, members, sizes = _group(returns, groups)
+    return returns.new_zeros(len(sizes)).index_add(0, members, deviations.abs()) == 0
+
+
 def variance_minimising_baseline(products: Tensor, squares: Tensor, probabilities: Tensor | None = None) -> Tensor:
     """The constant b that takes most variance from the policy gradient, estimated from the *other* episodes.
 

@@ -34,6 +34,17 @@ def last_of(mask: Tensor) -> Tensor:
     return (mask * torch.arange(mask.shape[1], device=mask.device)).amax(dim=1)
 
 
+def row_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each row where `mask`, for each of its places. A sequence's log-probability per action is one.
+
+    Args:
+        x, mask: (N, T); `mask` is bool.
+
+    Returns: (N, T), equal along a row.
+    """
+    return masked_mean(x, mask, dim=1)[:, None].expand_as(x)
+
+
 def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
     """Population variance (divided by n, so that one element has variance 0) of `x` where `mask`.
 

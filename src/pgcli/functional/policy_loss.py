@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pgcli.functional.kl import k3
+from pgcli.functional.kl import MAX_LOG_RATIO
 
 
 def policy_gradient(log_probs: Tensor, advantages: Tensor) -> Tensor:
@@ -44,7 +44,13 @@ def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> T
 
 
 def clipped_surrogate(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, low: float, high: float
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    low: float,
+    high: float,
+    dual: float | None = None,
 ) -> Tensor:
     """PPO's objective: a lower bound of the ratio's, that stops rewarding a policy for moving out of the range.
 
@@ -61,36 +67,95 @@ def clipped_surrogate(
     At rho = 1 the gradient is the policy gradient's. `low` = `high` is PPO; `high` > `low` is DAPO's clip-higher.
 
     Args:
-        log_probs, old_log_probs, advantages: (N, T) or (B,). `old_log_probs` are the behaviour policy's.
+        log_probs, old_log_probs, advantages: (N, T) or (B,). `old_log_probs` are the behaviour policy's. Given the
+            means over a row in place of each action's (`masked.row_mean`), it is GSPO's (Zheng et al. 2025, eq. 5).
+        dual: c > 1, a bound on the third corner, which has none: where A < 0, L is at least c A, and beyond rho = c the
+            gradient is 0. A single action that has become far likelier then cannot outweigh all others.
 
-    Returns: the same shape. Source: Schulman et al. 2017, eq. 7; two bounds: Yu et al. 2025.
+    Returns: the same shape. Source: Schulman et al. 2017, eq. 7; two bounds: Yu et al. 2025, eq. 10; `dual`: Ye et al.
+    2020, eq. 5.
     """
     ratio, advantages = torch.exp(log_probs - old_log_probs.detach()), advantages.detach()
     # Where A > 0 only the upper bound can be the smaller, else only the lower one: a constant without a gradient.
     bound = torch.maximum((1 + high) * advantages, (1 - low) * advantages)
-    return torch.minimum(ratio * advantages, bound)
+    objective = torch.minimum(ratio * advantages, bound)
+    if dual is None:
+        return objective
+    return torch.where(advantages < 0, torch.maximum(objective, dual * advantages), objective)
+
+
+def clipped_weight(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
+    """CISPO: the policy gradient, each action weighted by its clipped ratio. What is clipped is the weight alone.
+
+        L_t = sg[ clip(rho_t, 1 - low, 1 + high) ] A_t log pi(a_t | s_t)         gradient  clip(rho) A grad log pi
+
+    Differs from `clipped_surrogate` where the ratio is out of the range: an action loses none of its gradient there, it
+    counts no more than the bound. With `low` = 1 nothing is below the range.
+
+    Args:
+        log_probs, old_log_probs, advantages: (N, T) or (B,). `old_log_probs` are the behaviour policy's.
+
+    Returns: the same shape; its value means little. Source: MiniMax 2025 (MiniMax-M1), eq. 4 and 5.
+    """
+    weight = torch.exp(log_probs - old_log_probs).clamp(1 - low, 1 + high)
+    return (weight * advantages).detach() * log_probs
+
+
+def gated_surrogate(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, positive: float, negative: float
+) -> Tensor:
+    """SAPO: a smooth gate in place of the clip, that closes as the ratio leaves 1, on both sides.
+
+        f(rho) = 4 / tau * sigmoid(tau (rho - 1)),    tau = positive where A > 0, else negative
+        L_t    = f(rho_t) A_t
+        gradient  4 p (1 - p) rho A grad log pi,    p = sigmoid(tau (rho - 1))
+
+    At rho = 1 the gradient is the policy gradient's. The larger tau, the sooner it fades; `negative` is the larger one,
+    because what a negative advantage takes from one action goes to all the others.
+
+    Args:
+        log_probs, old_log_probs, advantages: (N, T) or (B,). `old_log_probs` are the behaviour policy's.
+
+    Returns: the same shape. Source: Gao et al. 2025 (Soft Adaptive Policy Optimization), eq. 5 and 6.
+    """
+    ratio, advantages = torch.exp(log_probs - old_log_probs.detach()), advantages.detach()
+    tau = torch.full_like(advantages, negative).masked_fill(advantages > 0, positive)
+    return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
 
 
 class RatioStatistics(NamedTuple):
-    """Per action, no gradient. approx_kl: k3 of KL(pi_old || pi). clip_fraction: 1 where the ratio is out of range."""
+    """Scalars, no gradient. See `ratio_statistics`."""
 
     approx_kl: Tensor
-    clip_fraction: Tensor
+    clipped_high: Tensor
+    clipped_low: Tensor
+    smallest: Tensor
+    largest: Tensor
+    effective: Tensor
 
 
-def ratio_statistics(log_probs: Tensor, old_log_probs: Tensor, *, low: float, high: float) -> RatioStatistics:
-    """How far the policy has moved from the one that acted, per action, to be weighted like the loss.
+def ratio_statistics(log_ratios: Tensor, weights: Tensor, *, low: float, high: float) -> RatioStatistics:
+    """How far a policy has moved from the one that acted, with the weights of the actions as w.
 
-        approx_kl_t     = rho_t - 1 - log rho_t       (Schulman 2020)
-        clip_fraction_t = 1[rho_t < 1 - low or rho_t > 1 + high]
+        approx_kl                 mean of rho - 1 - log rho                          (Schulman 2020: k3)
+        clipped_high, _low        share of actions with rho > 1 + high, rho < 1 - low
+        smallest, largest         of the ratios
+        effective                 (sum w rho)^2 / (sum w * sum w rho^2): the share of the actions that as many equally
+                                  weighted ones would be (Kish)
 
-    The clip fraction counts all four corners of `clipped_surrogate`, those with a gradient too.
+    The clipped shares count all four corners of `clipped_surrogate`, those with a gradient too.
 
     Args:
-        log_probs, old_log_probs: (N, T) or (B,). The actions are samples of the old policy.
-
-    Returns: two of the same shape.
+        log_ratios: log pi - log pi_old of the actions, which are samples of the old policy. (N, T) or (B,).
+        weights: the same shape, 0 on padding, whatever the log-ratios hold there.
     """
-    new, old = log_probs.detach(), old_log_probs.detach()
-    ratio = torch.exp(new - old)
-    return RatioStatistics(k3(old, new), ((ratio < 1 - low) | (ratio > 1 + high)).to(new.dtype))
+    weights = weights.flatten()
+    moved = log_ratios.detach().flatten().masked_fill(weights == 0, 0).clamp(max=MAX_LOG_RATIO)
+    above = torch.expm1(moved)
+    ratio = above + 1
+    rows = torch.stack([
+        above - moved, (above > high).to(above.dtype), (above < -low).to(above.dtype), ratio, ratio.square(),
+    ])  # fmt: skip
+    total = weights.sum()
+    kl, over, under, mean, square = (rows @ weights / total).unbind()
+    return RatioStatistics(kl, over, under, *torch.aminmax(ratio), mean.square() / square)

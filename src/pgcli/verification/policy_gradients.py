@@ -31,6 +31,8 @@ from pgcli.verification.check import Check, at_most, broken, equal, safely
 from pgcli.verification.oracle import Oracle, Table, angle, each_row_its_own, reward_to_go, rows_of
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "surrogate": ("clipped",),
+    "dual_clip": (None,),
     "gamma": (1.0,),
     "gae_lambda": (1.0,),
     "normalise_advantages": ("none", False),
@@ -61,16 +63,18 @@ class Method:
         self.option = option
         self.config: Any = compose([f"algo={option}", f"env={env}", "tuned=none"]).algo
         self.algorithm: Any = find("algo", self.config.name)
-        neutral = {k: v for k, values in NEUTRAL.items() for v in values[::-1] if self.can(k, v)}
-        self.neutral = self.having(self.config, neutral)
+        self.neutral = self.config
+        for setting, values in NEUTRAL.items():
+            fitting = [value for value in values if self.can(setting, value, self.neutral)]
+            self.neutral = self.having(self.neutral, {setting: fitting[0]}) if fitting else self.neutral
 
     def having(self, config: Any, changes: dict[str, Any]) -> Any:
         return type(config).model_validate(config.model_dump() | changes)
 
-    def can(self, setting: str, value: Any) -> bool:
-        """Whether there is such a setting, and it can have this value."""
+    def can(self, setting: str, value: Any, config: Any = None) -> bool:
+        """Whether there is such a setting, and it can have this value (in another config than its own)."""
         try:
-            return self.having(self.config, {setting: value}).model_dump()[setting] == value
+            return self.having(config or self.config, {setting: value}).model_dump()[setting] == value
         except (ValidationError, KeyError):
             return False
 
@@ -161,6 +165,10 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
     yield off_the_behaviour_policy
     if method.has("clip") or method.has("clip_range"):
         yield four_corners
+    if method.has("surrogate"):
+        yield its_own_surrogate
+    if method.has("advantage") and method.config.advantage == "maxrl":
+        yield likelihood_of_success
     if method.has("clip_range_value"):
         yield value_clipping
     yield adding_up
@@ -426,6 +434,62 @@ def four_corners(method: Method) -> Iterator[Check]:
         exact = advantage * ratio * score if flows else torch.zeros(3, dtype=torch.float64)
         note = "outside the clip range, and not zero" if flows and not 1 - low <= ratio <= 1 + high else ""
         yield equal(method.option, name, exact, ours[i], note=note)
+
+
+def its_own_surrogate(method: Method) -> Iterator[Check]:
+    """What a GRPO variant does with the ratio, on the behaviour policy and off it, each row added up by itself."""
+    name, config = method.config.surrogate, method.config
+    if name == "clipped":
+        return  # the corners
+    oracle, rollout, exact = _case(method)
+    settings: dict[str, Any] = {"surrogate": name, "clip": {"low": 0.3, "high": 0.1}}
+    lengths = rollout.mask.sum(1, keepdim=True)
+    if name == "gspo":
+        settings["aggregation"] = "sequence_mean"
+        exact = oracle.expected_score(rollout, _credit(method, rollout) / lengths)
+    ours = method.ascent(oracle.table(), rollout, **settings)
+    note = f"{name} at ratio 1: the gradient of the expected return, divided by lengths" if name == "gspo" else ""
+    yield equal(method.option, "grad at ratio 1", exact, ours, note=note or f"{name}: the policy gradient")
+
+    moved = oracle.table(moved=0.8)
+    there, s = moved.probabilities, rollout.observations.argmax(-1)
+    log_ratio = torch.where(rollout.mask, (there / oracle.policy).log()[s, rollout.actions], 0)
+    credit = _credit(method, rollout)
+    up = credit > 0
+    match name:
+        case "gspo":
+            ratio = (log_ratio.sum(1, keepdim=True) / lengths).exp().expand_as(log_ratio)
+            held = torch.where(up, ratio > 1.1, ratio < 0.7)
+            weight = torch.where(held, 0, ratio / lengths)
+            note = f"a whole episode's ratio: {float(held[:, 0].double().mean()):.0%} of the rows are clipped"
+        case "cispo":
+            weight = log_ratio.exp().clamp(0.7, 1.1)
+            note = "a clipped weight, and no action without its gradient"
+        case "sapo":
+            tau = torch.where(up, config.gate.positive, config.gate.negative)
+            p = (tau * (log_ratio.exp() - 1)).sigmoid()
+            weight = 4 * p * (1 - p) * log_ratio.exp()
+            note = "4 p (1 - p) times the ratio"
+        case _:
+            raise AssertionError(name)
+    exact = oracle.expected_score(rollout, weight * credit, at=there)
+    ours = method.ascent(oracle.table(), rollout, at=moved, **settings)
+    yield equal(method.option, f"grad of {name}, moved", exact, ours, note=note)
+
+
+def likelihood_of_success(method: Method) -> Iterator[Check]:
+    """MaxRL: with groups of K, for rewards of 0 or 1, the gradient of sum_{k<K} pass@k / k, and not that of the return.
+
+    log p = -sum_k (1 - p)^k / k: these are the first terms of the likelihood, up to a constant.
+    """
+    oracle = oracles.bandit(_row(1.0, 0.0, 0.0), _row(0.2, 0.5, 0.3))
+    score = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64) - oracle.policy
+    p = oracle.policy[0, 0]
+    for size in (2, 3, 4):
+        slope = sum((1 - p) ** (k - 1) for k in range(1, size))  # d/dp of pass@k is k (1 - p)^(k - 1)
+        ours = method.ascent(oracle.table(), oracle.groups(size), advantage="maxrl")
+        note = f"the sum of pass@k / k for k < {size}; log p weights by {float(1 / p):g}, this by {float(slope):.3g}"
+        yield equal(method.option, f"grad, groups of {size}", slope * p * score, ours, note=note)
 
 
 def value_clipping(method: Method) -> Iterator[Check]:

@@ -1,0 +1,57 @@
+"""What a method that reuses a batch has to say of it: how far each action's probability has moved, and by whom.
+
+A loss reports the log-ratios of its actions; they are looked at once an update, together, so that the gradient steps
+wait for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pgcli.functional.masked import masked_mean, masked_std, row_mean
+from pgcli.functional.policy_loss import ratio_statistics
+from pgcli.types import Batch, Metrics
+
+METRICS = {
+    "policy/approx_kl": "KL(pi_old || pi), estimated by k3 on the batch, in nats per action",
+    "policy/clip_fraction": "share of actions whose ratio left the clip range; 0 without clipping",
+    "policy/clip_fraction_high": "share of actions whose ratio rose above the clip range",
+    "policy/clip_fraction_low": "share of actions whose ratio fell below the clip range",
+    "policy/ratio_min": "the smallest ratio pi / pi_old of the update",
+    "policy/ratio_max": "the largest ratio pi / pi_old of the update",
+    "policy/effective_samples": "share of the actions that as many equally weighted ones would be (Kish): 1 on-policy",
+    "policy/mismatch_mean": "mean |log pi - log pi_sampled| at the first gradient step, where both are one policy",
+    "policy/mismatch_max": "the largest of them: far above rounding, sampling and training differ",
+    "advantage/mean": "mean advantage over actions, before any scaling by minibatch",
+    "advantage/std": "standard deviation of the advantages over actions, before any scaling by minibatch",
+}
+
+
+def movement(
+    log_ratios: Sequence[Tensor], weights: Sequence[Tensor], *, low: float, high: float, by_row: bool = False
+) -> Metrics:
+    """Of the pieces of an update, one a gradient step. `by_row`: the ratio that is clipped is a whole row's."""
+    first = log_ratios[0].masked_fill(weights[0] == 0, 0).abs()
+    moved, weight = torch.cat(list(log_ratios)), torch.cat(list(weights))
+    found = ratio_statistics(moved, weight, low=low, high=high)
+    clipped = ratio_statistics(row_mean(moved, weight > 0), weight, low=low, high=high) if by_row else found
+    keys = (
+        "policy/approx_kl", "policy/clip_fraction", "policy/clip_fraction_high", "policy/clip_fraction_low",
+        "policy/ratio_min", "policy/ratio_max", "policy/effective_samples",
+        "policy/mismatch_mean", "policy/mismatch_max",
+    )  # fmt: skip
+    values = torch.stack([
+        found.approx_kl, clipped.clipped_high + clipped.clipped_low, clipped.clipped_high, clipped.clipped_low,
+        clipped.smallest, clipped.largest, clipped.effective,
+        (first * weights[0]).sum() / weights[0].sum(), first.max(),
+    ])  # fmt: skip
+    return dict(zip(keys, values.tolist(), strict=True))
+
+
+def spread(batch: Batch) -> Metrics:
+    """Of a batch's advantages."""
+    mean, std = masked_mean(batch.advantages, batch.mask), masked_std(batch.advantages, batch.mask)
+    return {"advantage/mean": float(mean), "advantage/std": float(std)}
