@@ -159,9 +159,16 @@ def passes(successes: np.ndarray) -> Metrics:
 
 def win_rate(own: Rollout, other: Rollout) -> float:
     """How often the one is better than the other, prompt by prompt; a tie counts half."""
-    name = GOLD if GOLD in own.aux else "reward"
-    difference = own.aux[name] - other.aux[name]
+    difference = _worth(own) - _worth(other)
     return float(((difference > 0).double() + (difference == 0).double() / 2).mean())
+
+
+def _worth(rollout: Rollout) -> torch.Tensor:
+    """(N,): what is true of each row, as far as it is known."""
+    for name in (GOLD, "reward"):
+        if name in rollout.aux:
+            return rollout.aux[name]
+    return torch.tensor([episode.total for episode in rollout.episodes])
 
 
 def diverge(policy: Any, reference: Any, rollout: Rollout) -> Metrics:
