@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pgcli.verification import language as topic
+from pgcli.verification import preferences
 from pgcli.verification.text_oracle import PREFIXES, Whole, language, minimise, prefixes
 
 
@@ -63,7 +64,7 @@ def test_descending_ends_at_the_minimum():
     # Cross-entropy with (0.7, 0.2, 0.1) from far away: the softmax of its logarithms, up to a shift.
     target = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
     x = torch.tensor([-8.0, 3.0, 8.0], dtype=torch.float64, requires_grad=True)
-    minimise(lambda: -(target * x.log_softmax(0)).sum(), x)
+    minimise(lambda: -(target * x.log_softmax(0)).sum(), x, within=1e-13)
     torch.testing.assert_close(x.detach().softmax(0), target, atol=1e-12, rtol=0)
 
 
@@ -73,3 +74,41 @@ def test_completions_as_a_whole_have_the_log_probs_of_their_tokens():
     tokens = policy(world.observations, world.actions).log_probs
     whole = torch.where(world.mask, tokens, 0).sum(1)
     torch.testing.assert_close(whole, policy.log_probs.flatten())
+
+
+# ---------------------------------------------------------------- what learns from comparisons
+
+
+@pytest.fixture(scope="module")
+def compared():
+    found = {}
+    for check in preferences.checks():
+        found.setdefault(check.algo, {})[check.quantity.removeprefix("text: ")] = check
+    return found
+
+
+def test_each_row_of_preferences_is_exact(compared):
+    assert [row for found in compared.values() for row in found.values() if not row.passed] == []
+
+
+def test_whose_optimum_is_known_is_a_fact_of_each_method(compared):
+    optimum, gradients = "KL(pi* || what it ends at)", {"grad of the loss", "grad of a batch's loss"}
+    pi_star = {algo for algo, found in compared.items() if "its gradient at pi*" in found}
+    assert pi_star == {"dpo", "cdpo", "dpo_norm", "online_dpo"}
+    assert {algo for algo, found in compared.items() if optimum in found} == pi_star | {"ipo"}
+    assert all(gradients <= set(compared[algo]) for algo in ("simpo", "orpo", "apo_zero", "apo_down", "reward_model"))
+    assert "pi* = ref exp(r / beta) / Z" in compared["dpo"][optimum].note
+    assert compared["kto"]["grad of the loss, z below 0"].note.startswith("z = 0")
+
+
+def test_the_pairs_of_a_population():
+    world = language()
+    pairs = preferences.compared(
+        world, torch.full((80,), 1 / 80, dtype=torch.float64), preferences.bradley_terry(world)
+    )
+    # Two completions alike: 1 in 40. Either label of a pair is somewhere, and the better one is likelier preferred.
+    assert float(pairs.weights.sum()) == pytest.approx(39 / 40)
+    assert len(pairs.weights) == 2 * 40 * 39
+    better = world.rewards[pairs.chosen] > world.rewards[pairs.rejected]
+    assert float(pairs.weights[better].sum()) > 39 / 80
+    assert (world.observations["prompt"][pairs.chosen] == world.observations["prompt"][pairs.rejected]).all()

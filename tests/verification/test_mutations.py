@@ -15,7 +15,7 @@ from functools import cache
 
 import pytest
 
-from pgcli.verification import language, policy_gradients
+from pgcli.verification import language, policy_gradients, preferences, text_oracle
 from pgcli.verification.check import safely
 
 MUTATIONS = [
@@ -132,7 +132,44 @@ OF_TEXTS = [
     ("algorithms.sft", "SFT.prepare", '"token_mean"', '"sequence_mean"', "pretrain"),
     ("algorithms.sft", "SFT.loss", "batch.weights)", "batch.weights.flip(1))", "sft"),
 ]  # fmt: skip
-TOPICS = {"": policy_gradients, "of texts": language}
+OF_PREFERENCES = [
+    ("functional.preference_loss", "bradley_terry", "chosen - rejected", "rejected - chosen", "reward_model"),
+    ("functional.preference_loss", "bradley_terry", "- margin", "+ margin", "reward_model"),
+    ("functional.preference_loss", "bradley_terry", "(chosen + rejected)", "(chosen - rejected)", "reward_model"),
+    ("functional.preference_loss", "dpo", "beta * (chosen - rejected)", "chosen - rejected", "dpo"),
+    ("functional.preference_loss", "dpo", "chosen - rejected", "rejected - chosen", "online_dpo"),
+    ("functional.preference_loss", "dpo", "-(1 - label_smoothing) *", "-", "cdpo"),
+    ("functional.preference_loss", "dpo", "logsigmoid(-h)", "logsigmoid(h)", "cdpo"),
+    ("functional.preference_loss", "ipo", "(2 * beta)", "beta", "ipo"),
+    ("functional.preference_loss", "ipo", "- 1 /", "+ 1 /", "ipo"),
+    ("functional.preference_loss", "simpo", "- gamma", "+ gamma", "simpo"),
+    ("functional.preference_loss", "odds_ratio", "torch.expm1(averaged)", "torch.exp(averaged)", "orpo"),
+    ("functional.preference_loss", "odds_ratio", "log_odds(chosen) -", "log_odds(chosen) +", "orpo"),
+    ("functional.preference_loss", "apo_zero", "-beta", "beta", "apo_zero"),
+    ("functional.preference_loss", "apo_down", "beta * chosen", "-beta * chosen", "apo_down"),
+    ("functional.preference_loss", "kto", "log_ratios - reference_point", "log_ratios", "kto"),
+    ("functional.preference_loss", "kto", "desirable, desirable_weight", "~desirable, desirable_weight", "kto"),
+    ("functional.preference_loss", "kto_reference_point", ".clamp(min=0)", "", "kto"),
+    ("functional.masked", "masked_mean", " / mask.sum(dim).clamp(min=1)", "", "dpo_norm"),
+    ("functional.masked", "last_of", "arange(mask.shape[1]", "arange(-1, mask.shape[1] - 1", "reward_model"),
+    ("collectors.learned_reward", "last_score", "scores.gather(2, last)", "scores[:, :, -1:]", "reward_model"),
+    ("algorithms.dpo", "DPO.loss", "new.log_probs - texts.reference_log_probs", "new.log_probs", "dpo"),
+    ("algorithms.dpo", "DPO.loss", "new.log_probs - texts.ref", "-new.log_probs + texts.ref", "ipo"),
+    ("algorithms.dpo", "DPO.loss", "(measured, texts.mask,", "(measured, texts.mask & (texts.actions != 3),", "dpo"),
+    ("algorithms.dpo", "DPO.loss", "(measured, texts.mask,", "(measured, texts.mask.roll(1, -1),", "apo_zero"),
+    ("algorithms.dpo", "DPO.loss", "else masked_sum", "else masked_mean", "dpo"),
+    ("algorithms.dpo", "DPO.loss", "if c.length_normalised", "if not c.length_normalised", "dpo_norm"),
+    ("algorithms.dpo", "DPO.loss", "chosen, rejected = of_a_text", "rejected, chosen = of_a_text", "simpo"),
+    ("algorithms.dpo", "DPO.loss", "loss + c.likelihood", "loss - c.likelihood", "orpo"),
+    ("algorithms.dpo", "DPO.loss", "loss = losses.mean()", "loss = losses.sum()", "dpo"),
+    ("algorithms.dpo", "DPO.loss", "masked_mean(new.log_probs[:pairs], texts.mask[:pairs])",
+     "masked_mean(new.log_probs[pairs:], texts.mask[pairs:])", "orpo"),
+    ("algorithms.kto", "KTO.loss", "new.log_probs - texts.ref", "-new.log_probs + texts.ref", "kto"),
+    ("algorithms.kto", "KTO.loss", "batch.mismatched", "batch.texts", "kto"),
+    ("algorithms.kto", "KTO._mismatched", "- texts.reference_log_probs", "", "kto"),
+    ("algorithms.reward_model", "RewardModel.loss", "chosen, rejected = ", "rejected, chosen = ", "reward_model"),
+]  # fmt: skip
+TOPICS = {"": policy_gradients, "of texts": language, "of preferences": preferences}
 
 
 def rows(option, topic=""):
@@ -154,13 +191,16 @@ def locate(module, path):
     found = importlib.import_module(f"pgcli.{module}")
     for name in path.split("."):
         found = inspect.getattr_static(found, name)
+    if isinstance(found, staticmethod):
+        return found.__func__
     return found.fget if isinstance(found, property) else found
 
 
 @contextmanager
 def mutated(module, path, text, other):
     function = locate(module, path)
-    source = textwrap.dedent(inspect.getsource(function)).removeprefix("@property\n")
+    source = textwrap.dedent(inspect.getsource(function))
+    source = source.removeprefix("@property\n").removeprefix("@staticmethod\n")
     body = source.rpartition('"""\n')[2]  # the formula in the docstring may hold the same text
     assert body.count(text) == 1, f"{module}.{path} has {body.count(text)} times: {text}"
     source = source[: -len(body)] + body.replace(text, other)
@@ -169,19 +209,19 @@ def mutated(module, path, text, other):
     exec(code, dict(function.__globals__), names)
     original = function.__code__
     function.__code__ = names[function.__name__].__code__
-    language.language.cache_clear()
+    text_oracle.language.cache_clear()
     try:
         yield
     finally:
         function.__code__ = original
-        language.language.cache_clear()  # what was made of the broken code
+        text_oracle.language.cache_clear()  # what was made of the broken code
 
 
 @pytest.mark.parametrize(
     ("topic", "module", "path", "text", "other", "option"),
     [
         pytest.param(topic, *m, id=f"{m[1]}: {m[2]} -> {m[3]}, {topic}")
-        for topic, mutations in (("", MUTATIONS), ("of texts", OF_TEXTS))
+        for topic, mutations in (("", MUTATIONS), ("of texts", OF_TEXTS), ("of preferences", OF_PREFERENCES))
         for m in mutations
     ],
 )

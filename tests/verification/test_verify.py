@@ -13,7 +13,7 @@ import pgcli
 from pgcli import cli, verification
 from pgcli.cli.verify import lines
 from pgcli.errors import InputError
-from pgcli.verification import Verification, language, policy_gradients, verify
+from pgcli.verification import Verification, language, policy_gradients, preferences, verify
 from pgcli.verification.check import Check, at_most, broken, equal
 
 
@@ -88,8 +88,9 @@ def test_only_what_is_asked_for_is_made(monkeypatch):
 
     monkeypatch.setattr(policy_gradients, "Method", counted(policy_gradients.Method))
     monkeypatch.setattr(language, "Writer", counted(language.Writer))
+    monkeypatch.setattr(preferences, "Learner", counted(preferences.Learner))
     found = verify("algo=rloo,sft", "algo=rloo")
-    assert made == ["rloo", "sft"] * 2
+    assert made == ["rloo", "sft"] * 3
     assert {check.algo for check in found.checks} == {"rloo", "sft"}
     assert "of rloo, sft" in found.verdict
 
@@ -195,11 +196,11 @@ CRASH = (
 def plugin(tmp_path, monkeypatch):
     """An installed package with an algorithm `mine`, made of the given source."""
 
-    def install(source):
+    def install(source, parent="reinforce"):
         package = f"plugin_{abs(hash(source))}"
         (tmp_path / package / "conf" / "algo").mkdir(parents=True)
         (tmp_path / package / "__init__.py").write_text(source)
-        (tmp_path / package / "conf" / "algo" / "mine.yaml").write_text("defaults: [reinforce]\nname: mine\n")
+        (tmp_path / package / "conf" / "algo" / "mine.yaml").write_text(f"defaults: [{parent}]\nname: mine\n")
         monkeypatch.syspath_prepend(str(tmp_path))
         entry = importlib.metadata.EntryPoint("mine", f"{package}:Mine", "pgcli.algorithms")
         monkeypatch.setattr(
@@ -226,6 +227,16 @@ def test_a_plug_in_with_a_wrong_sign_fails(plugin, capsys):
     assert "\nx grad J " in printed
     rows = {check.quantity: check for check in verify("algo=mine").checks}
     assert rows["grad J"].error > 0.1
+
+
+def test_a_plug_in_that_learns_from_pairs_is_checked_like_a_built_in(plugin):
+    source = RIGHT.replace("reinforce", "dpo").replace("Reinforce", "DPO")
+    plugin(source, "dpo")
+    found = verify("algo=mine")
+    assert found.passed, found.failures
+    assert [c.quantity for c in found.checks] == [c.quantity for c in preferences.checks(["dpo"])]
+    plugin(source + SIGN.removeprefix(RIGHT), "dpo")
+    assert not verify("algo=mine").passed
 
 
 def test_a_plug_in_that_crashes_leaves_the_others_their_rows(plugin):

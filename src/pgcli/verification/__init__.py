@@ -27,6 +27,7 @@ TOPICS = (
     "continuous",
     "value_based",
     "language",
+    "preferences",
 )  # fmt: skip
 
 

@@ -284,21 +284,36 @@ def slope(of: Tensor, policy: nn.Module, *, keep: bool = False) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-def minimise(loss: Callable[[], Tensor], x: Tensor) -> None:
-    """Newton's method on a leaf, in place, its steps shortened while they climb (Levenberg), until nothing falls."""
-    damping, identity = 1.0, torch.eye(x.numel(), dtype=x.dtype)
-    while damping < 1e12:
+def minimise(loss: Callable[[], Tensor], x: Tensor, *, within: float = 1e-9) -> None:
+    """Broyden, Fletcher, Goldfarb and Shanno's method on a leaf, in place, until its gradient is `within` 0."""
+
+    def slope() -> tuple[float, Tensor]:
         value = loss()
-        (gradient,) = torch.autograd.grad(value, [x], create_graph=True)
-        (curved,) = torch.autograd.grad(gradient.flatten(), [x], identity, is_grads_batched=True)
-        gradient, before, start = gradient.detach().flatten(), float(value.detach()), x.detach().clone()
-        if float(gradient.abs().max()) < 1e-14:
+        (gradient,) = torch.autograd.grad(value, [x])
+        return float(value.detach()), gradient.flatten()
+
+    identity = torch.eye(x.numel(), dtype=x.dtype)
+    inverse, fresh = identity, True
+    value, gradient = slope()
+    for _ in range(300):  # a loss without a minimum falls for ever
+        if not float(gradient.abs().max()) > within:
             return
-        while damping < 1e12:
-            x.data = start - torch.linalg.solve(curved.flatten(1) + damping * identity, gradient).view_as(x)
-            if float(loss().detach()) < before:
-                damping = max(damping / 10, 1e-9)
+        direction, start, length = -(inverse @ gradient), x.detach().clone(), 1.0
+        before, old, downhill = value, gradient, float(gradient @ direction)
+        while True:
+            x.data = start + length * direction.view_as(x)
+            value, gradient = slope()
+            if value <= before + 1e-4 * length * downhill or length < 1e-10:
                 break
-            damping *= 10
-        else:
-            x.data = start
+            length /= 2
+        moved, bent = length * direction, gradient - old
+        curvature = float(moved @ bent)
+        if length < 1e-10 or curvature <= 0:
+            inverse, fresh = identity, True
+            if length < 1e-10:
+                return
+            continue
+        if fresh:
+            inverse, fresh = identity * curvature / float(bent @ bent), False
+        half = identity - torch.outer(moved, bent) / curvature
+        inverse = half @ inverse @ half.T + torch.outer(moved, moved) / curvature
