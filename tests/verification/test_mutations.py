@@ -112,7 +112,7 @@ OF_TEXTS = [
     ("functional.completions", "tilt", "log_reference + ", "", ""),
     ("environments.text.oracle", "enumerate_completions", "is_end.long()) == 0", "is_end.long()) <= 1", ""),
     ("environments.text.oracle", "enumerate_completions", " - is_end.long()", "", "reinforce"),
-    ("policies.transformer", "Transformer._logits", " / self.temperature", "", ""),
+    ("policies.transformer", "Transformer._logits", " / self.config.temperature", "", ""),
     ("policies.transformer", "Transformer.forward", "actions[:, :-1]", "actions[:, 1:]", "reinforce"),
     ("policies.transformer", "Transformer.forward", "self._logits(hidden)", "self._logits(hidden.roll(1, 1))", ""),
     ("algorithms._kl", "KL.rewards", "rollout.rewards - ", "rollout.rewards + ", "rloo"),
