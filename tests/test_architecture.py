@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "pgcli"
 FLOORS = [
-    {"types", "errors", "settings", "seeding", "registry", "options", "student", "functional"},
+    {"types", "errors", "settings", "seeding", "processes", "registry", "options", "student", "functional"},
     {"environments", "policies", "devices", "runs"},
     {"collectors"},
     {"algorithms"},

@@ -140,6 +140,20 @@ def test_what_is_decoded_has_the_log_probs_that_training_sees(folder):
     assert 0 < written.mask.float().mean() < 1
 
 
+@pytest.mark.parametrize("pad", [False, True])
+def test_a_cache_goes_on_with_the_rows_that_are_kept(folder, pad):
+    policy = make(folder, Stochastic())
+    observations, actions = (padded()[1], INPUTS[1]) if pad else INPUTS
+    with torch.no_grad():
+        expected = policy(observations, actions).distribution.logits
+        _, cache = policy.prefill({name: value[:2] for name, value in observations.items()})
+        cache.expand(torch.tensor([3, 1]))  # rows 0, 0, 0, 1
+        rows = torch.tensor([0, 0, 0, 1])
+        torch.testing.assert_close(policy.step(actions[rows, 0], cache), expected[rows, 1], atol=1e-4, rtol=0)
+        cache.keep(torch.tensor([1, 3]))
+        torch.testing.assert_close(policy.step(actions[:2, 1], cache), expected[:2, 2], atol=1e-4, rtol=0)
+
+
 def test_tokens_that_only_fill_up_the_embedding_are_never_said(folder):
     smaller = TextSpec(vocabulary=12, prompt_length=8, completion_length=7, end=10, pad=11)
     found = make(folder, spec=smaller)({"prompt": tokens(4, 8) % 12}, tokens(4, 7) % 12)
@@ -306,7 +320,7 @@ GROUPS = ("algo=grpo", "algo.num_groups=4", "algo.group_size=4", "algo.epochs=1"
 
 @pytest.mark.parametrize("kind", ["hf", "hf_lora"])
 def test_a_resumed_run_ends_as_one_that_never_stopped(folders, tmp_path, kind):
-    words = (*GROUPS, f"policy={kind}", f"policy.path={folders['qwen3']}")
+    words = (*GROUPS, "algo.kl.coefficient=0.1", f"policy={kind}", f"policy.path={folders['qwen3']}")
     straight = train(*words, run_dir=tmp_path / "straight", quiet=True)
     train(*words, "total_steps=200", run_dir=tmp_path / "halves", quiet=True)
     halves = resume(tmp_path / "halves", "total_steps=500", quiet=True)
@@ -318,7 +332,8 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(folders, tmp_path, kind):
 
 def test_the_frozen_reference_of_adapters_is_what_training_started_from(folders):
     words = ["algo=ppo", "env=sort", "device=cpu", "policy=hf_lora", f"policy.path={folders['llama']}", "tuned=none"]
-    parts = build(compose(words))
-    twin = parts.policy.twin()
+    parts = build(compose([*words, "algo.kl.coefficient=0.1"]))
     shaken(parts.policy)
-    assert torch.equal(twin(*INPUTS).log_probs, make(folders["llama"])(*INPUTS).log_probs)
+    reference = parts.frozen["reference"]
+    assert torch.equal(reference(*INPUTS).log_probs, make(folders["llama"])(*INPUTS).log_probs)
+    assert parts.state_dict()["frozen"]["reference"].keys() == parts.policy.state_dict().keys() - {"critic"}

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pgcli import processes
 from pgcli.algorithms._adam import Adam, AdamSettings
 from pgcli.errors import RunError
 from pgcli.types import Batch, Distribution, Evaluation, Metrics, PolicyFunction, Rollout, State, each_tensor
@@ -120,6 +121,7 @@ class Updater:
         watch: Watch | None = None,
         microbatch: int | None = None,
     ) -> Metrics:
+        evaluate = processes.shared(evaluate)
         steps: list[list[float]] = []
         names: list[str] = []
         moved: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -134,6 +136,7 @@ class Updater:
             if log_ratios is not None:
                 moved[0].append(log_ratios)
                 moved[1].append(piece.per_action)
+            processes.add_up(self.adam.gradient)
             norm = self.adam.norm()
             names = ["loss/total", "optimiser/grad_norm", *terms]
             values = torch.stack([total, norm, *terms.values()]).tolist()
@@ -152,9 +155,10 @@ class Updater:
     def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Metrics]:
         """The gradient on the whole batch, (P,), and what the loss reports of itself. The parameters stay."""
         batch = by_unit(self.policy, batch)
-        total, terms = loss(self.policy.once_differentiable(), batch, None)
+        total, terms = loss(processes.shared(self.policy.once_differentiable()), batch, None)
         self.adam.gradient.zero_()
         total.backward()
+        processes.add_up(self.adam.gradient)
         names = ["loss/total", *terms]
         values = torch.stack([total, *terms.values()])
         return self.adam.gradient.clone(), dict(zip(names, values.tolist(), strict=True))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from pgcli.cli._ending import one_of_many
 from pgcli.errors import PgcliError
 
 COMMANDS = {
@@ -109,6 +110,7 @@ def _report(error: Exception) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    if "_PGCLI_COMPLETE" not in os.environ:  # the shell would print it into the line that is being typed
+    # While completing, the shell would print it into the line that is being typed.
+    if "_PGCLI_COMPLETE" not in os.environ and not one_of_many():
         typer.echo(text, err=True)
     return code

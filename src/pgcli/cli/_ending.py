@@ -11,11 +11,18 @@ if TYPE_CHECKING:
     from pgcli.runs import Run
 
 
+def one_of_many() -> bool:
+    """Whether `torchrun` started this process beside another one, which speaks for both."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
 def end(run: "Run", *, as_json: bool) -> None:
     """Say how a run ended. Exits with 128 + the signal (130, 143) if one stopped it."""
     summary = run.info["summary"]
     try:
-        if as_json:
+        if one_of_many():
+            pass
+        elif as_json:
             typer.echo(json.dumps({"run": str(run.path), "status": run.status, **summary}))
         else:
             typer.echo(f"{_outcome(run)}\nrun    {run.path}\nnext   {_next(run)}")

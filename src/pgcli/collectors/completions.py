@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pgcli import processes
 from pgcli.functional.distributions import Categorical
 from pgcli.functional.masked import masked_sum
 from pgcli.seeding import uniforms
@@ -146,6 +148,14 @@ def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     return tokens, log_pi.gather(-1, tokens[:, None]).squeeze(-1)
 
 
+def everybodys(own: Rollout, rows: int) -> Rollout:
+    """The `rows` of all processes together, of which each has written its `processes.share`."""
+    if processes.size() == 1:
+        return own
+    columns = {f.name: getattr(own, f.name) for f in fields(own) if f.name not in ("episodes", "metrics", "discarded")}
+    return replace(own, **{name: each_tensor(x, lambda x: processes.gather(x, rows)) for name, x in columns.items()})
+
+
 METRICS = {
     "rollout/finished": "share of completions that ended by themselves, before the length limit",
 }
@@ -166,12 +176,13 @@ class Decoding:
         """A Rollout of (len(seeds), completion_length). A completion that the length limit cut is truncated."""
         spec = self.task.spec
         prompts = self.task.prompts(seeds, held_out=held_out)
-        observations = each_tensor(prompts, lambda x: x.to(self.device))
         N, T = len(seeds), spec.completion_length
+        own = processes.share(N)
+        observations = each_tensor(prompts, lambda x: x[own].to(self.device))
         noise = None
         if generator is not None:  # a row's noise is keyed by one number, so that it is the same beside any other rows
             keys = generator.integers(2**63, size=N, dtype=np.uint64)
-            noise = torch.from_numpy(uniforms(keys, T)).to(self.device)
+            noise = torch.from_numpy(uniforms(keys[own], T)).to(self.device)
         written = decode(
             policy, observations,
             length=T, end=spec.end, pad=spec.pad, noise=noise, keep_logits=self.distributions,
@@ -179,7 +190,6 @@ class Decoding:
         )  # fmt: skip
         parts = self.task.rewards(observations, written.actions, written.mask)
 
-        lengths = written.mask.sum(1)
         positions = torch.where(written.mask, torch.arange(T, device=self.device), -1)
         last = positions == positions.amax(1, keepdim=True)
         ended = last & written.ended[:, None]
@@ -191,9 +201,6 @@ class Decoding:
         rollout = Rollout(
             observations=observations, actions=written.actions, mask=written.mask, log_probs=written.log_probs,
             rewards=rewards, terminated=ended, truncated=last & ~ended, aux=parts,
-            episodes=list(map(Episode, totals.tolist(), lengths.tolist(), seeds)),
-            metrics={"rollout/finished": float(ended.any(1).float().mean())}
-            | {f"reward/{name}": float(value.nanmean()) for name, value in parts.items() if not value.isnan().all()},
         )  # fmt: skip
         if self.distributions:
             rollout.distribution = Categorical(written.logits)
@@ -208,6 +215,12 @@ class Decoding:
             # The limit is part of the task (its reward says so), so there is nothing to bootstrap behind it: V = 0.
             following = torch.cat([rollout.values[:, 1:], torch.zeros_like(rollout.values[:, :1])], dim=1)
             rollout.next_values = torch.where(last, 0.0, following)
+        rollout = everybodys(rollout, N)
+        returns, counts = rollout.aux["reward"].tolist(), rollout.mask.sum(1).tolist()
+        rollout.episodes = list(map(Episode, returns, counts, seeds))
+        rollout.metrics = {"rollout/finished": float(rollout.terminated.any(1).float().mean())} | {
+            f"reward/{name}": float(value.nanmean()) for name, value in rollout.aux.items() if not value.isnan().all()
+        }
         return rollout
 
     def describe(self, rollout: Rollout, rows: int) -> list[Sample]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pgcli import processes
 from pgcli.functional.kl import k1, k2, k3
 from pgcli.functional.masked import masked_sum
 from pgcli.types import Collector, Evaluation, Metrics, Rollout, State, each_tensor
@@ -46,7 +47,7 @@ class Referenced:
 def view(policy: Any, rollout: Rollout) -> Evaluation:
     """What a policy says of a rollout's actions, (N, T)."""
     if policy.unit == "sequence":
-        return policy(rollout.observations, rollout.actions)
+        return processes.shared(policy)(rollout.observations, rollout.actions)
     flat = each_tensor(rollout.observations, lambda x: x.flatten(0, 1))
     found = policy(flat, rollout.actions.flatten(0, 1))
     return Evaluation(*(each_tensor(x, lambda y: y.unflatten(0, rollout.mask.shape)) for x in found))

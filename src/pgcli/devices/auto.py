@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from pgcli import processes
 from pgcli.devices.cpu import keep_freed_memory
 from pgcli.settings import Settings
 
@@ -27,7 +28,7 @@ class Auto:
             if there
         ]
         if found and parameters >= config.small:
-            self.torch = torch.device(found[0])
+            self.torch = torch.device(f"cuda:{processes.local_rank()}" if processes.size() > 1 else found[0])
             self.note = f"{found[0]} (auto)"
             return
         self.torch = torch.device("cpu")

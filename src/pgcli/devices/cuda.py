@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from pgcli import processes
 from pgcli.errors import InputError
 from pgcli.settings import Settings
 
@@ -22,11 +23,12 @@ class CUDA:
         del parameters  # asked for by name, so used for every size
         if not torch.cuda.is_available():
             raise InputError("device=cuda: torch finds no CUDA device on this machine; use device=cpu (or device=auto)")
-        if config.index >= torch.cuda.device_count():
-            raise InputError(f"device=cuda:{config.index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        index = config.index + processes.local_rank()  # each process of a `torchrun` has a device of its own
+        if index >= torch.cuda.device_count():
+            raise InputError(f"device=cuda:{index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
         torch.set_num_threads(config.threads)
-        self.torch = torch.device("cuda", config.index)
-        self.note = f"cuda:{config.index}, {torch.cuda.get_device_name(config.index)}"
+        self.torch = torch.device("cuda", index)
+        self.note = f"cuda:{index}, {torch.cuda.get_device_name(index)}"
 
     def synchronise(self) -> None:
         torch.cuda.synchronize(self.torch)

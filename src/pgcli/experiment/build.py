@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.utils import vector_to_parameters
 
-from pgcli import algorithms
+from pgcli import algorithms, processes
 from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
@@ -119,6 +119,10 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
     way = _pair(config, algorithm_class, world)
 
     _check_samples(config, environment_class)
+    if processes.size() > 1 and world.unit != "tokens":
+        raise InputError(
+            f"torchrun shares out the rows of a text task; env={config.env.name} is stepped by one process"
+        )
     environment = world.make(environment_class, config, world.rows(config, way))
     judge = None
     if sources.reward is not None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pgcli import processes
 from pgcli.collectors import completions, episodes, informative, preferences, reference, revisions
 from pgcli.experiment import evaluation
 from pgcli.experiment.build import Parts
@@ -88,7 +89,7 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
         samples: list[Sample] = []
         spent = progress.steps >= config.total_steps
         # Asked once: who asks later than this gets one more update, and so a row and a checkpoint of where it stopped.
-        asked = stop.requested
+        asked = processes.anybody(stop.requested)
         if _due(progress.steps, config.eval.every, progress.evaluated) or spent or progress.doubtful is not None:
             with clock("evaluate"):
                 evaluated, samples = _evaluate(parts, progress)

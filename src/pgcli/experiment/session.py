@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pgcli import processes
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError, PgcliError
 from pgcli.experiment import evaluation
@@ -27,6 +28,7 @@ EXTENSIBLE = ("total_steps", "stop_at", "judge.stop_disagreement")
 """What a resumed run may change and still be the same experiment."""
 
 
+@processes.joined()
 def train(
     *overrides: str,
     config: Path | str | None = None,
@@ -61,6 +63,7 @@ def train(
         return _run(parts, writer, progress, stop, quiet=quiet, samples=samples, note=parts.device.note)
 
 
+@processes.joined()
 def resume(
     run: Path | str,
     *overrides: str,
@@ -93,7 +96,7 @@ def resume(
             progress = _restore_other(parts, loaded.state, overrides)
             writer = _create(settings, parts, list(overrides), None, parent=old)
         else:
-            writer = RunWriter.reopen(old.path)
+            writer = _reopen(old.path)
             loaded = writer.load() if begun else Loaded(0, {}, ["killed before its first checkpoint: it begins again"])
         with _failing(writer):
             if not fork:
@@ -105,7 +108,8 @@ def resume(
             if fork:
                 writer.inherit(old.path)
             writer.rewind(loaded.step)
-            write_config(writer.path, dump(settings))
+            if processes.rank() == 0:
+                write_config(writer.path, dump(settings))
             withdrawn = _withdrawn(old, parts)
             if withdrawn:
                 writer.update_info(exact_resume="; ".join(withdrawn))
@@ -158,11 +162,14 @@ def _run(
     title = f"{settings.choices['algo']} on {_task(settings)}, seed {settings.seed}"
     with _failing(writer):
         with open_console(
-            title=title, total_steps=settings.total_steps, unit=parts.unit, quiet=quiet, samples=samples
-        ) as console:
+            title=title, total_steps=settings.total_steps, unit=parts.unit,
+            quiet=quiet or processes.rank() > 0, samples=samples,
+        ) as console:  # fmt: skip
             console.note(note)
             run_loop(parts, writer, console, progress, stop)
-        _finish(writer, progress, stop, settings)
+        if processes.rank() == 0:
+            _finish(writer, progress, stop, settings)
+        processes.tell("finished")
     return Run(writer.path)
 
 
@@ -186,6 +193,8 @@ def _failing(writer: RunWriter) -> Iterator[None]:
         yield
     except PgcliError as error:
         writer.finish("failed", str(error))
+        if processes.rank() > 0:  # its words go to the first process, which has the run
+            raise
         raise type(error)(f"{error}\nrun    {writer.path} (failed)") from error
     except BaseException as error:
         writer.finish("failed", f"{type(error).__name__}: {error}")
@@ -206,20 +215,46 @@ def _create(
     overrides: list[str],
     run_dir: Path | str | None,
     parent: Run | None = None,
-) -> RunWriter:
+) -> Any:
+    """The writer of a new run: the process that writes makes it and tells the others where."""
+    if processes.rank() > 0:
+        return Bystander(Path(processes.tell("")))
     info = {
         "argv": sys.argv,
         "choices": settings.choices,
         "device": parts.device.note,
+        "processes": processes.size(),
         "threads": settings.device.threads,
         "unit": parts.unit,
         "exact_resume": _promise(parts),
         "parent": parent.id if parent else None,
     }
-    return RunWriter.create(
+    writer = RunWriter.create(
         settings.runs_dir, algo=settings.choices["algo"], slug=_slug(settings), seed=settings.seed, info=info,
         config=dump(settings), overrides=overrides, path=run_dir, parent=parent.path if parent else None,
     )  # fmt: skip
+    processes.tell(str(writer.path))
+    return writer
+
+
+def _reopen(path: Path) -> Any:
+    """The writer of a run that goes on, once it has been put in order."""
+    writer = RunWriter.reopen(path) if processes.rank() == 0 else Bystander(path)
+    processes.tell("")
+    return writer
+
+
+class Bystander:
+    """In a process that writes nothing: what a RunWriter has, without effect."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> Loaded:
+        return checkpoint.load_newest(self.path / "checkpoints")
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
 
 
 def _promise(parts: Parts) -> bool | str:
@@ -258,6 +293,8 @@ def _warn(writer: RunWriter, texts: Iterable[str]) -> None:
     """Into log.txt, and to a user who asked for quiet, too."""
     for text in texts:
         writer.event(text)
+        if processes.rank() > 0:
+            continue
         with suppress(OSError):  # a closed pipe is no reason to fail
             print(f"warning: {text}", file=sys.stderr)
 
@@ -316,6 +353,8 @@ def _withdrawn(old: Run, parts: Parts) -> list[str]:
     changed = [f"{k} {v} -> {now.get(k)}" for k, v in old.info["versions"].items() if now.get(k) != v]
     cpu, here = old.info["machine"]["cpu"], provenance.machine()["cpu"]
     changed += [f"{cpu} -> {here}"] if cpu != here else []
+    before = old.info.get("processes", 1)
+    changed += [f"{before} -> {processes.size()} processes"] if before != processes.size() else []
     reasons = [f"not exact: resumed with {', '.join(changed)}"] if changed else []
     reasons += [f"not exact: {_promise(parts)}"] if _promise(parts) is not True else []
     for part in (parts.environment, parts.collector):

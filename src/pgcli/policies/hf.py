@@ -151,6 +151,15 @@ class Cache:
     weights: dict[str, Tensor]
     """Narrow copies of the weights that autocast would make anew for each token."""
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these, in this order: (k,) int64."""
+        self.memory.batch_select_indices(rows)
+        self.mask = None if self.mask is None else self.mask[rows]
+
+    def expand(self, counts: Tensor) -> None:
+        """Each row as many times as it is counted, (N,), one behind the other."""
+        self.keep(torch.arange(len(counts), device=counts.device).repeat_interleave(counts))
+
 
 class Writer(Network):
     """Token t of a completion is an action, the prompt and the tokens before it are its state.
