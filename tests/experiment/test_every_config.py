@@ -27,7 +27,8 @@ ENVIRONMENTS = [name for name in options("env") if name not in ("gymnasium", "js
 SEARCHES = {"es", "ga", "nelder_mead"}
 REAL_ONLY = {"ddpg", "sac", "td3"}
 DIRECT = {"dpo", "cdpo", "ipo", "simpo", "orpo", "dpo_norm", "apo_zero", "apo_down", "online_dpo", "kto"}
-TEXT_ONLY = {"pretrain", "sft", "revise", "reward_model", *DIRECT}
+CHECKING = {"outcome_reward", "process_reward"}
+TEXT_ONLY = {"pretrain", "sft", "revise", "reward_model", *CHECKING, *DIRECT}
 CONTROL_ONLY = {"a3c", "dqn", "q_learning", "sarsa", *SEARCHES, *REAL_ONLY}
 SMALL = {
     "num_envs": 2, "num_steps": 4, "num_episodes": 2, "num_groups": 2, "group_size": 2, "num_demonstrations": 2,
@@ -52,7 +53,10 @@ def why_not(algo, env):
     if algo == "revise" and env != "assistant":
         return "has none: try env=assistant"
     if text:
-        return None
+        chosen = find("env", config.env.name)
+        if algo == "process_reward" and not hasattr(chosen, "step_labels"):
+            return "does not check steps"
+        return "has no exact_match" if algo in CHECKING and "exact_match" not in chosen.COMPONENTS else None
     environment = find("env", config.env.name)(config.env, 1)
     environment.close()
     if algo == "nelder_mead" and env in {"probe_image", "frozen_lake", "taxi", "cliff_walk"}:

@@ -121,6 +121,12 @@ EXPERIMENTS = {
     "a2c on sort": ("algo=a2c", *SORT, "algo.num_episodes=16"),
     "reinforce on sort": ("algo=reinforce", *SORT, "algo.num_episodes=16"),
     "vanilla_pg on sort": ("algo=vanilla_pg", *SORT, "algo.num_episodes=16"),
+    "outcome_reward": ("algo=outcome_reward", *SORT, "algo.num_completions=10", "env.pairs=24"),
+    "process_reward": (
+        "algo=process_reward", "env=chain", *TRANSFORMER, "algo.num_completions=10", "env.pairs=24", "algo.ensemble=2",
+    ),
+    "raft": ("algo=raft", *GROUPS, "algo.selection=random", "algo.epochs=2"),
+    "raft on sort": ("algo=raft", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dpo": ("algo=dpo", *PAIRS),
     "simpo": ("algo=simpo", *PAIRS),
     "orpo": ("algo=orpo", *PAIRS),

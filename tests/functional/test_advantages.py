@@ -4,6 +4,7 @@ from torch.testing import assert_close
 
 from pgcli.functional.advantages import (
     batch_standardise,
+    best_of_each_group,
     gae,
     group_centre,
     group_relative,
@@ -213,3 +214,13 @@ def test_group_relative_divides_by_the_mean_of_the_group():
 def test_silent_groups_are_those_of_one_return():
     returns, groups = real(1, 0.1, 0, 0.1, 0.1), torch.tensor([5, 2, 5, 2, 2])
     assert silent_groups(returns, groups).tolist() == [True, False]
+
+
+def test_the_best_of_each_group_is_one_even_where_several_are_as_good():
+    # Groups 7 and 3, interleaved: 2 beats 1 in the one, and the first of two 5s is taken in the other.
+    returns, groups = torch.tensor([1.0, 5.0, 2.0, 5.0, -1.0]), torch.tensor([7, 3, 7, 3, 7])
+    assert best_of_each_group(returns, groups).tolist() == [False, True, True, False, False]
+
+
+def test_the_best_of_a_group_may_be_bad():
+    assert best_of_each_group(torch.tensor([-3.0, -2.0, 9.0]), torch.tensor([0, 0, 1])).tolist() == [False, True, True]

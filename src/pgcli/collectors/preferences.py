@@ -22,9 +22,9 @@ from pgcli.collectors.completions import Decoding
 from pgcli.collectors.learned_reward import Reading, true_reward, worth
 from pgcli.collectors.reference import divergence, view
 from pgcli.errors import InputError, RunError
-from pgcli.functional.masked import last_of
+from pgcli.functional.masked import last_of, masked_mean
 from pgcli.seeding import derive, episode_seeds, numpy_generator
-from pgcli.types import Completions, Episode, Labelled, Preferences, Rollout, Sample, State, each_tensor
+from pgcli.types import Checked, Completions, Episode, Labelled, Preferences, Rollout, Sample, State, each_tensor
 
 METRICS = {
     "preferences/dataset": "pairs (or completions) in the dataset",
@@ -32,6 +32,7 @@ METRICS = {
     "preferences/gold_agreement": "share of labels that say what the task's true reward says",
     "preferences/ceiling": "share of labels that the best possible judge of them would predict",
     "preferences/identical": "share of fresh pairs that are one completion twice, and teach nothing",
+    "preferences/right": "share of checked completions, or of their steps, that are right",
     "preferences/desirable": "share of completions that are labelled desirable",
 }
 CHUNK = 512
@@ -222,6 +223,30 @@ def referred(texts: Completions, reference: Any) -> Completions:
         part = pick(texts, slice(start, start + CHUNK))
         found.append(torch.where(part.mask, reference(part.observations, part.actions).log_probs, 0))
     return texts._replace(reference_log_probs=torch.cat(found))
+
+
+class CheckedData:
+    """Completions of which the task says whether they are right, or which of their steps are."""
+
+    def __init__(self, task: Any, written: Answers, reading: Reading) -> None:
+        self.texts = written.texts
+        if reading == "process":
+            labels = task.step_labels(*self.texts[:3])
+            self.known = ~labels.isnan()
+            self.right = labels.nan_to_num()
+        else:
+            mask = self.texts.mask
+            scored = ~written.reward.isnan()
+            self.known = torch.zeros_like(mask).scatter_(1, last_of(mask)[:, None], scored[:, None])
+            self.right = written.reward.nan_to_num().clamp(0, 1)[:, None].expand_as(mask)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def __getitem__(self, rows: Tensor) -> Checked:
+        right, known = self.right[rows], self.known[rows]
+        metrics = {"preferences/right": float(masked_mean(right, known))}
+        return Checked(pick(self.texts, rows), right, known, metrics)
 
 
 # ---------------------------------------------------------------- collectors

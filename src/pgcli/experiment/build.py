@@ -21,6 +21,7 @@ from pgcli.collectors.informative import InformativeGroups
 from pgcli.collectors.learned_reward import Judge, LearnedReward
 from pgcli.collectors.population import PopulationCollector
 from pgcli.collectors.preferences import (
+    CheckedData,
     DataCollector,
     HeldOutPairs,
     JudgedCollector,
@@ -440,6 +441,23 @@ def _labelled(task: Any, config: ExperimentConfig, device: torch.device, writer:
     return DataCollector(lambda: LabelledData(make(), writer), rows=algo.num_completions, seed=config.seed)
 
 
+def _checked(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
+    algo: Any = config.algo
+    name = config.choices["env"]
+    if algo.labels == "process" and not hasattr(task, "step_labels"):
+        raise InputError(f"algo={config.choices['algo']} learns which steps are right; env={name} does not check steps")
+    if SUCCESS not in task.COMPONENTS:
+        raise InputError(f"algo={config.choices['algo']} learns what is right; env={name} has no {SUCCESS}")
+    decoding = Decoding(task, device=device)
+
+    def make() -> CheckedData:
+        seeds = 2 * episode_seeds(config.seed, "pairs", range(config.env.pairs))
+        written = write(decoding, writer, seeds, numpy_generator(config.seed, "checked"))
+        return CheckedData(task, written, algo.labels)
+
+    return DataCollector(make, rows=algo.num_completions, seed=config.seed)
+
+
 def _judged(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
     algo: Any = config.algo
     decoding = Decoding(task, device=device, distributions=True)
@@ -488,7 +506,13 @@ WORLDS = {
             "groups": _whole(_decoding, grouped=True),
             "demonstrations": _dataset,
         },
-        comparing={"pairs": _pairs, "labelled": _labelled, "judged": _judged, "revisions": _revisions},
+        comparing={
+            "pairs": _pairs,
+            "labelled": _labelled,
+            "judged": _judged,
+            "checked": _checked,
+            "revisions": _revisions,
+        },
     ),
 }
 

@@ -188,3 +188,20 @@ def variance_minimising_baseline(products: Tensor, squares: Tensor, probabilitie
     else:
         others, weight = products.sum() - products, squares.sum() - squares
     return torch.where(weight > 0, others / weight, 0)
+
+
+def best_of_each_group(returns: Tensor, groups: Tensor) -> Tensor:
+    """(N,) bool: in each group the episode with the highest return; the first of several.
+
+    Args:
+        returns, groups: (N,), as above.
+
+    Returns: (N,). Source: Dong et al. 2023, algorithm 1.
+    """
+    _, members = torch.unique(groups, return_inverse=True)
+    best = torch.full((int(members.max()) + 1,), -torch.inf, dtype=returns.dtype, device=returns.device)
+    best = best.scatter_reduce(0, members, returns, "amax")
+    rows = torch.arange(len(returns), device=returns.device)
+    first = torch.full_like(best, len(returns), dtype=torch.int64)
+    first = first.scatter_reduce(0, members, rows.where(returns == best[members], len(returns)), "amin")
+    return rows == first[members]

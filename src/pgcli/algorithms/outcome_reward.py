@@ -1,0 +1,83 @@
+"""Reward models of what is right: of the outcome (Cobbe et al. 2021), or of each step (Lightman et al. 2023).
+
+    P(right) = sigmoid(s_t)       s: the score at the last token of a completion, or of a step
+    L = -E[ y log sigmoid(s_t) + (1 - y) log sigmoid(-s_t) ]
+
+    algo=outcome_reward   y of a whole completion: is the answer right?
+    algo=process_reward   y of each of its steps, as the task checks them: a right answer for a wrong reason is seen
+
+The completions are the initial policy's, two for each prompt. As a reward, an outcome model pays its probability at the
+end; a process model pays each step what it changes of the probability that all steps are right.
+
+Differs from a reward model of preferences: labels are of single completions, and its sigmoid has a meaning of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pgcli.algorithms import _update
+from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.collectors.settings import Texts
+from pgcli.functional.masked import masked_mean
+from pgcli.functional.preference_loss import correctness
+from pgcli.types import Checked, Metrics, Needs, Scores, State
+
+
+class OutcomeReward:
+    class Config(OptimiserSettings, Texts):
+        name: Literal["outcome_reward"]
+        labels: Literal["outcome", "process"] = Field(description="of whole completions, or of each of their steps")
+        ensemble: int = Field(ge=1, description="members; they differ in their heads' initialisation")
+
+    METRICS: ClassVar = _update.METRICS | {
+        "loss/correctness": "cross-entropy of the labels, mean over labels and members",
+        "correctness/accuracy": "share of labels that the members' mean probability is on the right side of 1/2 of",
+        "correctness/right": "mean probability given to what is right",
+        "correctness/wrong": "mean probability given to what is wrong",
+        "correctness/disagreement": "deviation of the members' probabilities, mean; 0 of a single member",
+    }
+    collects = ("checked",)
+    actions = ("discrete",)
+
+    @staticmethod
+    def needs(config: Config) -> Needs:
+        return Scores(members=config.ensemble)
+
+    @staticmethod
+    def reads(config: Config) -> str:
+        """What its scores mean to who uses them as a reward."""
+        return config.labels
+
+    def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
+        self.config = config
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
+
+    def loss(self, policy: Any, batch: Checked, noise: None) -> tuple[Tensor, Terms]:
+        scores = policy(batch.texts.observations, batch.texts.actions)  # (members, N, T)
+        known = batch.known.expand_as(scores)
+        # Each label counts the same, so that a completion of many steps counts more; a sum over members.
+        mean = masked_mean(correctness(scores, batch.right), known)
+        with torch.no_grad():
+            probabilities, right = torch.sigmoid(scores), batch.right > 0.5
+            terms = {
+                "loss/correctness": mean.detach(),
+                "correctness/accuracy": masked_mean(((probabilities.mean(0) > 0.5) == right).float(), batch.known),
+                "correctness/right": masked_mean(probabilities, known & right),
+                "correctness/wrong": masked_mean(probabilities, known & ~right),
+                "correctness/disagreement": masked_mean(probabilities.std(0, correction=0), batch.known),
+            }
+        return mean * len(scores), terms
+
+    def update(self, batch: Checked) -> Metrics:
+        return self.updater.draws(self.loss, [batch], steps=batch.steps)
+
+    def state_dict(self) -> State:
+        return self.updater.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.updater.load_state_dict(state)
