@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench study clean
+.PHONY: help install demo rlhf test check format bench study clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ format: install  ## put the code into format
 
 bench: install  ## measure speed, beside the peers that are installed (see benchmarks/)
 	$(BIN)/python benchmarks/run.py
+
+rlhf: install  ## reward hacking happening, in text and as a curve, and the KL penalty that prevents it (three minutes)
+	$(BIN)/pgcli pipeline overoptimisation
 
 study: install  ## the learning claims again: every method over ten seeds, and on language over five (writes docs/results)
 	$(BIN)/pgcli reproduce family --workers 2 --out docs/results

@@ -138,4 +138,4 @@ def test_the_command_prints_tables_or_one_object(conf, tmp_path, monkeypatch, ca
     assert all(text in out for text in ("best of 4 of taught", "taught  ", "next   pgcli sample"))
     with pytest.raises(SystemExit):
         main(["list", "pipelines", "--config-dir", str(conf)])
-    assert "small  Sorting in small" in capsys.readouterr().out
+    assert "Sorting in small" in capsys.readouterr().out

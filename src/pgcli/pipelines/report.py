@@ -212,14 +212,17 @@ def _draw(found: Pipeline, runs: dict[str, Run], data: dict[str, Any]) -> Path |
 
 
 def stage_table(data: dict[str, Any]) -> list[list[str]]:
-    rows = [["stage", "method", "steps", "time", "evaluation", "greedy"]]
-    for stage in data["stages"]:
+    stages = data["stages"]
+    units, tasks = ({stage[key] for stage in stages} for key in ("unit", "env"))
+    rows = [["stage", "method", units.pop() if len(units) == 1 else "actions", "time", "evaluation", "greedy"]]
+    for stage in stages:
         evals = stage["evaluation"]
+        method = f"{stage['algo']} on {stage['env']}" if len(tasks) > 1 else stage["algo"]
         time = "-" if stage["seconds"] is None else duration(stage["seconds"])
         rows.append(
             [
-                stage["stage"], f"{stage['algo']} on {stage['env']}", f"{stage['steps']:,} {stage['unit']}", time,
-                _spell(evals.get("return_mean")), _spell(evals.get("greedy_return_mean")),
+                stage["stage"], method, f"{stage['steps']:,}", time, _spell(evals.get("return_mean")),
+                _spell(evals.get("greedy_return_mean")),
             ]
         )  # fmt: skip
     return rows
@@ -244,9 +247,15 @@ def _spell(value: float | None) -> str:
 
 
 def explanations(data: dict[str, Any]) -> list[str]:
+    judged = [
+        f"{stage['stage']}: evaluated by the share of held-out labels that it agrees with; "
+        f"the true reward agrees with {stage['evaluation']['ceiling']:.2f} of them"
+        for stage in data["stages"]
+        if "ceiling" in stage["evaluation"]
+    ]
     keys = {key for row in data.get("policies", []) for key in row}
     texts = [f"{COLUMNS[key]}: {text}" for key, text in EXPLAINED.items() if key in keys]
-    return [text.format(baseline=data["baseline"]) for text in texts]
+    return judged + [text.format(baseline=data["baseline"]) for text in texts]
 
 
 def samples(data: dict[str, Any]) -> Iterator[str]:
