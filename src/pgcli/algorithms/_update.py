@@ -58,10 +58,18 @@ class Updater:
     """Owns the optimiser of one policy."""
 
     def __init__(
-        self, policy: Any, settings: OptimiserSettings, *, total_steps: int, seed: int, microbatch: int | None = None
+        self,
+        policy: Any,
+        settings: OptimiserSettings,
+        *,
+        total_steps: int,
+        seed: int,
+        microbatch: int | None = None,
+        whole_rows: bool = False,
     ) -> None:
+        """`whole_rows`: the loss reads (N, T) whole rows, even of a policy without memory."""
         self.policy, self.settings, self.total_steps = policy, settings, total_steps
-        self.microbatch = microbatch
+        self.microbatch, self.whole_rows = microbatch, whole_rows
         self.adam = Adam(policy.parameters(), settings)
         self.flat = self.adam.flat
         self.generator = torch.Generator().manual_seed(seed)
@@ -81,14 +89,12 @@ class Updater:
         minibatches: int,
         target_kl: float | None = None,
         steps: int | None = None,
-        whole_rows: bool = False,
         watch: Watch | None = None,
     ) -> Metrics:
         """`epochs` passes over the batch in `minibatches` random pieces; ends after a step whose KL exceeds the target.
 
         Args:
             steps: actions that were taken for this batch, where not all of them are in it.
-            whole_rows: the loss reads (N, T) whole rows, even of a policy without memory.
             watch: what to make of the log-ratios that the loss reports and of the weights of their actions: one pair of
                 tensors a gradient step.
 
@@ -98,9 +104,7 @@ class Updater:
         learning_rate = self._learning_rate()
         self.steps += int(batch.mask.sum()) if steps is None else steps
         self.updates += 1
-        batch = batch if whole_rows else by_unit(self.policy, batch)
-        evaluate = self.policy.once_differentiable()
-        evaluate = by_rows(self.policy, evaluate) if whole_rows else evaluate
+        batch, evaluate = self._as_the_loss_reads(batch)
         pieces = self._pieces(batch, epochs, minibatches)
         return self._descend(loss, pieces, learning_rate, target_kl, evaluate, watch, self.microbatch)
 
@@ -151,6 +155,19 @@ class Updater:
         if watch is not None:
             metrics |= watch(*moved)
         return metrics | {"optimiser/learning_rate": learning_rate, "optimiser/gradient_steps": float(len(steps))}
+
+    def _as_the_loss_reads(self, batch: Batch) -> tuple[Batch, PolicyFunction]:
+        evaluate = self.policy.once_differentiable()
+        if self.whole_rows:
+            return batch, by_rows(self.policy, evaluate)
+        return by_unit(self.policy, batch), evaluate
+
+    def policy_gradient(self, loss: Loss, batch: Batch) -> Tensor:
+        """The gradient of the loss's policy term alone, (P,). The parameters stay."""
+        batch, evaluate = self._as_the_loss_reads(batch)
+        self.adam.gradient.zero_()
+        loss(evaluate, batch, None)[1]["loss/policy"].backward()
+        return self.adam.gradient.clone()
 
     def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Metrics]:
         """The gradient on the whole batch, (P,), and what the loss reports of itself. The parameters stay."""

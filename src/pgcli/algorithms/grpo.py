@@ -133,7 +133,10 @@ class GRPO:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
+        self.updater = Updater(
+            policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch,
+            whole_rows=config.surrogate == "gspo",
+        )  # fmt: skip
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
@@ -190,11 +193,10 @@ class GRPO:
     def update(self, rollout: Rollout) -> Metrics:
         c = self.config
         batch = self.prepare(rollout)
-        rows = c.surrogate == "gspo"
         metrics = self.updater.epochs(
             self.loss, batch,
-            epochs=c.epochs, minibatches=c.minibatches, steps=rollout.steps, whole_rows=rows,
-            watch=partial(_ratio.movement, low=c.clip.low, high=c.clip.high, by_row=rows),
+            epochs=c.epochs, minibatches=c.minibatches, steps=rollout.steps,
+            watch=partial(_ratio.movement, low=c.clip.low, high=c.clip.high, by_row=c.surrogate == "gspo"),
         )  # fmt: skip
         returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
         metrics["rollout/zero_variance_groups"] = float(silent_groups(returns, rollout.groups).float().mean())

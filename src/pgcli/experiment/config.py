@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError
@@ -57,6 +57,16 @@ class Evaluation(Settings):
     samples: int = Field(
         ge=1, description="sampled completions of each held-out prompt; from 2, pass@k of a task with exact_match"
     )
+    gradients: int = Field(
+        ge=0, description="fresh rollouts of each evaluation on which the gradient's variance is measured; 0: none"
+    )
+
+    @field_validator("gradients")
+    @classmethod
+    def _enough_to_vary(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one gradient says nothing of how they vary: 0, or at least 2")
+        return value
 
 
 class Checkpoint(Settings):

@@ -11,7 +11,7 @@ from typing import Any
 
 from pgcli import processes
 from pgcli.collectors import completions, episodes, informative, preferences, reference, revisions
-from pgcli.experiment import evaluation
+from pgcli.experiment import evaluation, gradients
 from pgcli.experiment.build import Parts
 from pgcli.experiment.signals import StopRequest
 from pgcli.runs.console import Console
@@ -23,6 +23,7 @@ METRICS = (
     | completions.METRICS
     | episodes.METRICS
     | reference.METRICS
+    | gradients.METRICS
     | informative.METRICS
     | preferences.METRICS
     | revisions.METRICS
@@ -139,6 +140,8 @@ def _evaluate(parts: Parts, progress: Progress) -> tuple[Metrics, list[Sample]]:
                 episodes=config.eval.episodes, seed=config.seed, stream="evaluate", greedy=False,
             )  # fmt: skip
         metrics["eval/win_rate"] = evaluation.win_rate(rollout, parts.standard)
+    if config.eval.gradients:
+        metrics |= gradients.measure(parts, config.eval.gradients)
     samples = parts.evaluator.describe(rollout, config.eval.texts)
     if config.stop_at is None or metrics["eval/greedy_return_mean"] < config.stop_at:
         return metrics, samples

@@ -12,7 +12,7 @@ from typing import Any
 from pgcli import processes
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError, PgcliError
-from pgcli.experiment import evaluation
+from pgcli.experiment import evaluation, gradients
 from pgcli.experiment.build import Parts, Sources, Trained, build, warnings
 from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
@@ -55,6 +55,8 @@ def train(
         settings = compose(overrides, config_dirs=config_dirs, trust=trust)
     parts = build(settings, _sources(settings))
     with _closing(parts), stop_requests() as stop:
+        if settings.eval.gradients:
+            gradients.check(parts)
         writer = _create(settings, parts, list(overrides), run_dir)
         _warn(writer, warnings(settings))
         progress = Progress()
