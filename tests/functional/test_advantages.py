@@ -75,6 +75,16 @@ def test_gae_of_three_steps():
     assert_close(advantages, row(0.5625, -5.75, 1))
 
 
+def test_gae_passes_what_nobody_chose_as_if_it_took_no_time():
+    # Two actions with a reply of two tokens between them; gamma 1/2, lam 1/2, V = 3 and, behind the reply, 4.
+    # delta_3 = 2 - 4 = -2;  delta_0 = 1 + 0.5*4 - 3 = 0;  A_0 = 0 + 1/4 * (-2) = -0.5, as if they stood side by side.
+    mask, end = flags(True, False, False, True), flags(False, False, False, True)
+    advantages = gae(
+        row(1, 100, 100, 2), row(3, 50, 4, 4), row(4, 50, 7, 77), end, end, gamma=0.5, lam=0.5, mask=mask
+    )  # fmt: skip
+    assert_close(advantages, row(-0.5, -2, -2, -2))
+
+
 def test_gae_ignores_whatever_stands_for_the_successor_of_a_terminated_state():
     end = flags(True)
     assert_close(gae(row(1), row(2), row(float("nan")), end, end, gamma=0.5, lam=0.5), row(-1))

@@ -20,7 +20,7 @@ from pgcli.verification.check import safely
 
 MUTATIONS = [
     # module, function, text, what it becomes, the algorithm whose rows must notice ("": what all share)
-    ("functional.returns", "reverse_recurrence", "(~done).to(x.dtype)", "torch.ones_like(x)", "a2c"),
+    ("functional.returns", "reverse_recurrence", "(~done).to(x.dtype)", "torch.ones_like(x)", "a3c"),
     ("functional.returns", "reverse_recurrence", "carry_t, running)", "carry_t, -running)", "reinforce"),
     ("functional.returns", "reverse_recurrence", "columns[::-1]", "columns", "reinforce"),
     ("functional.returns", "reverse_recurrence", "reversed(x.unbind(1))", "reversed(x.roll(1, 1).unbind(1))", "ppo"),

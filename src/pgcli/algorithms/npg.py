@@ -89,7 +89,7 @@ class NPG:
     def prepare(self, rollout: Rollout) -> Batch:
         advantages = gae(
             rollout.rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.done,
-            gamma=self.config.gamma, lam=self.config.gae_lambda,
+            gamma=self.config.gamma, lam=self.config.gae_lambda, mask=rollout.mask,
         )  # fmt: skip
         returns = advantages + rollout.values
         if self.config.normalise_advantages:

@@ -123,7 +123,7 @@ class PPO:
     def prepare(self, rollout: Rollout) -> Batch:
         advantages = gae(
             self.kl.rewards(rollout), rollout.values, rollout.next_values, rollout.terminated, rollout.done,
-            gamma=self.config.gamma, lam=self.config.gae_lambda,
+            gamma=self.config.gamma, lam=self.config.gae_lambda, mask=rollout.mask,
         )  # fmt: skip
         returns = advantages + rollout.values
         if self.config.normalise_advantages == "batch":

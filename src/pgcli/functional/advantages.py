@@ -9,8 +9,9 @@ from pgcli.functional.returns import reverse_recurrence
 
 
 def gae(
-    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, *, gamma: float, lam: float
-) -> Tensor:
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, *, gamma: float, lam: float,
+    mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Generalised advantage estimates.
 
         delta_t = r_t + gamma * (1 - terminated_t) * V(s'_t) - V(s_t)
@@ -22,12 +23,17 @@ def gae(
         rewards, values, terminated, done: (N, T). `done` = terminated or truncated. Finite on padding.
         next_values: (N, T), V of the true successor, so that a truncated episode is bootstrapped and a terminated one
             is not.
+        mask: (N, T) bool, 1 where the policy chose the action; None: everywhere. What nobody chose in the middle of an
+            episode (a task's reply) takes no time: A_t = A_{t+1} there, and `next_values` looks behind it.
 
     Returns: (N, T). Source: Schulman et al. 2016, eq. 16.
     """
     # A terminated state has no successor, and `next_values` may hold anything there.
     deltas = rewards + gamma * next_values.masked_fill(terminated, 0) - values
-    return reverse_recurrence(deltas, done, decay=gamma * lam)
+    decay: float | Tensor = gamma * lam
+    if mask is not None:
+        deltas, decay = deltas.masked_fill(~mask, 0), torch.ones_like(deltas).masked_fill(mask, decay)
+    return reverse_recurrence(deltas, done, decay=decay)
 
 
 class Grouped(NamedTuple):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def reverse_recurrence(x: Tensor, done: Tensor, *, decay: float) -> Tensor:
+def reverse_recurrence(x: Tensor, done: Tensor, *, decay: float | Tensor) -> Tensor:
     """A decaying sum of what is to come, cut at the end of each episode.
 
         y_t = x_t + decay * (1 - done_t) * y_{t+1}        y = 0 after the last column
@@ -12,7 +12,7 @@ def reverse_recurrence(x: Tensor, done: Tensor, *, decay: float) -> Tensor:
     Args:
         x: (N, T), finite on padding.
         done: (N, T) bool.
-        decay: per step.
+        decay: per step; or (N, T), of each.
 
     Returns: (N, T).
     """
