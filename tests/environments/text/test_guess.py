@@ -4,6 +4,7 @@ import torch
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.environments.text.guess import END, PAD, Guess
 from pgcli.errors import InputError
+from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 
 
@@ -115,3 +116,33 @@ def test_both_turns_of_a_demonstration_are_learned_and_the_reply_is_not():
 def test_as_many_choices_as_letters_are_refused():
     with pytest.raises(InputError, match="choices 5 must be fewer"):
         compose(["algo=sft", "env=guess", "env.choices=5", "env.letters=5"])
+
+
+def test_the_gradient_flows_through_both_turns_and_not_through_the_reply():
+    words = ["algo=reinforce", "env=guess", "policy.width=8", "policy.heads=2", "policy.layers=1", "policy.hidden=8"]
+    parts = build(compose([*words, "algo.gamma=1", "algo.baseline=none", "device=cpu"]))
+    task = parts.environment
+    source = DatasetCollector(
+        task.demonstrations, end=END, rows=16, seed=0, device=torch.device("cpu"), reply_length=task.spec.reply_length
+    )
+    rollout = source.collect(None)  # well-formed turns, as an untrained policy hardly ever writes them
+    reward = task.rewards(rollout.observations, rollout.actions, rollout.mask)["reward"]
+    rollout.rewards[:, -1] = reward
+    rewarded = reward.nonzero().squeeze(1)
+    assert 0 < len(rewarded) < 16
+    total, _ = parts.algorithm.loss(parts.policy, parts.algorithm.prepare(rollout), None)
+    parameters = [p for p in parts.policy.parameters() if p.requires_grad]
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
+
+    # R = 1, gamma = 1: each chosen token of a rewarded row counts alike, whichever turn it stands in.
+    log_probs = parts.policy(rollout.observations, rollout.actions).log_probs[rewarded]
+    chosen = log_probs[:, [0, 1, 3, 4]].sum()
+    expected = torch.autograd.grad(chosen, parameters, retain_graph=True, allow_unused=True)
+    with_reply = torch.autograd.grad(log_probs.sum(), parameters, allow_unused=True)
+
+    def direction(gradients):
+        flat = torch.cat([g.flatten() for g in gradients if g is not None])
+        return flat / flat.norm()
+
+    torch.testing.assert_close(direction(found), -direction(expected), atol=1e-5, rtol=0)
+    assert (direction(found) + direction(with_reply)).abs().max() > 1e-3
