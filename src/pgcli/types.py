@@ -193,6 +193,14 @@ class Replying(Protocol):
         ...
 
 
+class Comparing(Protocol):
+    """A text task that may bring pairs of its own, which somebody has compared."""
+
+    def given_pairs(self, *, held_out: bool) -> tuple[Written, Written] | None:
+        """What was preferred and what was rejected, of the same prompts; None where it has none after all."""
+        ...
+
+
 class Revising(Protocol):
     """A text task with a constitution, which says what is wrong with an answer, so that it can be revised."""
 

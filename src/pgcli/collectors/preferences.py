@@ -12,7 +12,7 @@ resumed run makes the same one again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,20 @@ from pgcli.collectors.reference import divergence, view
 from pgcli.errors import InputError, RunError
 from pgcli.functional.masked import last_of, masked_mean
 from pgcli.seeding import derive, episode_seeds, numpy_generator
-from pgcli.types import Checked, Completions, Episode, Labelled, Preferences, Rollout, Sample, State, each_tensor
+from pgcli.types import (
+    Checked,
+    Comparing,
+    Completions,
+    Episode,
+    Labelled,
+    Preferences,
+    Rollout,
+    Sample,
+    State,
+    TextTask,
+    Written,
+    each_tensor,
+)
 
 METRICS = {
     "preferences/dataset": "pairs (or completions) in the dataset",
@@ -142,6 +155,9 @@ def write_pairs(
 
     seed: of all noise.
     """
+    given = given_pairs(decoding.task, held_out=held_out)
+    if given is not None:
+        return read_pairs(decoding, policy, *given)
     noise = numpy_generator(seed, "actions")
     first, second = (write(decoding, policy, seeds, noise, held_out=held_out) for _ in range(2))
     pairs = compare(first, second, law, numpy_generator(seed, "labels").random((len(seeds), 2)))
@@ -149,6 +165,35 @@ def write_pairs(
     if not len(pairs.gold):
         raise InputError("the policy that writes the pairs writes the same twice each time: nothing can be preferred")
     return pairs
+
+
+def given_pairs(task: TextTask, *, held_out: bool) -> tuple[Written, Written] | None:
+    """Pairs that a task brings of its own, if it does."""
+    return cast("Comparing", task).given_pairs(held_out=held_out) if hasattr(task, "given_pairs") else None
+
+
+def read_pairs(decoding: Decoding, policy: Any, preferred: Written, rejected: Written) -> Pairs:
+    """Pairs that a task brings. Whoever compared them is taken at their word, unless the task has a true reward."""
+    one, other = (_read(decoding, policy, written) for written in (preferred, rejected))
+    gold = (one.gold - other.gold).nan_to_num()
+    if not getattr(decoding.task, "has_reward", True):
+        gold = torch.ones_like(gold)
+    return Pairs(one.texts, other.texts, gold, torch.ones_like(gold))
+
+
+@torch.no_grad()
+def _read(decoding: Decoding, policy: Any, written: Written) -> Answers:
+    task, device = decoding.task, decoding.device
+    observations, actions = each_tensor(written, lambda x: x.to(device))
+    end = actions == task.spec.end
+    mask = (end.cumsum(1) - end.long()) == 0
+    found = []
+    for start in range(0, len(actions), CHUNK):
+        rows = slice(start, start + CHUNK)
+        found.append(policy(pick(observations, rows), actions[rows]).log_probs)
+    texts = Completions(observations, actions, mask, torch.where(mask, torch.cat(found), 0))
+    reward = task.rewards(observations, actions, mask)["reward"]
+    return Answers(texts, reward, reward)
 
 
 def dataset(decoding: Decoding, policy: Any, law: Law, *, pairs: int, seed: int) -> Pairs:
@@ -340,7 +385,8 @@ class HeldOutPairs:
         """The preferred completions, with what the judge makes of them."""
         if self.made is None or self.made[0] != seeds:  # the same ones for every evaluation of a run
             seed = derive(seeds[0], "held out")
-            self.made = seeds, write_pairs(self.decoding, self.writer, self.law, seeds, seed=seed, held_out=held_out)
+            made = write_pairs(self.decoding, self.writer, self.law, seeds, seed=seed, held_out=held_out)
+            self.made = seeds, pick(made, slice(len(seeds)))
         pairs = self.made[1]
         margins = self._margins(policy, pairs)
         if generator is None:

@@ -30,6 +30,7 @@ from pgcli.collectors.preferences import (
     PairData,
     Pairs,
     dataset,
+    given_pairs,
     write,
 )
 from pgcli.collectors.reference import Referenced
@@ -396,12 +397,16 @@ def _population(environment: Any, config: ExperimentConfig, device: torch.device
     return PopulationCollector(environment, num_episodes=algo.num_episodes, seed=config.seed)
 
 
-def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
+def _check_rewarded(task: Any, config: ExperimentConfig) -> None:
     if config.reward is None and not getattr(task, "has_reward", True):
         raise InputError(
             f"algo={config.choices['algo']} learns from a reward, and env={config.choices['env']} has none: "
             "name a function, env.reward=my_rewards.py:score, or a trained judge, reward=<run>"
         )
+
+
+def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
+    _check_rewarded(task, config)
     return Decoding(task, device=device, distributions=_refers(config, find("algo", config.algo.name)))
 
 
@@ -425,6 +430,8 @@ def _law(config: ExperimentConfig) -> Law:
 
 
 def _written_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Callable[[], Pairs]:
+    if given_pairs(task, held_out=False) is None:
+        _check_rewarded(task, config)
     decoding, law = Decoding(task, device=device), _law(config)
     return lambda: dataset(decoding, writer, law, pairs=config.env.pairs, seed=config.seed)
 
@@ -460,6 +467,7 @@ def _checked(task: Any, config: ExperimentConfig, device: torch.device, writer: 
 
 def _judged(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
     algo: Any = config.algo
+    _check_rewarded(task, config)
     decoding = Decoding(task, device=device, distributions=True)
     return JudgedCollector(decoding, reference, _law(config), rows=algo.num_pairs, seed=config.seed)
 

@@ -18,6 +18,7 @@ def jsonl(path, rows, **settings):
     defaults = {
         "reward": None, "tokenizer": "auto", "folder": None, "held_out": 0.2, "prompt_length": 20,
         "completion_length": 5, "cut_reward": None, "solved_at": None,
+        "pairs": 10, "label_scale": 1.0, "label_flip": 0.0,
     }  # fmt: skip
     return Jsonl(Jsonl.Config(name="jsonl", path=str(path), **defaults | settings))
 
@@ -111,12 +112,25 @@ def test_demonstrations_end_and_are_what_the_file_says(tmp_path, tokenizer):
     assert (task.rewards(observations, actions, mask)["exact_match"] == 1).all()
 
 
-def test_pairs_share_their_prompt(tmp_path):
-    rows = [{"prompt": "a", "chosen": "x", "rejected": "yy"}, {"prompt": "b"}]
-    chosen, rejected = jsonl(tmp_path / "p.jsonl", rows, held_out=0.0).pairs([1, 2])
-    assert torch.equal(chosen.observations["prompt"], rejected.observations["prompt"])
-    assert chosen.actions[0, :2].tolist() == [ord("x"), 257]
-    assert rejected.actions[0, :3].tolist() == [ord("y"), ord("y"), 257]
+def test_pairs_share_their_prompt_and_each_is_read_once(tmp_path):
+    rows = [{"prompt": c, "chosen": c, "rejected": "yy"} for c in "abcdefgh"] + [{"prompt": "z"}]
+    task = jsonl(tmp_path / "p.jsonl", rows)
+    sides = [task.given_pairs(held_out=held_out) for held_out in (False, True)]
+    prompts = [texts(task, chosen.observations) for chosen, _ in sides]
+    assert sorted(prompts[0] + prompts[1]) == list("abcdefgh")
+    for (chosen, rejected), asked in zip(sides, prompts, strict=True):
+        assert torch.equal(chosen.observations["prompt"], rejected.observations["prompt"])
+        assert [task.tokens.decode(row) for row in chosen.actions.tolist()] == asked
+        assert rejected.actions[:, :3].tolist() == [[ord("y"), ord("y"), 257]] * len(asked)
+    assert jsonl(tmp_path / "q.jsonl", SUMS).given_pairs(held_out=False) is None
+
+
+def test_what_was_chosen_is_a_demonstration_where_there_is_no_other(tmp_path):
+    rows = [{"prompt": "a", "chosen": "x", "rejected": "y"}, {"prompt": "b", "answer": "u", "chosen": "v"}]
+    task = jsonl(tmp_path / "p.jsonl", rows, held_out=0.0)
+    observations, actions = task.demonstrations(range(20))
+    said = {(p, task.tokens.decode(row)) for p, row in zip(texts(task, observations), actions.tolist(), strict=True)}
+    assert said == {("a", "x"), ("b", "u")}
 
 
 def test_pretraining_reads_long_texts_in_pieces_and_prompts_with_their_completions(tmp_path):
@@ -244,6 +258,34 @@ def test_a_user_s_reward_trains_and_what_cannot_be_scored_is_left_out(tmp_path, 
         key: value for row in rows for key, value in row.items() if key.startswith(("reward/", "eval/", "rollout/"))
     }
     assert not [key for key, value in said.items() if value != value], "no NaN in what is logged"
+
+
+COPIES = [
+    {"prompt": a + b, "chosen": a, "rejected": b} for a in "abcdefghij" for b in "abcdefghij" if a != b
+]  # the first letter is right
+
+
+@pytest.mark.parametrize(("algo", "texts_of_a_pair"), [("dpo", 1), ("kto", 2), ("reward_model", 1)])
+def test_pairs_of_the_file_are_learned_from(tmp_path, algo, texts_of_a_pair):
+    task = jsonl(tmp_path / "p.jsonl", COPIES)
+    run = train(
+        f"algo={algo}", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.tokenizer=character",
+        "env.completion_length=2", "env.held_out=0.2", "total_steps=20000", "eval.episodes=100", "eval.every=20000",
+        "policy.width=32", "policy.layers=1", "policy.hidden=32", "device=cpu", "tuned=none",
+        "algo.learning_rate=3e-3", run_dir=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    last = run.rows()[-1]
+    assert last["preferences/dataset"] == texts_of_a_pair * len(task.train)
+    assert last["preferences/gold_agreement"] == 1 if algo != "kto" else last["preferences/desirable"] > 0
+    if algo == "reward_model":
+        assert last["eval/return_mean"] > 0.75, "of pairs that are held out, it knows which was preferred"
+
+
+def test_pairs_that_nobody_can_label_are_refused(tmp_path):
+    with pytest.raises(InputError, match="algo=dpo learns from a reward, and env=jsonl has none"):
+        build(compose(words(tmp_path, "algo=dpo")))
+    with pytest.raises(InputError, match="algo=online_dpo learns from a reward, and env=jsonl has none"):
+        build(compose(words(tmp_path, "algo=online_dpo")))
 
 
 def test_a_reward_that_breaks_while_training_fails_the_run_in_one_line(tmp_path, rewards):

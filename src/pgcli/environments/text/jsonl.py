@@ -2,7 +2,7 @@
 
     {"prompt": "2 + 2 ="}                                           for a reward function to score what comes after it
     {"prompt": "2 + 2 =", "completion": " 4"}                       a demonstration (`answer` is the same)
-    {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}         a pair
+    {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}         a pair; `chosen` is a demonstration too
     {"text": "two and two are four"}                                for pretraining
 
 A row may have more than one of these, and keys of its own. The reward is a function of a file that `env.reward` names:
@@ -61,11 +61,16 @@ class Jsonl:
             description="reward of a completion that the length limit cut before its end token; null: as it is scored"
         )
         solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
+        pairs: int = Field(ge=1, description="pairs that a policy writes for env.reward to label, if the file has none")
+        label_scale: float = Field(
+            gt=0, description="difference of rewards at which 73 of 100 of these labels prefer the better one"
+        )
+        label_flip: float = Field(ge=0, lt=0.5, description="share of these labels that are turned round")
 
     world = "text"
     COMPONENTS: ClassVar = {
         "reward": "what env.reward returns; without a function, the same as exact_match",
-        "exact_match": "1 for the row's own completion and the end, 0 for any other, and where the row has none",
+        "exact_match": "1 for the row's own completion (or what was chosen) and the end, 0 for any other",
     }
 
     def __init__(self, config: Config) -> None:
@@ -79,7 +84,7 @@ class Jsonl:
         if not any("prompt" in row for row in encoded):  # a corpus: what begins with nothing
             encoded[0]["prompt"] = self._begun([]) or [self.tokens.end]
         self.prompt_tokens = Ragged([row.get("prompt", []) for row in encoded])
-        self.answers = Ragged([row.get("completion", []) for row in encoded])
+        self.answers = Ragged([row.get("completion", row.get("chosen", [])) for row in encoded])
         self.chosen = Ragged([row.get("chosen", []) for row in encoded])
         self.rejected = Ragged([row.get("rejected", []) for row in encoded])
         self.train, self.held_out = self._split()
@@ -174,14 +179,19 @@ class Jsonl:
         numbers = self._draw(seeds, usable, "completion")
         return Written(self._asked(numbers), self._completed(self.answers, numbers))
 
-    def pairs(self, seeds: Sequence[int]) -> tuple[Written, Written]:
-        """What was chosen and what was rejected, of the same prompts."""
+    def given_pairs(self, *, held_out: bool) -> tuple[Written, Written] | None:
+        """What was chosen and what was rejected, of the same prompts, each pair of the file once; None: it has none."""
         both = (self.chosen.lengths > 0) & (self.rejected.lengths > 0)
-        numbers = self._draw(seeds, self.train[both[self.train]], "chosen and rejected")
+        if not both.any():
+            return None
+        side = self.held_out if held_out else self.train
+        numbers = side[both[side]]
+        if not len(numbers):
+            which = "held out" if held_out else "to train on"
+            raise InputError(f"{self.config.path}: none of the prompts {which} has a pair; change env.held_out")
         asked = self._asked(numbers)
-        return Written(asked, self._completed(self.chosen, numbers)), Written(
-            asked, self._completed(self.rejected, numbers)
-        )
+        chosen, rejected = (self._completed(texts, numbers) for texts in (self.chosen, self.rejected))
+        return Written(asked, chosen), Written(asked, rejected)
 
     def corpus(self, seeds: Sequence[int]) -> Written:
         numbers = self._draw(seeds, np.arange(len(self.texts.lengths)), "text")
@@ -203,7 +213,7 @@ class Jsonl:
     def _asked(self, numbers: np.ndarray) -> Observations:
         lengths = self.prompt_tokens.lengths[numbers]
         return {
-            "prompt": self.prompt_tokens.padded(numbers, int(lengths.max()), self.tokens.pad, left=True),
+            "prompt": self.prompt_tokens.padded(numbers, self.spec.prompt_length, self.tokens.pad, left=True),
             "lengths": torch.from_numpy(lengths),
             "row": torch.from_numpy(numbers),
         }
