@@ -14,6 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from pgcli.analysis import compare as compare
+    from pgcli.experiment import audit as audit
     from pgcli.experiment import evaluate as evaluate
     from pgcli.experiment import resume as resume
     from pgcli.experiment import sample as sample
@@ -32,6 +33,7 @@ _HOMES = {
     "resume": "pgcli.experiment",
     "evaluate": "pgcli.experiment",
     "sample": "pgcli.experiment",
+    "audit": "pgcli.experiment",
     "pipeline": "pgcli.pipelines",
     "sweep": "pgcli.sweeps",
     "compare": "pgcli.analysis",

@@ -17,7 +17,7 @@ from pgcli.errors import PgcliError
 
 COMMANDS = {
     "train": "train", "resume": "resume", "eval": "evaluate", "sample": "sample", "sweep": "sweep",
-    "export": "export", "pipeline": "pipeline",
+    "export": "export", "pipeline": "pipeline", "audit": "audit",
     "compare": "compare", "reproduce": "reproduce", "verify": "verify", "runs": "runs", "list": "list_options",
     "show": "show", "doctor": "doctor",
 }  # fmt: skip

@@ -4,12 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pgcli.experiment.auditing import audit
     from pgcli.experiment.exporting import export
     from pgcli.experiment.sampling import sample
     from pgcli.experiment.session import evaluate, resume, train
 
-HOMES = {"train": "session", "resume": "session", "evaluate": "session", "sample": "sampling", "export": "exporting"}
-__all__ = ["evaluate", "export", "resume", "sample", "train"]
+HOMES = {
+    "train": "session",
+    "resume": "session",
+    "evaluate": "session",
+    "sample": "sampling",
+    "export": "exporting",
+    "audit": "auditing",
+}
+__all__ = ["audit", "evaluate", "export", "resume", "sample", "train"]
 
 
 def __getattr__(name: str) -> Any:
