@@ -37,6 +37,14 @@ def test_which_price_is_right_where_is_a_fact_of_each_method(rows):
     assert set(rows["sft"]) == set(rows["pretrain"])
 
 
+def test_of_the_family_only_dr_grpo_climbs_the_expected_reward(rows):
+    family = [algo for algo, found in rows.items() if "as configured, ratio 1" in found]
+    assert set(family) == {"grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "maxrl"}
+    degrees = {algo: float(rows[algo]["as configured, ratio 1"].note.partition(" ")[0]) for algo in family}
+    assert degrees.pop("dr_grpo") == 0
+    assert all(angle > 20 for angle in degrees.values())
+
+
 def test_the_numbers_of_prefixes():
     # a = 0, b = 1, c = 2, <end> = 3. Of prompt 1: none, `b`, `bc`; and `a`, then behind the end.
     found = prefixes(torch.tensor([[1], [0]]), torch.tensor([[1, 2, 0], [0, 3, 3]]))

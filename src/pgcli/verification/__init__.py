@@ -111,7 +111,9 @@ def _wanted(words: Iterable[str], known: Collection[str]) -> list[str]:
 def _all(wanted: Collection[str]) -> Iterator[Check]:
     """The rows of every topic that concerns the wanted algorithms; of a topic that breaks, a row that says so."""
     from pgcli.verification.check import broken
+    from pgcli.verification.policy_gradients import configured
 
+    configured.cache_clear()  # an option may have become another one's
     for topic in TOPICS:
         try:
             module: Any = importlib.import_module(f"pgcli.verification.{topic}")

@@ -22,7 +22,7 @@ from pgcli.options import options, search_path
 from pgcli.types import ABSENT, Rollout
 from pgcli.verification.check import Check, broken, equal, safely
 from pgcli.verification.oracle import angle, reward_to_go
-from pgcli.verification.policy_gradients import GROUP, Method
+from pgcli.verification.policy_gradients import EPSILON, GROUP, Method
 from pgcli.verification.text_oracle import Language, Table, Whole, language, minimise, settings, slope
 
 BETA = 0.3
@@ -31,9 +31,6 @@ ESTIMATORS = ("k1", "k2", "k3", "k3_corrected")
 
 class Writer(Method):
     """An algorithm that learns from completions."""
-
-    def __init__(self, option: str) -> None:
-        super().__init__(option, env="oracle")
 
     @property
     def writes(self) -> bool:
@@ -77,7 +74,7 @@ def checks(only: Collection[str] = ()) -> Iterator[Check]:
 
 
 def _topics(method: Writer) -> Iterator[Callable[[Writer], Iterator[Check]]]:
-    if method.stochastic and method.collects("demonstrations"):
+    if method.stochastic and method.collects("demonstrations", "revisions"):
         yield maximum_likelihood
     if not method.writes:
         return
@@ -87,6 +84,8 @@ def _topics(method: Writer) -> Iterator[Callable[[Writer], Iterator[Check]]]:
         yield price_in_the_reward
         yield price_in_the_loss
         yield price_off_the_behaviour_policy
+    if method.has("surrogate") and method.has("advantage") and method.has("aggregation"):
+        yield as_it_is_configured
 
 
 # ---------------------------------------------------------------- one method at a time
@@ -233,6 +232,90 @@ def price_off_the_behaviour_policy(method: Writer) -> Iterator[Check]:
         ours = without - method.climbs(behaviour, rollout, at=policy, **method.priced("loss", name))
         biased = "" if name == "k3_corrected" else "biased "
         yield equal(method.option, f"text: off-policy {biased}grad KL, {name}", BETA * exact, ours, note=note)
+
+
+# ---------------------------------------------------------------- GRPO and its family
+
+
+def as_it_is_configured(method: Writer) -> Iterator[Check]:
+    """With the advantage, the ratio and the aggregation of its own YAML file: of what is that the gradient?"""
+    world, config = language(), method.config
+    policy, moved = world.table(), world.table(moved=1.2)
+    pi = world.probabilities(policy).detach()
+    rollout = world.groups(pi, size=GROUP)
+    right = slope(world.value(world.probabilities(policy)), policy)
+    cut = rollout.truncated.any(1)
+    assert rollout.weights is not None
+    own = {"advantage": config.advantage, "surrogate": config.surrogate, "clip": config.clip.model_dump(),
+           "aggregation": config.aggregation, "aggregation_length": config.aggregation_length}  # fmt: skip
+    for name, at, changes in (
+        ("ratio 1", policy, own),
+        ("moved", moved, own),
+        ("cut ones masked", policy, own | {"mask_truncated": True}),
+    ):
+        there = world.probabilities(at).detach()
+        credit = _advantages(rollout, config.advantage)[:, None].expand_as(rollout.rewards)
+        mask = rollout.mask & ~cut[:, None] if "mask_truncated" in changes else rollout.mask
+        ratio = world.likelihoods(rollout, there) / world.likelihoods(rollout, pi)
+        weights = _aggregated(mask, rollout.weights, config)
+        pull = _pull(ratio, credit, mask, config)
+        exact = world.expected_score(rollout, weights * credit * pull, there)
+        ours = -slope(method.loss(policy, rollout, policy=at, **changes), at)
+        turned = f"{angle(exact, right):.1f} degrees from grad J"
+        held = float((pull[mask] == 0).double().mean())
+        note = {"ratio 1": turned, "moved": f"off the behaviour policy: {held:.0%} of tokens have no gradient"}.get(
+            name, f"{turned}: those that the limit cut are a baseline only"
+        )
+        yield equal(method.option, f"text: as configured, {name}", exact, ours, note=note)
+
+
+def _advantages(rollout: Rollout, kind: str) -> Tensor:
+    """(N,), group by group."""
+    returns = reward_to_go(rollout)[:, 0].view(-1, GROUP)
+    mean = returns.mean(1, keepdim=True)
+    centred = returns - mean
+    scale: Tensor | float
+    match kind:
+        case "standardised":
+            scale = 1 / (centred.square().mean(1, keepdim=True).sqrt() + EPSILON)
+        case "maxrl":
+            scale = 1 / mean
+        case "batch":
+            scale = 1 / (returns.std(correction=0) + EPSILON)
+        case "leave_one_out":
+            scale = GROUP / (GROUP - 1)
+        case _:
+            scale = 1.0
+    return (centred * scale).flatten()
+
+
+def _aggregated(mask: Tensor, chances: Tensor, config: Any) -> Tensor:
+    """(N, T): how much a token counts."""
+    rows, lengths = chances[:, None], mask.sum(1, keepdim=True).clamp(min=1)
+    divided = {
+        "token_mean": (chances @ mask.double()).sum(),
+        "sequence_mean": lengths,
+        "sequence_sum": torch.ones(()),
+        "constant": torch.tensor(config.aggregation_length or 1.0),
+    }
+    return torch.where(mask, rows / divided[config.aggregation], 0)
+
+
+def _pull(ratio: Tensor, credit: Tensor, mask: Tensor, config: Any) -> Tensor:
+    """(N, T): the derivative of the surrogate with respect to log pi of a token, divided by the advantage."""
+    low, high, up = 1 - config.clip.low, 1 + config.clip.high, credit > 0
+    match config.surrogate:
+        case "cispo":
+            return ratio.clamp(low, high)
+        case "sapo":
+            tau = torch.where(up, config.gate.positive, config.gate.negative).to(ratio)
+            closing = torch.sigmoid(tau * (ratio - 1))
+            return 4 * closing * (1 - closing) * ratio
+        case "gspo":
+            lengths = mask.sum(1, keepdim=True).clamp(min=1)
+            # Each of the terms of a row, `length` of them, has the mean of all its log-ratios in it.
+            ratio = torch.where(mask, ratio.log(), 0).sum(1, keepdim=True).div(lengths).exp().expand_as(ratio)
+    return torch.where(torch.where(up, ratio > high, ratio < low), 0, ratio)
 
 
 # ---------------------------------------------------------------- what is taught by others

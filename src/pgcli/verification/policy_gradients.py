@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise, product
 from typing import Any, get_args
 
@@ -56,12 +56,18 @@ EPSILON = 1e-6
 """What a group's deviation is increased by before it divides (`algorithms.grpo`)."""
 
 
+@cache
+def configured(option: str) -> Any:
+    """A method's settings, of which the world decides none. Topics ask for them one after the other."""
+    return compose([f"algo={option}", "env=garnet", "tuned=none"]).algo
+
+
 class Method:
     """An algorithm as `conf/algo/<option>.yaml` has it, to be made with other settings."""
 
-    def __init__(self, option: str, env: str = "garnet") -> None:
+    def __init__(self, option: str) -> None:
         self.option = option
-        self.config: Any = compose([f"algo={option}", f"env={env}", "tuned=none"]).algo
+        self.config: Any = configured(option)
         self.algorithm: Any = find("algo", self.config.name)
         self.neutral = self.config
         for setting, values in NEUTRAL.items():

@@ -223,6 +223,18 @@ class Language:
         passed = self.scores.sum(-1, keepdim=True)
         return (self.scores - passed * pi[:-1]).flatten(1)
 
+    def likelihoods(self, rollout: Rollout, pi: Tensor) -> Tensor:
+        """(N, T): the probability of each token of a rollout's; 1 on padding."""
+        states = prefixes(rollout.observations["prompt"], rollout.actions)
+        return torch.where(rollout.mask, pi[states, rollout.actions], 1)
+
+    def expected_score(self, rollout: Rollout, credit: Tensor, pi: Tensor) -> Tensor:
+        """(S * V,): the sum of credit (N, T) times grad log pi of each token, with the softmax's own derivative."""
+        states = prefixes(rollout.observations["prompt"], rollout.actions)
+        score = nn.functional.one_hot(rollout.actions, VOCABULARY) - pi[states]
+        worth = torch.where(rollout.mask, credit, 0)[..., None] * score
+        return torch.zeros_like(pi[:-1]).index_put_((states,), worth, accumulate=True).flatten()
+
     def sequences(self, pi: Tensor) -> Tensor:
         """(B, Y / B): log pi(y | x)."""
         return (self.chances(pi) * self.prompts).log().view(self.prompts, -1)
