@@ -67,22 +67,26 @@ class RAFT:
                 returns = torch.rand(len(returns), generator=self.updater.generator).to(returns)
         return best_of_each_group(returns, groups)
 
+    def prepare(self, rollout: Rollout) -> Batch:
+        """What was kept. The weights are those of these rows; the others go, so that nothing is computed for them."""
+        returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
+        kept = self.select(returns, rollout.groups)
+        chosen = replace(rollout, mask=rollout.mask & kept[:, None])
+        ones = torch.ones_like(rollout.rewards)
+        return chosen.batch(ones, "token_mean", returns[:, None].expand_as(ones))[kept.nonzero().squeeze(1)]
+
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
         new = policy(batch.observations, batch.actions)
         policy_loss = weighted_sum(policy_gradient(new.log_probs, batch.advantages), batch.weights)
         return policy_loss, {"loss/policy": policy_loss, "policy/entropy": weighted_sum(new.entropy, batch.per_action)}
 
     def update(self, rollout: Rollout) -> Metrics:
-        returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
-        kept = self.select(returns, rollout.groups)
-        # The weights are those of the kept rows; then the others go, so that nothing is computed for them.
-        whole = replace(rollout, mask=rollout.mask & kept[:, None]).batch(
-            torch.ones_like(rollout.rewards), "token_mean"
-        )
-        batch = by_unit(self.policy, whole[kept.nonzero().squeeze(1)])
-        metrics = self.updater.draws(self.loss, [batch] * self.config.epochs, steps=rollout.steps)
-        mean = returns[kept].mean()
-        return metrics | {"selection/return": float(mean), "selection/gain": float(mean - returns.mean())}
+        batch = self.prepare(rollout)
+        pieces = [by_unit(self.policy, batch)] * self.config.epochs
+        metrics = self.updater.draws(self.loss, pieces, steps=rollout.steps)
+        mean = batch.returns[:, 0].mean()
+        gain = mean - masked_sum(rollout.rewards, rollout.mask, dim=1).mean()
+        return metrics | {"selection/return": float(mean), "selection/gain": float(gain)}
 
     def state_dict(self) -> State:
         return self.updater.state_dict()

@@ -8,6 +8,7 @@ J - beta KL(pi || ref), it is predicted by itself, and the angle between the two
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from pgcli.functional.kl import k1, k2, k3, k3_corrected
 from pgcli.functional.masked import masked_sum
 from pgcli.options import options, search_path
 from pgcli.types import ABSENT, Rollout
-from pgcli.verification.check import Check, broken, equal, safely
+from pgcli.verification.check import Check, at_most, broken, equal, safely
 from pgcli.verification.oracle import angle, reward_to_go
 from pgcli.verification.policy_gradients import EPSILON, GROUP, Method
 from pgcli.verification.text_oracle import Language, Table, Whole, language, minimise, settings, slope
@@ -77,6 +78,9 @@ def _topics(method: Writer) -> Iterator[Callable[[Writer], Iterator[Check]]]:
     if method.stochastic and method.collects("demonstrations", "revisions"):
         yield maximum_likelihood
     if not method.writes:
+        return
+    if method.has("selection"):
+        yield imitation_of_the_best
         return
     yield gradient_of_the_reward
     yield token_by_token
@@ -347,6 +351,26 @@ def maximum_likelihood(method: Writer) -> Iterator[Check]:
         method.option, "text: KL(pi* || what it ends at)", 0.0, world.divergence(teacher, found),
         note="taught by pi*'s completions, descended to the end",
     )  # fmt: skip
+
+
+def imitation_of_the_best(method: Writer) -> Iterator[Check]:
+    """The better of two is kept: a sample of another distribution, whose likelihood is climbed."""
+    world, policy = language(), language().table()
+    pi = world.probabilities(policy).detach()
+    chances, rewards = world.sequences(pi).exp(), world.rewards.view(world.prompts, -1)
+    # P(the better one is y) = pi(y)^2 + 2 pi(y) P(another is worse)
+    worse = (chances[:, None, :] * (rewards[:, None, :] < rewards[:, :, None])).sum(-1)
+    best_of_two = chances * (chances + 2 * worse)
+    each = best_of_two.flatten() / world.prompts
+    exact = each @ world.score(pi) / (each @ world.mask.sum(1).double())
+    ours = -slope(method.loss(policy, world.groups(pi, size=GROUP), selection="top_per_prompt"), policy)
+    right = slope(world.value(world.probabilities(policy)), policy)
+    note = f"of the better of two, per token: {angle(exact, right):.1f} degrees from grad J"
+    yield equal(method.option, "text: grad of the log-likelihood", exact, ours, note=note)
+    divergence = (best_of_two * (best_of_two / chances).log()).sum(1)
+    bound = math.log(GROUP) - (GROUP - 1) / GROUP
+    note = "KL(best of two || policy): log K - (K - 1) / K, at the most"
+    yield at_most(method.option, "text: how far it is led", bound, float(divergence.max()), note=note)
 
 
 # ---------------------------------------------------------------- what all of them share

@@ -158,8 +158,8 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
         return
     if method.collects("demonstrations"):
         yield maximum_likelihood
-    if not method.collects("segments", "episodes", "groups", "gradients"):
-        return
+    if not method.collects("segments", "episodes", "groups", "gradients") or method.has("selection"):
+        return  # the topics `language` and `preferences` speak of these
     yield gradient_of_the_return
     yield from (group_statistics, a_shift_of_the_reward) if method.grouped else (discounting, a_wrong_critic)
     if method.collects("segments", "gradients"):
