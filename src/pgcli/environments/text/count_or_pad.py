@@ -1,13 +1,13 @@
 """Counting letters, and then going on for as long as one likes: an answer's length is free, and means nothing.
 
     prompt      <bos> b a a c a b a c b ? a =
-    completion  4 . . . . <end>
+    completion  4 . . . . <end>            or   3 , , , <end>
 
-Right is the number of the asked letter, then any number of fillers, then the end. Since the answer comes first, a
-policy knows how sure it is of it when it decides how long to go on. A loss that divides by a completion's length
-(GRPO's mean over a sequence) pays for that: as seen by the filler, the reward is A / length, so right answers get
-shorter and wrong ones longer, though no reward depends on length (Liu et al. 2025, section 3.1). `length_right` and
-`length_wrong` show it.
+Right is the number of the asked letter, then any number of fillers, then the end. A teacher errs in some of the
+demonstrations, knows it, and then goes on with `,` instead of `.`: so that a policy has learnt to know, when it decides
+how long to go on, whether its answer is wrong. A loss that divides by a completion's length (GRPO's mean over a
+sequence) makes use of that. Its effective reward is A / length: right answers become shorter and wrong ones longer,
+though no reward depends on length (Liu et al. 2025, section 3.1). `length_right` and `length_wrong` show it.
 
 The prompt is a function of its seed alone, and one in twenty is held out.
 """
@@ -30,8 +30,8 @@ from pgcli.types import Observations, TextSpec, Written
 
 KINDS = 3
 """Of letters: tokens 10, 11 and 12, behind the numbers."""
-TOKENS = Characters("0123456789abc?=.")
-LETTER, ASKS, EQUALS, FILLER = TOKENS.encode("a?=.")
+TOKENS = Characters("0123456789abc?=.,")
+LETTER, ASKS, EQUALS, SURE, UNSURE = TOKENS.encode("a?=.,")
 BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
 
 
@@ -40,6 +40,7 @@ class CountOrPad:
         letters: int = Field(ge=1, le=9, description="of the text in which one is counted")
         limit: int = Field(ge=2, description="tokens of a completion at most, the end included")
         fillers: float = Field(ge=0, description="fillers of a demonstration, on average (geometrically distributed)")
+        errors: float = Field(ge=0, lt=1, description="share of demonstrations that are wrong, and say so")
 
     world = "text"
     COMPONENTS: ClassVar = {
@@ -70,7 +71,7 @@ class CountOrPad:
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         counted = completions[:, 0] == _count(observations["prompt"])
         ended = completions == END
-        padded = ((completions == FILLER) | ended | ~mask)[:, 1:].all(dim=1)
+        padded = ((completions == SURE) | (completions == UNSURE) | ended | ~mask)[:, 1:].all(dim=1)
         exact = (counted & padded & (ended & mask).any(dim=1)).float()
         lengths = mask.sum(dim=1).float()
         return settle(self.config, self.spec, completions, mask, exact) | {
@@ -80,16 +81,19 @@ class CountOrPad:
         }
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
-        """The number, and fillers as they fall: P(n) = (1 - q) q^n, cut off where the limit is."""
+        """The number, right or wrong, and fillers as they fall: P(n) = (1 - q) q^n, cut off where the limit is."""
         observations = self.prompts(seeds, held_out=False)
         q, T = self.config.fillers / (1 + self.config.fillers), self.config.limit
-        noise = uniforms(mix(numbers(seeds)), 1)
+        noise = uniforms(mix(numbers(seeds)), 3)
         with np.errstate(divide="ignore"):
-            fillers = np.floor(np.log(noise) / np.log(q)) if q else np.zeros_like(noise)
-        end = torch.from_numpy(np.minimum(fillers, T - 2).astype(np.int64)) + 1
+            drawn = np.floor(np.log(noise[:, 0]) / np.log(q)) if q else np.zeros(len(noise))
+        end = torch.from_numpy(np.minimum(drawn, T - 2).astype(np.int64))[:, None] + 1
+        wrong = torch.from_numpy(noise[:, 1] < self.config.errors)
+        off = 1 + torch.from_numpy(noise[:, 2] * self.config.letters).long()  # 1 .. letters, modulo letters + 1
         t = torch.arange(T)
-        answers = torch.where(t < end, FILLER, torch.where(t == end, END, PAD))
-        answers[:, 0] = _count(observations["prompt"])
+        answers = torch.where(t < end, torch.where(wrong, UNSURE, SURE)[:, None], torch.where(t == end, END, PAD))
+        counts = _count(observations["prompt"])
+        answers[:, 0] = torch.where(wrong, (counts + off) % (self.config.letters + 1), counts)
         return Written(observations, answers)
 
     def corpus(self, seeds: Sequence[int]) -> Written:
