@@ -234,3 +234,35 @@ def test_a_failed_run_is_named_and_the_exit_code_says_so(folder, capsys):
     assert "ppo on cartpole reward_shift=1e30: 1 of 1 runs have not finished" in " ".join(out.split())
     assert "loss/value = inf" in out
     assert "Theirs" in out  # what there is, is told
+
+
+def test_the_best_of_n_beside_the_runs(folder):
+    study = {
+        "question": "Does it?", "measure": "eval/gold", "seeds": 1, "total_steps": 40, "evaluations": 1,
+        "stages": {
+            "sft": ["algo=sft", "env=story", "tuned=none", "total_steps=200", "algo.num_demonstrations=8"],
+            "rm": ["algo=reward_model", "env=story", "init=sft", "env.pairs=8", "total_steps=100", "algo.num_pairs=4"],
+        },
+        "common": ["algo=rloo", "env=story", "init=sft", "reward=rm", "tuned=none", "algo.kl.measure=true",
+                   "algo.num_groups=2", "algo.group_size=2", "eval.episodes=4", "policy=nano"],
+        "best_of": {"words": ["algo=rloo", "env=story", "init=sft"], "rewards": ["rm"], "largest": 4, "prompts": 3},
+        "plane": {"x": "eval/kl", "y": ["eval/gold", "eval/proxy"], "root": True},
+        "rows": [{"words": ["algo.kl.coefficient=0"]}],
+    }  # fmt: skip
+    nano = {name: [*words, "policy=nano"] for name, words in study["stages"].items()}
+    best = study["best_of"] | {"words": [*study["best_of"]["words"], "policy=nano"]}
+    write(folder, "best", study | {"stages": nano, "best_of": best})
+    done = reproduce("best", config_dirs=[folder])
+    (points,) = done.best["rm"]
+    assert [point.n for point in points] == [1, 2, 4]
+    assert [point.kl for point in points] == pytest.approx([0, 0.1931, 0.6363], abs=1e-4)  # log n - (n - 1) / n
+    assert points[0].reward < points[1].reward < points[2].reward
+    gold, proxy = report.planes(done, done.study.plane)
+    assert gold.paths[-1][0] == "best of n, rm"
+    assert gold.paths[-1][1][:, 1] == pytest.approx([point.gold for point in points])
+    assert proxy.paths[-1][1][:, 1] == pytest.approx([point.reward for point in points])
+    assert "| rm | 4 | 0.64 |" in report.markdown(done)
+    (file,) = done.path.glob("best_of_4_rm_s0.json")
+    before = file.stat().st_mtime_ns
+    assert reproduce("best", config_dirs=[folder]).best == done.best
+    assert file.stat().st_mtime_ns == before, "what has been computed is kept"

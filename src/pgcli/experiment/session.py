@@ -53,7 +53,7 @@ def train(
         settings = load(config, overrides, trust=trust)
     else:
         settings = compose(overrides, config_dirs=config_dirs, trust=trust)
-    parts = build(settings, _sources(settings))
+    parts = build(settings, sources(settings))
     with _closing(parts), stop_requests() as stop:
         if settings.eval.gradients:
             gradients.check(parts)
@@ -91,7 +91,7 @@ def resume(
         _check_extension(before, settings)
     _check_unfinished(old, before, settings, fork=fork)
     begun = _has_begun(old)
-    parts = build(settings, _sources(settings, begun=begun))
+    parts = build(settings, sources(settings, begun=begun))
     with _closing(parts), stop_requests() as stop:
         if fork:
             loaded = checkpoint.load_newest(old.path / "checkpoints")
@@ -150,7 +150,7 @@ def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Par
     """A run's parts as its last checkpoint left them, and that one's step. Nothing is written."""
     settings = load(run.path, overrides, trust=trust)
     loaded = checkpoint.load_newest(run.path / "checkpoints", memory=False)
-    parts = build(settings, _sources(settings, begun=True))
+    parts = build(settings, sources(settings, begun=True))
     with _closing(parts):
         restore(parts, loaded.state)
         yield parts, loaded.step
@@ -269,7 +269,7 @@ def _promise(parts: Parts) -> bool | str:
     return True
 
 
-def _sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
+def sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
     """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights; but what a
     reference or a reward model is, only the config of its run says.
     """

@@ -60,6 +60,15 @@ class Plane(Settings):
     root: bool = Field(default=False, description="the square root of x: a distance, where x is a divergence")
 
 
+class BestOf(Settings):
+    """Beside the runs: the best of n completions, by each of some reward models, of a policy that is only sampled."""
+
+    words: tuple[str, ...] = Field(description="words of a run that names the policy by init=<stage>")
+    rewards: tuple[str, ...] = Field(min_length=1, description="stages: the reward models that choose")
+    largest: int = Field(ge=2, description="completions of each prompt; every power of 2 up to it is reported")
+    prompts: int = Field(ge=1, description="held-out prompts")
+
+
 class Row(Settings):
     words: tuple[str, ...] = Field(min_length=1, description="as after `pgcli sweep`: algo=ppo,a2c env=cartpole")
     fixed: tuple[str, ...] = Field(default=(), description="further words, which the method's name leaves out")
@@ -77,6 +86,7 @@ class Study(Settings):
         "any metric's key: its last value",
     )
     columns: tuple[str, ...] = Field(default=(), description="metrics whose last values are shown beside the measure")
+    best_of: BestOf | None = Field(default=None, description="the best of n, as a further line of the plane")
     plane: Plane | None = Field(default=None, description="a further plot, of metrics against one another")
     window: int = Field(default=100, ge=1, description="training episodes that training_return averages over")
     seeds: int = Field(ge=1, description="runs of each cell, with seeds 0, 1, ...")
@@ -190,6 +200,8 @@ def _check(study: Study) -> None:
             raise InputError(f"`{word}`: a study sets {key} by its own keys (seeds, total_steps, evaluations)")
     for i, own in enumerate(study.stages.values()):
         _check_sources(own, list(study.stages)[:i])
+    if study.best_of:
+        _check_sources([*study.best_of.words, f"reward={','.join(study.best_of.rewards)}"], list(study.stages))
     for words in [study.common, *study.environments.values(), *((*row.words, *row.fixed) for row in study.rows)]:
         _check_sources(words, list(study.stages))
     if not study.rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from pgcli.studies.definition import Cell, Published, Study, sample_deviation
 from pgcli.studies.verdict import Judgement, beside_published, beside_reference, moments
 from pgcli.sweeps import Sweep, Trial
 
+if TYPE_CHECKING:
+    from pgcli.experiment.best_of import Point
+
+Points: TypeAlias = "list[Point]"
 POINTS = 100
 """Of a curve of training returns."""
 
@@ -59,6 +64,8 @@ class Reproduction:
     """The median run's."""
     missing: list[str] = field(default_factory=list)
     """A sentence for each cell of which runs are missing."""
+    best: dict[str, list[Points]] = field(default_factory=dict)
+    """Reward model -> the best of n by it, of each seed; where the study asks for it."""
 
     @property
     def path(self) -> Path:

@@ -159,6 +159,7 @@ def markdown(found: Reproduction) -> str:
     lines += [f"- {note}" for note in [*study.notes, *found.missing, *not_run(found)]]
     lines += ["", f"![learning curves]({found.name}.svg)"]
     lines += ["", f"![{plane_title(study.plane)}]({found.name}_plane.svg)"] if study.plane else []
+    lines += best_lines(found)
     lines += ["", "## By seed", ""]
     lines += ["| environment | method | steps | by seed |", "| --- | --- | ---: | --- |"]
     lines += [
@@ -250,6 +251,22 @@ def write(found: Reproduction, folder: Path) -> None:
         draw_planes(planes(found, found.study.plane), folder / f"{found.name}_plane.svg")
 
 
+def best_lines(found: Reproduction) -> list[str]:
+    """The best of n, as a table; nothing where the study does not ask for it."""
+    if not found.best:
+        return []
+    lines = ["", "## The best of n", "", "| reward model | n | KL, at most | reward | gold |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for reward, seeds in found.best.items():
+        for points in zip(*seeds, strict=True):
+            cells = [
+                with_interval([mean_interval(moments(np.array(x)))], decimals=2)[0]
+                for x in ([p.reward for p in points], [p.gold for p in points])
+            ]
+            lines.append(f"| {reward} | {points[0].n} | {points[0].kl:.2f} | {' | '.join(cells)} |")
+    return lines
+
+
 def plane_title(plane: Plane) -> str:
     return f"{', '.join(plane.y)} against {'the square root of ' if plane.root else ''}{plane.x}"
 
@@ -264,6 +281,12 @@ def planes(found: Reproduction, plane: Plane) -> list[Scatter]:
             length = min(len(run) for run in runs)
             if length:
                 paths.append((cell.method, np.mean([run[:length] for run in runs], axis=0)))
+        of_gold = key.endswith("/gold")
+        for reward, seeds in found.best.items():
+            values = [[(p.kl, p.gold if of_gold else p.reward) for p in points] for points in seeds]
+            path = np.mean(values, axis=0)
+            path[:, 0] = np.sqrt(path[:, 0]) if plane.root else path[:, 0]
+            paths.append((f"best of n, {reward}", path))
         panels.append(Scatter(key, f"{'√ ' if plane.root else ''}{plane.x}", paths))
     return panels
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose
 from pgcli.options import headline, options, search_path
+from pgcli.runs import files
 from pgcli.studies import definition, report
-from pgcli.studies.definition import FOLDER, Cell, Study, with_sources
-from pgcli.studies.outcome import Reproduction, conclude
+from pgcli.studies.definition import FOLDER, BestOf, Cell, Study, with_sources
+from pgcli.studies.outcome import Points, Reproduction, conclude
 from pgcli.sweeps import Sweep, complete
 from pgcli.sweeps.driver import run_command
 from pgcli.sweeps.schedule import Command, OnChange
@@ -73,7 +76,27 @@ def reproduce(
             runs[stage] = sweep.run_path(trial)
     words = [with_sources(own, made[i % number]) for i, own in enumerate(words)]
     found = conclude(name, title, study, fraction=fraction, seeds=number, sweep=bring(words), cells=chosen)
+    if study.best_of and found.finished:
+        found = replace(found, best=_best_of(study.best_of, path, made, folders))
     report.write(found, Path(out) if out is not None else path)
+    return found
+
+
+def _best_of(wanted: BestOf, path: Path, made: list[dict[str, Path]], folders: list[str]) -> dict[str, list[Points]]:
+    """Reward model -> for each seed its points; what has been computed is kept beside the runs."""
+    from pgcli.experiment.best_of import Point, best_of
+
+    found: dict[str, list[Points]] = {}
+    for reward in wanted.rewards:
+        found[reward] = []
+        for seed, runs in enumerate(made):
+            file = path / f"best_of_{wanted.largest}_{reward}_s{seed}.json"
+            if not file.exists():
+                words = with_sources([*wanted.words, f"reward={reward}"], runs)
+                settings = compose([*words, f"seed={seed}"], config_dirs=folders)
+                points = best_of(settings, largest=wanted.largest, prompts=wanted.prompts)
+                files.replace(file, json.dumps([point._asdict() for point in points]).encode())
+            found[reward].append([Point(**point) for point in json.loads(file.read_text())])
     return found
 
 

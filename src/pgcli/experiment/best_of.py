@@ -1,0 +1,50 @@
+"""The best of n completions by a trained reward: what that gains without any training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from pgcli.collectors.learned_reward import true_reward
+from pgcli.experiment.build import build
+from pgcli.experiment.config import ExperimentConfig
+from pgcli.experiment.session import sources
+from pgcli.functional.best_of_n import best_of_n, best_of_n_kl
+from pgcli.seeding import episode_seeds, numpy_generator
+
+
+class Point(NamedTuple):
+    n: int
+    kl: float
+    """From the policy that was sampled, in nats; an upper bound."""
+    reward: float
+    """What the best was chosen by, mean over prompts."""
+    gold: float
+    """The task's own reward of the same completions."""
+
+
+def best_of(settings: ExperimentConfig, *, largest: int, prompts: int) -> list[Point]:
+    """For n = 1, 2, 4 up to `largest`, on held-out prompts, each with `largest` completions of the initial policy.
+
+    Raises InputError where the parts do not fit.
+    """
+    parts = build(settings, sources(settings))
+    try:
+        seeds = episode_seeds(settings.seed, "best-of", range(prompts))
+        generator = numpy_generator(settings.seed, "best-of", "actions")
+        rewards, gold = [], []
+        for seed in seeds:
+            played = parts.evaluator.play(parts.policy, [seed] * largest, generator, held_out=True)
+            rewards.append(played.aux["reward"])
+            gold.append(true_reward(played.aux, played.mask))
+    finally:
+        parts.close()
+    scores, values = torch.stack(rewards).double().cpu(), torch.stack(gold).double().cpu()
+    sizes = [2**i for i in range(largest.bit_length())]
+    return [
+        Point(
+            n, best_of_n_kl(n), float(best_of_n(scores, scores, n).mean()), float(best_of_n(scores, values, n).mean())
+        )
+        for n in sizes
+    ]
