@@ -96,6 +96,17 @@ def test_a_line_says_step_return_evaluation_policy_speed_and_time():
     ]
 
 
+def test_behind_an_evaluation_stand_the_true_reward_and_the_divergence():
+    out, measured = io.StringIO(), EVALUATED | {"eval/gold": 1.57, "eval/kl": 3.43}
+    with console(out, Clock()) as c:
+        c.log(row(1, **measured))
+    assert "eval 201.0 (greedy 488.0)  gold 1.57  KL 3.43  entropy" in out.getvalue()
+    assert (
+        "greedy 488.0   gold 1.57   KL 3.43   at 1"
+        in screen(progress_of(row(1, **measured)), 1.0, 80, 30, UNICODE).plain
+    )
+
+
 def test_lines_come_at_once_then_once_a_second_and_at_every_evaluation():
     clock, out = Clock(), io.StringIO()
     c = console(out, clock)

@@ -89,7 +89,7 @@ class Scatter:
     paths: list[tuple[str, np.ndarray]]
 
 
-def draw_planes(panels: list[Scatter], file: Path) -> None:
+def draw_planes(panels: list[Scatter], file: Path, *, legend: str = "mean over seeds") -> None:
     """Metrics against another one, a panel each; a path ends where its marker is filled."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -105,7 +105,7 @@ def draw_planes(panels: list[Scatter], file: Path) -> None:
         place.set_xlabel(panel.widths)
         place.set_ylabel(panel.heights)
         _plain(place)
-        place.legend(frameon=False, fontsize="small", loc="best", title="mean over seeds", title_fontsize="small")
+        place.legend(frameon=False, fontsize="small", loc="best", title=legend, title_fontsize="small")
     try:
         with rc_context(REPEATABLE):
             figure.savefig(file, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)

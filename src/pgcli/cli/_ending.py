@@ -58,10 +58,16 @@ def _next(run: "Run") -> str:
     env = run.config["env"].get("id") if run.choices["env"] == "gymnasium" else run.choices["env"]
     alternatives = ("rloo", "grpo") if run.info["unit"] == "tokens" else ("a2c", "ppo")
     other = next(name for name in alternatives if name != algo)
-    lines = [f"pgcli eval {run.path}"]
-    if algo == "sft":
+    start = f" init={run.config['init']}" if run.config["init"] else ""
+    judge = algo.endswith("_reward") or algo == "reward_model"
+    lines = [f"pgcli sample {run.path}" if run.info["unit"] == "tokens" and not judge else f"pgcli eval {run.path}"]
+    if algo == "pretrain":
+        lines.append(f"pgcli train algo=sft env={env} init={run.path}")
+    elif algo == "sft":
         lines.append(f"pgcli train algo=grpo env={env} init={run.path}")
+    elif judge:
+        lines.append(f"pgcli train algo=ppo env={env}{start} reward={run.path} algo.kl.coefficient=0.1")
     else:
-        start = f" init={run.config['init']}" if run.config["init"] else ""
+        start += f" reward={run.config['reward']}" if run.config.get("reward") else ""
         lines.append(f"pgcli sweep algo={algo},{other} env={env}{start} 'seed=range(0,10)'")
     return "\n       ".join(lines)

@@ -74,6 +74,7 @@ def _yaml_lines(settings: Mapping[str, Any], prefix: str = "", indent: str = "")
 def metrics() -> list[tuple[str, str]]:
     """(key, meaning) by key: of the loop, of each algorithm and of each text task, by name where they differ."""
     from pgcli.cli._completion import defaults_of
+    from pgcli.collectors import learned_reward
     from pgcli.experiment.loop import METRICS
     from pgcli.options import options, search_path
     from pgcli.registry import find
@@ -83,8 +84,10 @@ def metrics() -> list[tuple[str, str]]:
     for name in sorted({str(defaults_of("algo", option, folders).get("name")) for option in options("algo", folders)}):
         for entry in find("algo", name).METRICS.items():  # type: ignore[attr-defined]
             declared.setdefault(entry, []).append(name)
-    for name in sorted({str(defaults_of("env", option, folders).get("name")) for option in options("env", folders)}):
-        for component, meaning in getattr(find("env", name), "COMPONENTS", {}).items():
+    names = {str(defaults_of("env", option, folders).get("name")) for option in options("env", folders)}
+    tasks = {name: getattr(find("env", name), "COMPONENTS", {}) for name in sorted(names)}
+    for name, components in (tasks | {"a reward model": learned_reward.COMPONENTS}).items():
+        for component, meaning in components.items():
             # What is trained is the return of an evaluation.
             for prefix in ("reward", "eval") if component != "reward" else ("reward",):
                 declared.setdefault((f"{prefix}/{component}", meaning), []).append(name)

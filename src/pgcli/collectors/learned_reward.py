@@ -25,6 +25,14 @@ from pgcli.types import ABSENT, Completions, Observations, TextSpec, Written
 Reading: TypeAlias = Literal["preference", "outcome", "process"]
 """What the scores of a model mean."""
 Combination: TypeAlias = Literal["mean", "min", "mean_minus_variance"]
+COMPONENTS = {
+    "reward": "what is trained: proxy",
+    "proxy": "the trained reward",
+    "gold": "the task's own reward",
+    "gap": "proxy minus gold (of a preference model, gold in deviations from the initial policy's mean)",
+    "disagreement": "deviation of the ensemble's members, which stands for what they do not know",
+}
+"""Of a task whose reward a model gives."""
 SMALLEST = 1e-6
 """Deviation of a judge that says the same of everything."""
 
@@ -95,13 +103,7 @@ class LearnedReward:
     def __init__(self, task: Any, judge: Judge, *, combination: Combination, pessimism: float) -> None:
         self.task, self.judge, self.combination, self.pessimism = task, judge, combination, pessimism
         self.spec: TextSpec = task.spec
-        self.COMPONENTS = task.COMPONENTS | {
-            "reward": "what is trained: proxy",
-            "proxy": "the trained reward",
-            "gold": "the task's own reward",
-            "gap": "proxy minus gold (of a preference model, gold in deviations from the initial policy's mean)",
-            "disagreement": "deviation of the ensemble's members, which stands for what they do not know",
-        }
+        self.COMPONENTS = task.COMPONENTS | COMPONENTS
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         own = self.task.rewards(observations, completions, mask)

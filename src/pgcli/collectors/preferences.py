@@ -367,6 +367,12 @@ class JudgedCollector:
         self.labels.bit_generator.state = state["labels"]
 
 
+JUDGED = {
+    "eval/ceiling": "of a judge: share of held-out labels that the task's true reward would predict",
+    "eval/margin": "of a judge: score of the preferred completion minus that of the rejected one, mean",
+}
+
+
 class HeldOutPairs:
     """Evaluates a judge: which completion of a pair does it like better, of prompts that no training ever saw?
 

@@ -26,6 +26,7 @@ METRICS = (
     | gradients.METRICS
     | informative.METRICS
     | preferences.METRICS
+    | preferences.JUDGED
     | revisions.METRICS
     | {
         "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",

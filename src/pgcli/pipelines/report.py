@@ -190,21 +190,26 @@ def _draw(found: Pipeline, runs: dict[str, Run], data: dict[str, Any]) -> Path |
         return None
     every = [row for rows in curves.values() for row in rows]
     keys = [key for key in ("eval/proxy", "eval/gold") if any(key in row for row in every)] or ["eval/return_mean"]
+    start: dict[str, Any] = next(
+        (row for row in data.get("policies", []) if row["policy"] == found.report.baseline), {}
+    )
     best = sorted((row for row in data.get("policies", []) if row["n"] > 1), key=lambda row: row["kl"])
     panels = []
     for key in keys:
-        paths = [
-            (name, np.array([(math.sqrt(max(row["eval/kl"], 0.0)), row[key]) for row in rows if key in row]))
-            for name, rows in curves.items()
-        ]
         short = key.removeprefix("eval/")
+        paths = []
+        for name, rows in curves.items():
+            points = [(math.sqrt(max(row["eval/kl"], 0.0)), row[key]) for row in rows if key in row]
+            if short in start and Path(runs[name].config["init"] or "").name == found.report.baseline:
+                points.insert(0, (0.0, start[short]))
+            paths.append((name, np.array(points)))
         if best and short in best[0]:
             name = f"best of n of {data['baseline']}"
             paths.append((name, np.array([(math.sqrt(row["kl"]), row[short]) for row in best])))
         paths = [(name, path) for name, path in paths if len(path)]
         panels.append(Scatter(short.replace("_", " "), "square root of KL (nats)", paths))
     file = found.path / f"{REPORT}.svg"
-    draw_planes(panels, file)
+    draw_planes(panels, file, legend="")
     return file
 
 

@@ -26,6 +26,8 @@ PART_KEYS = tuple(f"time/{part}" for part in PARTS)
 PART_STYLES = ("cyan", "green", "yellow", "magenta")
 COLUMNS = (("policy/",), ("loss/",), ("value/", "optimiser/"))
 """The screen's columns of metrics, by prefix; a narrow terminal drops them from the right."""
+BESIDE = {"eval/gold": "gold", "eval/kl": "KL"}
+"""What is shown behind an evaluation's returns, where it is measured: whether they are earned, and how far away."""
 LABELS = {
     "policy/approx_kl": "KL",
     "policy/kl": "KL",
@@ -176,6 +178,7 @@ def plain_line(progress: Progress, now: float) -> str:
         parts.append(
             f"eval {number(latest['eval/return_mean'])}" + ("" if greedy is None else f" (greedy {number(greedy)})")
         )
+        parts += [f"{label} {number(latest[key])}" for key, label in BESIDE.items() if key in latest]
     for key, label in (("policy/entropy", "entropy"), ("policy/approx_kl", "kl"), ("loss/total", "loss")):
         if key in latest and not (key == "loss/total" and "policy/entropy" in latest):
             parts.append(f"{label} {number(latest[key])}")
@@ -239,6 +242,7 @@ def return_lines(progress: Progress, width: int, height: int, glyphs: Glyphs) ->
     if "eval/return_mean" in latest:
         values.append("evaluation ", "bright_black").append(number(latest["eval/return_mean"]))
         more = [f"   greedy {number(latest['eval/greedy_return_mean'])}"] if "eval/greedy_return_mean" in latest else []
+        more += [f"   {label} {number(latest[key])}" for key, label in BESIDE.items() if key in latest]
         for text in [*more, f"   at {progress.evaluated_at:,}"]:
             if values.cell_len + len(text) <= width:
                 values.append(text, "bright_black")
