@@ -55,7 +55,7 @@ def test_stepping_and_decoding_write_receive_and_end_the_same_under_the_same_noi
     policy = Transformer.make(what.spec, config.policy, Stochastic(), torch.Generator().manual_seed(0))
     bonus = torch.nn.functional.one_hot(torch.tensor(what.spec.end), what.spec.vocabulary) * ending
     without = policy._logits
-    policy._logits = lambda hidden: without(hidden) + bonus
+    policy._logits = lambda hidden, *times: without(hidden, *times) + bonus
     seeds = list(range(100, 132))
     rollout = Decoding(what, device=torch.device("cpu")).play(policy, seeds, np.random.default_rng(5))
     T = what.spec.completion_length

@@ -10,6 +10,7 @@ from pgcli.algorithms.ppo import PPO
 from pgcli.errors import InputError
 from pgcli.experiment.build import _initialise
 from pgcli.experiment.config import compose
+from pgcli.policies.products import LARGE
 from pgcli.policies.transformer import Transformer
 from pgcli.policies.trunk import _rotary, _rotate
 from pgcli.types import ControlSpec, Discrete, Scores, Stochastic, TextSpec
@@ -354,3 +355,24 @@ def test_parameters_adam_and_the_log_softmax_are_float32_under_bfloat16_autocast
     state = algorithm.updater.adam.state_dict()
     assert {x.dtype for x in state.values() if torch.is_tensor(x) and x.is_floating_point()} == {torch.float32}
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("large", [LARGE, 1], ids=["torch's products", "oneDNN's products"])
+@pytest.mark.parametrize("needs", [Stochastic(critic=True), Scores(2)], ids=["a policy", "judges"])
+def test_for_a_gradient_step_the_values_and_the_gradient_are_the_same(monkeypatch, large, needs):
+    monkeypatch.setattr("pgcli.policies.products.LARGE", large)
+    policy = Transformer.make(SORT, settings(kind="separate"), needs, torch.Generator().manual_seed(0))
+    if needs == Stochastic(critic=True):
+        torch.nn.init.normal_(policy.critic, generator=torch.Generator().manual_seed(0))
+    _, observations = padded(SORT, [3, 8, 1, 5])
+    actions = tokens(SORT, 4, 7, seed=9)
+
+    def evaluated(function):
+        policy.zero_grad()
+        found = function(observations, actions)
+        found = found if torch.is_tensor(found) else torch.stack(found[:3])
+        found.square().sum().backward()
+        return [found.detach(), *(p.grad.clone() for p in policy.parameters())]
+
+    for own, fast in zip(evaluated(policy), evaluated(policy.once_differentiable()), strict=True):
+        torch.testing.assert_close(fast, own, atol=2e-4, rtol=1e-5)

@@ -19,7 +19,7 @@ from pgcli.policies.action_values import ActionValueNetwork, count_actions
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork, control_spec, initialise
 from pgcli.policies.actor_q import ActorQ, make_actor_head
 from pgcli.policies.heads import HeadSettings, make_head
-from pgcli.policies.products import product
+from pgcli.policies.products import outer, product
 from pgcli.types import (
     ABSENT,
     Acting,
@@ -215,7 +215,7 @@ class Perceptrons(torch.autograd.Function):
             inputs = [x, *hidden[n * (layers - 1) : (n + 1) * (layers - 1)]]
             own: list[Tensor | None] = []
             for i in reversed(range(layers)):
-                own = [*([_outer(gradient, inputs[i]), gradient.sum(0)] if trained else [None, None]), *own]
+                own = [*([outer(gradient, inputs[i]), gradient.sum(0)] if trained else [None, None]), *own]
                 weight = weights[2 * (n * layers + i)]
                 if i:
                     # Of a single output it is an outer product, which a matrix multiplication takes longer for.
@@ -227,11 +227,6 @@ class Perceptrons(torch.autograd.Function):
                     of_x = back if of_x is None else of_x.add_(back)
             found += own
         return of_x, None, None, *found
-
-
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b of (B, m) and (B, n). The narrower one first: the other way round takes up to eight times as long."""
-    return product(a.t(), b.t()) if a.shape[1] <= b.shape[1] else product(b.t(), a.t()).t()
 
 
 def _through_tanh(gradient: Tensor, output: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from pgcli.errors import InputError
 from pgcli.functional.distributions import Categorical, categorical
 from pgcli.policies import llama
+from pgcli.policies.products import Linear, linear, linear_once
 from pgcli.policies.trunk import Cache, Trunk, TrunkSettings, matrix
 from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, Spec, State, Stochastic, TextSpec
 
@@ -85,19 +87,22 @@ class Transformer(nn.Module):
         Position P - 1 + t has read the prompt and the actions before t: it gives the logits of action t and V(s_t).
         Whatever pads a row after its end comes later, so it changes nothing before it.
         """
+        return self._evaluate(observations, actions, linear)
+
+    def once_differentiable(self) -> PolicyFunction:
+        return lambda observations, actions: self._evaluate(observations, actions, linear_once)
+
+    def _evaluate(self, observations: dict[str, Tensor], actions: Tensor, times: Linear) -> Evaluation:
         tokens, padding = torch.cat([observations["prompt"], actions[:, :-1]], dim=1), _padding(observations)
-        hidden = self.trunk(tokens, last=actions.shape[1], padding=padding)
-        logits = self._logits(hidden)
+        hidden = self.trunk(tokens, last=actions.shape[1], padding=padding, times=times)
+        logits = self._logits(hidden, times)
         log_probs, entropy = categorical(logits, actions)
         values = ABSENT
         if self.critic is not None:
             if self.critic_trunk is not None:
-                hidden = self.critic_trunk(tokens, last=actions.shape[1], padding=padding)
+                hidden = self.critic_trunk(tokens, last=actions.shape[1], padding=padding, times=times)
             values = F.linear(hidden, self.critic).squeeze(-1).to(self.critic.dtype)
         return Evaluation(log_probs, entropy, values, Categorical(logits))
-
-    def once_differentiable(self) -> PolicyFunction:
-        return self
 
     @torch.no_grad()
     def prefill(self, observations: dict[str, Tensor]) -> tuple[Tensor, Cache]:
@@ -110,9 +115,9 @@ class Transformer(nn.Module):
         """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache remembers them."""
         return self._logits(self.trunk.step(tokens, cache))
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor, times: Linear = linear) -> Tensor:
         """(..., W) -> (..., V), of the very distribution that is sampled."""
-        return F.linear(hidden, self.unembedding).to(self.unembedding.dtype) / self.config.temperature
+        return times(hidden, self.unembedding).to(self.unembedding.dtype) / self.config.temperature
 
     def adopt(self, given: State) -> State:
         """What to start from of another transformer's parameters, by the names they have here.
@@ -152,15 +157,18 @@ class Scorer(nn.Module):
 
     def forward(self, observations: dict[str, Tensor], actions: Tensor) -> Tensor:
         """observations {"prompt": (N, P)}, actions (N, T) -> (members, N, T): [.., t] has read actions 0 to t."""
+        return self._evaluate(observations, actions, linear)
+
+    def once_differentiable(self) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+        return lambda observations, actions: self._evaluate(observations, actions, linear_once)
+
+    def _evaluate(self, observations: dict[str, Tensor], actions: Tensor, times: Linear) -> Tensor:
         tokens, padding = torch.cat([observations["prompt"], actions], dim=1), _padding(observations)
         scores = [
-            F.linear(trunk(tokens, last=actions.shape[1], padding=padding), head).to(head.dtype)
+            F.linear(trunk(tokens, last=actions.shape[1], padding=padding, times=times), head).to(head.dtype)
             for trunk, head in zip(self.members, self.heads, strict=True)
         ]
         return torch.stack(scores)
-
-    def once_differentiable(self) -> Scorer:
-        return self
 
     def adopt(self, given: State) -> State:
         """Of a language model its trunk, for each member; of another ensemble everything."""

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgcli.policies.products import linear, product
+from pgcli.policies.products import Linear, linear, product
 from pgcli.settings import Settings
 
 ROTARY_BASE = 10_000.0
@@ -51,15 +51,17 @@ class Trunk(nn.Module):
         self.norm = nn.Parameter(torch.ones(config.width))
         self.register_buffer("rotary", _rotary(capacity, config.width // config.heads), persistent=False)
 
-    def forward(self, tokens: Tensor, *, last: int, padding: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, *, last: int, padding: Tensor | None = None, times: Linear = linear) -> Tensor:
         """(N, S) -> (N, last, W): the last positions, after the last norm.
 
         padding: (N,), how many of a row's first tokens are not its own and must not be read; None: all of them are.
             Rotary attention sees only distances, so such a row has the hidden states that it has without its padding.
         """
-        return self._read(tokens, last, padding)[0]
+        return self._read(tokens, last, padding, times)[0]
 
-    def _read(self, tokens: Tensor, last: int, padding: Tensor | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def _read(
+        self, tokens: Tensor, last: int, padding: Tensor | None, times: Linear
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The same, and each block's keys and values, (N, H, S, D)."""
         length = tokens.shape[1]
         rotary = self.rotary[:, :length]
@@ -68,13 +70,13 @@ class Trunk(nn.Module):
         for block in self.blocks:
             # Of the top block nobody reads the prompt's positions: to leave them out saves a fifth of the arithmetic.
             keep = last if block is self.blocks[-1] else length
-            x, *both = block(x, rotary, keep, allowed)
+            x, *both = block(x, rotary, keep, allowed, times)
             read.append(both)
         return F.rms_norm(x, self.norm.shape, self.norm, EPSILON), read
 
     def prefill(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, Cache]:
         """(N, S) -> (N, W), what the last position has read, and a cache with room for more. No graph."""
-        hidden, read = self._read(tokens, 1, padding)
+        hidden, read = self._read(tokens, 1, padding, linear)
         (rows, heads, length, size), layers = read[0][0].shape, len(read)
         cache = Cache(hidden.new_empty(self.capacity, layers, 2, heads, size, rows), length)
         for layer, both in enumerate(read):
@@ -137,13 +139,15 @@ class Block(nn.Module):
         self.gate_up = matrix(2 * hidden, width, 1 / math.sqrt(width), generator)
         self.down = matrix(width, hidden, residual / math.sqrt(hidden), generator)
 
-    def forward(self, x: Tensor, rotary: Tensor, keep: int, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, rotary: Tensor, keep: int, allowed: Tensor | None, times: Linear = linear
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, S, W) -> (N, keep, W), the last positions; and all keys and values, (N, H, S, D).
 
         allowed: (N, 1, S, S) bool, what each may read; None: whatever does not come after it.
         """
         n, s, width = x.shape
-        qkv = linear(F.rms_norm(x, (width,), self.attention_norm, EPSILON), self.qkv).view(n, s, 3, self.heads, -1)
+        qkv = times(F.rms_norm(x, (width,), self.attention_norm, EPSILON), self.qkv).view(n, s, 3, self.heads, -1)
         queries, keys = _rotate(qkv[:, :, :2], rotary).transpose(1, 3).unbind(2)
         values = qkv[:, :, 2].transpose(1, 2)
         if keep == 1:  # the last position reads them all
@@ -151,9 +155,9 @@ class Block(nn.Module):
         causal = allowed is None and keep > 1
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, is_causal=causal)
         x, attended = x[:, -keep:], attended[:, :, -keep:]
-        x = x + linear(attended.transpose(1, 2).reshape(n, keep, width), self.out)
-        gate, up = linear(F.rms_norm(x, (width,), self.feed_norm, EPSILON), self.gate_up).chunk(2, dim=-1)
-        return x + linear(F.silu(gate) * up, self.down), keys, values
+        x = x + times(attended.transpose(1, 2).reshape(n, keep, width), self.out)
+        gate, up = times(F.rms_norm(x, (width,), self.feed_norm, EPSILON), self.gate_up).chunk(2, dim=-1)
+        return x + times(F.silu(gate) * up, self.down), keys, values
 
     def step(self, x: Tensor, rotary: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
         """The same for one further position of each row: (W, N) -> (W, N). No graph.
