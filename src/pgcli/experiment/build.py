@@ -45,7 +45,7 @@ from pgcli.experiment.evaluation import SUCCESS
 from pgcli.options import built_in_folder, options
 from pgcli.registry import find, has_class
 from pgcli.seeding import derive, episode_seeds, numpy_generator
-from pgcli.types import Algorithm, Collector, Continuous, Gradients, Needs, Rollout, Spec, State, Stochastic
+from pgcli.types import Algorithm, Collector, Continuous, Gradients, Needs, Rollout, Spec, State, Stochastic, TextSpec
 
 
 @dataclass
@@ -73,17 +73,23 @@ class Parts:
     """What the reference makes of the evaluation's prompts, once it was asked."""
 
     def state_dict(self) -> State:
-        return {
+        state = {
             "policy": self.policy.state_dict(),
             "algorithm": self.algorithm.state_dict(),
             "collector": self.collector.state_dict(),
             "frozen": {name: module.state_dict() for name, module in self.frozen.items()},
         }
+        # The state of a stepped environment is its collector's; that of a task, where it has any, stands by itself.
+        if isinstance(self.spec, TextSpec) and hasattr(self.environment, "state_dict"):
+            state["task"] = self.environment.state_dict()
+        return state
 
     def load_state_dict(self, state: State) -> None:
         self.policy.load_state_dict(state["policy"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.collector.load_state_dict(state["collector"])
+        if "task" in state:
+            self.environment.load_state_dict(state["task"])
         for name, module in self.frozen.items():
             module.load_state_dict(state["frozen"][name])
 

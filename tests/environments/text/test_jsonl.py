@@ -5,9 +5,10 @@ import torch
 
 from pgcli.environments.text.jsonl import Jsonl
 from pgcli.errors import InputError, RunError
-from pgcli.experiment import train
+from pgcli.experiment import resume, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, dump, load
+from pgcli.runs import Run
 
 TINY = ("policy.width=8", "policy.heads=2", "policy.layers=1", "policy.hidden=8", "device=cpu")
 SUMS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(10) for b in range(10)]
@@ -293,6 +294,22 @@ def test_a_reward_that_breaks_while_training_fails_the_run_in_one_line(tmp_path,
     with pytest.raises(RunError, match=r"failed at prompt .* KeyError: 'nothing'"):
         train(*words(tmp_path, "algo=reinforce", f"env.reward={name}"), run_dir=tmp_path / "run", quiet=True)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_run_is_resumed_to_the_same_bytes_and_says_when_its_file_has_changed(tmp_path, rewards, capsys):
+    name = rewards("def score(p, c, row):\n    return None if c.startswith('1') else float(len(c))")
+    asked = words(tmp_path, "algo=grpo", f"env.reward={name}", "algo.num_groups=8", "checkpoint.every=20")
+    straight = train(*asked[:-1], "total_steps=300", *asked[-1:], run_dir=tmp_path / "straight", quiet=True)
+    train(*asked, run_dir=tmp_path / "run", quiet=True)
+    resume(tmp_path / "run", "total_steps=300", trust=True, quiet=True)
+    ends = [(path.checkpoints()[-1] / "model.safetensors").read_bytes() for path in (straight, Run(tmp_path / "run"))]
+    assert ends[0] == ends[1]
+    assert Run(tmp_path / "run").info["exact_resume"] is True
+    with (tmp_path / "p.jsonl").open("a") as file:
+        file.write('\n{"prompt": "1+1+1=", "completion": "3"}')
+    resume(tmp_path / "run", "total_steps=360", trust=True, quiet=True)
+    assert "p.jsonl has changed since the run began" in Run(tmp_path / "run").info["exact_resume"]
+    assert "has changed" in capsys.readouterr().err
 
 
 def test_a_file_that_names_a_reward_needs_trust_and_the_command_line_does_not(tmp_path, rewards):

@@ -35,7 +35,7 @@ from pgcli.environments.text.tokenizers import Bytes, Characters, HuggingFace, T
 from pgcli.errors import InputError, RunError
 from pgcli.seeding import mix
 from pgcli.settings import Settings
-from pgcli.types import Observations, TextSpec, Written
+from pgcli.types import Observations, State, TextSpec, Written
 
 TEXTS = ("prompt", "completion", "answer", "chosen", "rejected", "text")
 """Keys of a row that mean something here."""
@@ -75,7 +75,10 @@ class Jsonl:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        rows = _read(Path(config.path).expanduser())
+        path = Path(config.path).expanduser()
+        rows = _read(path)
+        self.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        self.begun_with = self.digest
         self.tokens = _tokenizer(config, rows)
         self.score = _function(config.reward) if config.reward is not None else None
         self.has_reward = self.score is not None
@@ -151,6 +154,17 @@ class Jsonl:
                 "env.held_out=0 evaluates on the same ones"
             )
         return train, held_out
+
+    def state_dict(self) -> State:
+        return {"digest": self.begun_with}
+
+    def load_state_dict(self, state: State) -> None:
+        self.begun_with = state["digest"]
+
+    @property
+    def replay_mismatch(self) -> str | None:
+        """A run that goes on with another file is another run, though its seeds are the same."""
+        return None if self.begun_with == self.digest else f"{self.config.path} has changed since the run began"
 
     # ------------------------------------------------------------ the task
 
