@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 def write(folder, name, study):
     (folder / "experiment").mkdir(parents=True, exist_ok=True)
-    (folder / "experiment" / f"{name}.yaml").write_text(f"# The {name} one.\n{yaml.safe_dump(study)}")
+    (folder / "experiment" / f"{name}.yaml").write_text(f"# The {name} one.\n{yaml.safe_dump(study, sort_keys=False)}")
 
 
 def run(*words):
