@@ -83,6 +83,33 @@ def test_a_batch_of_cut_episodes_alone_teaches_nothing_and_breaks_nothing():
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_cut_episodes_alone_leave_the_policy_as_it_is(minibatches):
+    words = [*CONTROL, "algo.num_groups=2", "algo.group_size=2", "algo.mask_truncated=true", "env.max_episode_steps=3"]
+    parts = build(compose(["algo=grpo", *words, f"algo.minibatches={minibatches}"]))
+    before = parts.algorithm.updater.flat.clone()
+    rollout = parts.collector.collect(parts.policy)
+    assert rollout.truncated.any(1).all()
+    assert parts.algorithm.update(rollout) == {"rollout/masked": 1.0}
+    assert parts.algorithm.updater.steps == rollout.steps
+    rollout.truncated[0] = False
+    metrics = parts.algorithm.update(rollout)
+    assert metrics["rollout/masked"] == 0.75
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert torch.equal(parts.algorithm.updater.flat, before), "all returns are equal"
+    parts.close()
+
+
+def test_a_clipped_reward_is_clipped_before_the_kl_is_taken_from_it():
+    policy, rollout = two_groups()
+    rollout = replace(rollout, reference_log_probs=rollout.log_probs - 1)
+    words = ["algo.kl.placement=reward", "algo.kl.estimator=k1", "algo.kl.coefficient=0.1", "algo.reward_clip=0.5"]
+    # Returns 1, 0, 3, 1 are held at 0.5, 0, 0.5, 0.5; prices 0.2, 0.1, 0.2, 0.2: 0.3, -0.1 | 0.3, 0.3.
+    batch = algorithm("rloo", policy, *words).prepare(rollout)
+    assert batch.advantages[:, 0].tolist() == pytest.approx([0.4, -0.4, 0, 0])
+    assert rollout.rewards.sum().item() == 5
+
+
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_gspo_s_ratio_is_the_geometric_mean_of_a_row_and_one_ratio_clips_all_of_it(advantage):
     # Ratios 4 and 1/2 in row 0: sqrt 2, above 1 + 0.3. Row 1 has one action, of ratio 1.2: inside.

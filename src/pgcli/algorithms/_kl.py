@@ -100,6 +100,13 @@ class KL:
         """(N, T): the rewards, less the price where it stands there. The rollout's own are never changed."""
         return rollout.rewards - self._prices(rollout) if self.in_reward else rollout.rewards
 
+    def returns(self, rollout: Rollout, *, clip: float | None) -> Tensor:
+        """(N,): what each row received, held within plus and minus `clip`, and then less the price."""
+        returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
+        if clip is not None:
+            returns = returns.clamp(-clip, clip)
+        return returns - masked_sum(self._prices(rollout), rollout.mask, dim=1) if self.in_reward else returns
+
     def _prices(self, rollout: Rollout) -> Tensor:
         own, reference = rollout.log_probs, rollout.reference_log_probs
         return torch.where(rollout.mask, self.coefficient * self._estimate(own, reference, own), 0)

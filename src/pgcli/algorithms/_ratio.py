@@ -15,7 +15,17 @@ from pgcli.functional.masked import masked_mean, masked_std, row_mean
 from pgcli.functional.policy_loss import ratio_statistics
 from pgcli.types import Batch, Metrics
 
+MISMATCH = {
+    "policy/mismatch_mean": "mean |log pi - log pi_sampled| at the first gradient step, where both are one policy",
+    "policy/mismatch_max": "the largest of them: far above rounding, sampling and training differ",
+}
+ADVANTAGES = {
+    "advantage/mean": "mean advantage over actions, before any scaling by minibatch",
+    "advantage/std": "standard deviation of the advantages over actions, before any scaling by minibatch",
+}
 METRICS = {
+    **MISMATCH,
+    **ADVANTAGES,
     "policy/approx_kl": "KL(pi_old || pi), estimated by k3 on the batch, in nats per action",
     "policy/clip_fraction": "share of actions whose ratio left the clip range; 0 without clipping",
     "policy/clip_fraction_high": "share of actions whose ratio rose above the clip range",
@@ -23,32 +33,33 @@ METRICS = {
     "policy/ratio_min": "the smallest ratio pi / pi_old of the update",
     "policy/ratio_max": "the largest ratio pi / pi_old of the update",
     "policy/effective_samples": "share of the actions that as many equally weighted ones would be (Kish): 1 on-policy",
-    "policy/mismatch_mean": "mean |log pi - log pi_sampled| at the first gradient step, where both are one policy",
-    "policy/mismatch_max": "the largest of them: far above rounding, sampling and training differ",
-    "advantage/mean": "mean advantage over actions, before any scaling by minibatch",
-    "advantage/std": "standard deviation of the advantages over actions, before any scaling by minibatch",
 }
+
+
+def mismatch(log_ratios: Sequence[Tensor], weights: Sequence[Tensor]) -> Metrics:
+    """Of the first gradient step: how far what was sampled is from what is trained."""
+    first = log_ratios[0].masked_fill(weights[0] == 0, 0).abs()
+    share = weights[0] / weights[0].sum().clamp(min=1e-12)  # a minibatch may be all padding
+    values = torch.stack([(first * share).sum(), first.max()])
+    return dict(zip(MISMATCH, values.tolist(), strict=True))
 
 
 def movement(
     log_ratios: Sequence[Tensor], weights: Sequence[Tensor], *, low: float, high: float, by_row: bool = False
 ) -> Metrics:
     """Of the pieces of an update, one a gradient step. `by_row`: the ratio that is clipped is a whole row's."""
-    first = log_ratios[0].masked_fill(weights[0] == 0, 0).abs()
     moved, weight = torch.cat(list(log_ratios)), torch.cat(list(weights))
     found = ratio_statistics(moved, weight, low=low, high=high)
     clipped = ratio_statistics(row_mean(moved, weight > 0), weight, low=low, high=high) if by_row else found
     keys = (
         "policy/approx_kl", "policy/clip_fraction", "policy/clip_fraction_high", "policy/clip_fraction_low",
         "policy/ratio_min", "policy/ratio_max", "policy/effective_samples",
-        "policy/mismatch_mean", "policy/mismatch_max",
     )  # fmt: skip
     values = torch.stack([
         found.approx_kl, clipped.clipped_high + clipped.clipped_low, clipped.clipped_high, clipped.clipped_low,
         clipped.smallest, clipped.largest, clipped.effective,
-        (first * weights[0]).sum() / weights[0].sum(), first.max(),
     ])  # fmt: skip
-    return dict(zip(keys, values.tolist(), strict=True))
+    return dict(zip(keys, values.tolist(), strict=True)) | mismatch(log_ratios, weights)
 
 
 def spread(batch: Batch) -> Metrics:

@@ -76,9 +76,9 @@ class Updater:
         self.updates = 0
         self.steps = 0  # actions seen before this update
 
-    def one_step(self, loss: Loss, batch: Batch) -> Metrics:
+    def one_step(self, loss: Loss, batch: Batch, *, watch: Watch | None = None) -> Metrics:
         """A single gradient step on the whole batch."""
-        return self.epochs(loss, batch, epochs=1, minibatches=1)
+        return self.epochs(loss, batch, epochs=1, minibatches=1, watch=watch)
 
     def epochs(
         self,

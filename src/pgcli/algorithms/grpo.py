@@ -90,6 +90,9 @@ class GRPO:
         mask_truncated: bool = Field(
             description="episodes that a limit cut stay in their group's baseline, and out of the loss"
         )
+        reward_clip: float | None = Field(
+            gt=0, description="an episode's return is held within plus and minus this, before the KL; null: as it is"
+        )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
@@ -140,7 +143,7 @@ class GRPO:
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
-        returns = masked_sum(self.kl.rewards(rollout), rollout.mask, dim=1)  # (N,)
+        returns = self.kl.returns(rollout, clip=self.config.reward_clip)  # (N,)
         match self.config.advantage:
             case "standardised":
                 advantages = group_standardise(returns, rollout.groups, EPSILON)
@@ -193,6 +196,9 @@ class GRPO:
     def update(self, rollout: Rollout) -> Metrics:
         c = self.config
         batch = self.prepare(rollout)
+        if not batch.mask.any():  # every episode was cut
+            self.updater.steps += rollout.steps
+            return {"rollout/masked": 1.0}
         metrics = self.updater.epochs(
             self.loss, batch,
             epochs=c.epochs, minibatches=c.minibatches, steps=rollout.steps,

@@ -26,9 +26,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
-from pgcli.algorithms import _kl, _update
+from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import Microbatched, Terms, Updater, twice_differentiable
+from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater, twice_differentiable
 from pgcli.collectors.settings import Episodes
 from pgcli.functional.advantages import variance_minimising_baseline
 from pgcli.functional.masked import masked_mean, weighted_sum, whiten
@@ -57,6 +57,8 @@ class Reinforce:
     METRICS: ClassVar = {
         **_update.METRICS,
         **_kl.METRICS,
+        **_ratio.MISMATCH,
+        **_ratio.ADVANTAGES,
         "loss/policy": "-sum of log-prob times advantage; its value means little, its gradient all",
         "loss/value": "mean squared error of V against the returns; with baseline=value",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
@@ -129,7 +131,11 @@ class Reinforce:
         policy_loss = weighted_sum(policy_gradient(new.log_probs, batch.advantages), batch.weights)
         entropy = weighted_sum(new.entropy, batch.per_action)
         total = policy_loss - self.config.entropy_coefficient * entropy
-        terms = {"loss/policy": policy_loss, "policy/entropy": entropy}
+        terms = {
+            "loss/policy": policy_loss,
+            "policy/entropy": entropy,
+            LOG_RATIOS: (new.log_probs - batch.log_probs).detach(),
+        }
         if self.config.baseline == "value":
             terms["loss/value"] = weighted_sum(value_mse(new.values, batch.returns), batch.per_action)
             total = total + self.config.value_coefficient * terms["loss/value"]
@@ -140,7 +146,7 @@ class Reinforce:
 
     def update(self, rollout: Rollout) -> Metrics:
         batch = self.prepare(rollout)
-        metrics = self.updater.one_step(self.loss, batch)
+        metrics = self.updater.one_step(self.loss, batch, watch=_ratio.mismatch) | _ratio.spread(batch)
         if self.config.baseline == "value":
             with torch.no_grad():
                 fit = explained_variance(batch.values, batch.returns, batch.mask)

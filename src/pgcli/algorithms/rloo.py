@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pgcli.algorithms import _kl, _update
+from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import Microbatched, Terms, Updater
+from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater
 from pgcli.collectors.settings import Groups
-from pgcli.functional.advantages import leave_one_out
+from pgcli.functional.advantages import leave_one_out, silent_groups
 from pgcli.functional.masked import masked_sum, weighted_sum
 from pgcli.functional.policy_loss import policy_gradient
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
@@ -32,14 +32,21 @@ class RLOO:
         aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
             description="sequence_sum is the gradient of the expected return; the means divide by lengths"
         )
+        reward_clip: float | None = Field(
+            gt=0, description="an episode's return is held within plus and minus this, before the KL; null: as it is"
+        )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
     METRICS: ClassVar = {
         **_update.METRICS,
         **_kl.METRICS,
+        **_ratio.MISMATCH,
+        **_ratio.ADVANTAGES,
         "loss/policy": "-sum of log-prob times advantage; its value means little, its gradient all",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
+        "rollout/zero_variance_groups": "share of groups whose episodes all had the same return: of them only the KL "
+        "and the entropy reach the policy",
     }
     collects = ("groups",)
     actions = ("discrete", "continuous")
@@ -62,7 +69,7 @@ class RLOO:
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
-        returns = masked_sum(self.kl.rewards(rollout), rollout.mask, dim=1)  # (N,)
+        returns = self.kl.returns(rollout, clip=self.config.reward_clip)  # (N,)
         advantages = leave_one_out(returns, rollout.groups)[:, None].expand_as(rollout.rewards)
         return rollout.batch(advantages, self.config.aggregation)
 
@@ -71,15 +78,22 @@ class RLOO:
         policy_loss = weighted_sum(policy_gradient(new.log_probs, batch.advantages), batch.weights)
         entropy = weighted_sum(new.entropy, batch.per_action)
         total = policy_loss - self.config.entropy_coefficient * entropy
-        terms = {"loss/policy": policy_loss, "policy/entropy": entropy}
+        terms = {
+            "loss/policy": policy_loss,
+            "policy/entropy": entropy,
+            LOG_RATIOS: (new.log_probs - batch.log_probs).detach(),
+        }
         if self.kl.in_loss:
             terms["loss/kl"] = self.kl.loss(new.log_probs, batch)
             total = total + terms["loss/kl"]
         return total, terms
 
     def update(self, rollout: Rollout) -> Metrics:
-        metrics = self.updater.one_step(self.loss, self.prepare(rollout))
-        return metrics | self.kl.finish(rollout)
+        batch = self.prepare(rollout)
+        metrics = self.updater.one_step(self.loss, batch, watch=_ratio.mismatch)
+        returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
+        metrics["rollout/zero_variance_groups"] = float(silent_groups(returns, rollout.groups).float().mean())
+        return metrics | _ratio.spread(batch) | self.kl.finish(rollout)
 
     def state_dict(self) -> State:
         return self.updater.state_dict() | {"kl": self.kl.state_dict()}

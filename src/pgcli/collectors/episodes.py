@@ -13,9 +13,12 @@ import torch
 
 from pgcli.errors import RunError
 from pgcli.seeding import episode_seeds, numpy_generator
-from pgcli.types import ABSENT, Continuous, Episode, Rollout, Sample, State, VectorEnvironment
+from pgcli.types import ABSENT, Continuous, Episode, Metrics, Rollout, Sample, State, VectorEnvironment
 
 METRICS = {
+    "rollout/length_finished": "mean length of the training episodes that ended by themselves, where whole ones are "
+    "collected",
+    "rollout/length_cut": "mean length of those that a limit cut",
     "rollout/unscorable": "share of episodes that could not be scored: nothing is learned from them",
 }
 
@@ -53,6 +56,7 @@ class EpisodeCollector:
         seeds = [seed for seed in episode_seeds(self.seed, "train", numbers) for _ in range(self.group_size)]
         rollout = self.player.play(policy, seeds, self.generator)
         rollout.groups = torch.arange(len(seeds), device=rollout.rewards.device) // self.group_size
+        rollout.metrics = rollout.metrics | _lengths(rollout)
         unscored = rollout.rewards.isnan().any(1)
         return self._scored(rollout, ~unscored) if unscored.any() else rollout
 
@@ -79,6 +83,12 @@ class EpisodeCollector:
         self.begun = state["begun"]
         self.generator.bit_generator.state = state["generator"]
         self.player.load_state_dict(state["player"])
+
+
+def _lengths(rollout: Rollout) -> Metrics:
+    lengths, cut = rollout.mask.sum(1).float(), rollout.truncated.any(1)
+    kinds = {"rollout/length_finished": lengths[~cut], "rollout/length_cut": lengths[cut]}
+    return {key: float(some.mean()) for key, some in kinds.items() if len(some)}
 
 
 class Stepping:
