@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pgcli import sample, train
+from pgcli import evaluate, sample, train
 from pgcli.cli import main
 from pgcli.errors import InputError
 from pgcli.experiment.session import opened
@@ -115,6 +115,31 @@ def test_a_run_in_control_has_no_texts(tmp_path):
     )  # fmt: skip
     with pytest.raises(InputError, match="env=cartpole has no texts"):
         sample(run.path)
+
+
+def test_a_judge_writes_nothing(taught, tmp_path):
+    run = train(
+        "algo=outcome_reward", "env=sort", "env.digits=3", *SMALL, "tuned=none", "total_steps=50",
+        "policy.temperature=1.25", "env.pairs=8", f"init={taught.path}", run_dir=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="a run of algo=outcome_reward writes nothing"):
+        sample(run.path)
+
+
+def test_eval_tells_what_texts_are_made_of_and_how_often_one_of_k_is_right(taught, capsys):
+    found = evaluate(taught.path, episodes=16, samples=4)
+    one, two, four = (found["metrics"][f"pass@{k}"] for k in (1, 2, 4))
+    assert one == pytest.approx(found["metrics"]["exact_match"]) == pytest.approx(found["stochastic"]["mean"])
+    assert one <= two <= four
+    assert found["metrics"]["kl"] > 0
+    narrow = evaluate(taught.path, episodes=16, top_k=1)
+    assert narrow["stochastic"]["mean"] == narrow["greedy"]["mean"]
+    assert "kl" not in narrow["metrics"], "it is not the policy that wrote"
+    with pytest.raises(InputError, match="--top-p must be above 0"):
+        evaluate(taught.path, top_p=2.0)
+    with pytest.raises(SystemExit):
+        main(["eval", str(taught.path), "--episodes", "4", "--samples", "2"])
+    assert "pass@2 " in capsys.readouterr().out.splitlines()[2]
 
 
 def test_on_screen_a_text_and_below_it_its_numbers_and_the_history_needs_no_torch(taught, capsys):

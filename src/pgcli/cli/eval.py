@@ -9,14 +9,21 @@ import typer
 def evaluate(
     run: Annotated[str, typer.Argument(help="Its directory, or `latest`.")],
     episodes: Annotated[int, typer.Option(help="Fresh episodes for each of the two returns.")] = 100,
+    samples: Annotated[int, typer.Option(help="Completions of each prompt; from 2, pass@k.")] = 1,
+    temperature: Annotated[float, typer.Option(help="Of the sampling, on top of the policy's own.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the fewest that have this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the episodes; the run's own by default.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that the run names.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
 ) -> None:
-    """Greedy and stochastic return of a run, with 95 % confidence intervals."""
+    """Greedy and stochastic return of a run, with 95 % confidence intervals; of texts, what they are made of, too."""
     from pgcli.experiment import evaluate as measure
 
-    found = measure(run, episodes=episodes, seed=seed, trust=trust)
+    found = measure(
+        run, episodes=episodes, samples=samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        trust=trust,
+    )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -24,3 +31,7 @@ def evaluate(
         interval = found[name]["interval"]
         spread = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
         typer.echo(f"{name:10}  {found[name]['mean']:.4g}{spread}   {episodes} fresh episodes")
+    if found["metrics"]:
+        from pgcli.runs.console import number
+
+        typer.echo("sampled     " + "  ".join(f"{key} {number(value)}" for key, value in found["metrics"].items()))

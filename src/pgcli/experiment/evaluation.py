@@ -88,10 +88,7 @@ def evaluate_both(
     samples: episodes from each initial state; what is sampled is averaged over all of them.
     reference: a frozen policy; the rollout then has its log-probs, and `aux["kl"]`, each episode's divergence from it.
     """
-    played = _played(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=False)
-    rollouts = [next(played) for _ in range(samples)]
-    each = [read(rollout) for rollout in rollouts]
-    sampled = join(each)
+    sampled, more, rollout = play_sampled(player, policy, episodes=episodes, seed=seed, stream=stream, samples=samples)
     greedy = play(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=True)
     metrics = {
         "eval/return_mean": sampled.mean,
@@ -100,14 +97,25 @@ def evaluate_both(
         "eval/greedy_return_std": greedy.std,
         "eval/length_mean": float(sampled.lengths.mean()),
     }
+    metrics |= more
+    if reference is not None:
+        metrics |= diverge(policy, reference, rollout)
+    return metrics, rollout
+
+
+def play_sampled(
+    player: Player, policy: Any, *, episodes: int, seed: int, stream: str, samples: int
+) -> tuple[Evaluation, Metrics, Rollout]:
+    """All sampled episodes; of a text task, components, lengths and pass@k; and the first from each initial state."""
+    played = _played(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=False)
+    rollouts = [next(played) for _ in range(samples)]
+    each = [read(rollout) for rollout in rollouts]
+    sampled = join(each)
     said = {name: x[~np.isnan(x)] for name, x in sampled.components.items() if name != "reward"}
-    metrics |= {f"eval/{name}": float(x.mean()) for name, x in said.items() if len(x)}
-    metrics |= lengths(sampled)
+    metrics = {f"eval/{name}": float(x.mean()) for name, x in said.items() if len(x)} | lengths(sampled)
     if samples > 1 and SUCCESS in sampled.components:
         metrics |= passes(np.stack([one.components[SUCCESS] for one in each], axis=1))
-    if reference is not None:
-        metrics |= diverge(policy, reference, rollouts[0])
-    return metrics, rollouts[0]
+    return sampled, metrics, rollouts[0]
 
 
 def _played(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, greedy: bool) -> Iterator[Rollout]:

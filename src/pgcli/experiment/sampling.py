@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgcli.collectors.narrowed import narrowed
 from pgcli.collectors.reference import view
 from pgcli.errors import InputError
 from pgcli.experiment.build import Parts
 from pgcli.experiment.evaluation import diverge
 from pgcli.experiment.session import opened
 from pgcli.functional.masked import masked_sum
-from pgcli.functional.narrowing import narrow
 from pgcli.runs.reader import find_run
 from pgcli.seeding import episode_seeds, numpy_generator
 from pgcli.types import Observations, Rollout, Sample, TextTask
@@ -50,9 +50,10 @@ def sample(
     Returns: {"run", "step", "samples"}. `log_prob` is the policy's; `sampled_log_prob`, where it was narrowed, that of
     the distribution that was sampled. `kl`, against the run's reference where it has one, is exact in each state.
     """
-    _check(n=n, temperature=temperature, top_k=top_k, top_p=top_p, best_of=best_of)
-    narrowed = (temperature, top_k, top_p) != (1.0, None, None)
-    if greedy and (narrowed or best_of > 1):
+    for name, value in (("-n", n), ("--best-of", best_of)):
+        if value < 1:
+            raise InputError(f"{name} must be 1 or more, not {value}")
+    if greedy and ((temperature, top_k, top_p) != (1.0, None, None) or best_of > 1):
         raise InputError("greedy takes the likeliest token: leave out temperature, top-k, top-p and best-of")
     found = find_run(str(run), runs_dir)
     with opened(found, trust=trust) as (parts, step):
@@ -63,15 +64,15 @@ def sample(
         number = parts.config.seed if seed is None else seed
         seeds = [s for s in episode_seeds(number, STREAM, range(n)) for _ in range(best_of)]
         generator = None if greedy else numpy_generator(number, STREAM, "actions")
-        writer = Narrowed(parts.policy, temperature, top_k, top_p) if narrowed else parts.policy
+        writer = narrowed(parts.policy, temperature=temperature, top_k=top_k, top_p=top_p)
         rollout: Rollout = player.play(writer, seeds, generator, held_out=True)
         sampled = masked_sum(rollout.log_probs, rollout.mask, dim=1)
-        if narrowed:
+        if writer is not parts.policy:
             rollout.log_probs = torch.where(rollout.mask, view(parts.policy, rollout).log_probs, 0)
         if "reference" in parts.frozen:
             diverge(parts.policy, parts.frozen["reference"], rollout)
         samples: list[Sample] = player.describe(rollout, len(seeds))
-    if narrowed:
+    if writer is not parts.policy:
         samples = [one | {"sampled_log_prob": x} for one, x in zip(samples, sampled.tolist(), strict=True)]
     blocks = (samples[i : i + best_of] for i in range(0, len(samples), best_of))
     return {"run": str(found.path), "step": step, "samples": [max(block, key=_reward) for block in blocks]}
@@ -81,41 +82,11 @@ def _reward(sample: Sample) -> float:
     return sample["reward"]
 
 
-def _check(*, n: int, temperature: float, top_k: int | None, top_p: float | None, best_of: int) -> None:
-    for name, value in (("-n", n), ("--best-of", best_of), ("--top-k", top_k)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be 1 or more, not {value}")
-    if not 0 < temperature < float("inf"):
-        raise InputError(f"--temperature must be above 0, not {temperature:g}; --greedy takes the likeliest token")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"--top-p must be above 0 and at most 1, not {top_p:g}")
-
-
 def _check_writes(parts: Parts, choices: dict[str, str]) -> None:
-    if not hasattr(parts.evaluator, "task"):
+    if parts.unit != "tokens":
         raise InputError(f"env={choices['env']} has no texts: a run of it is looked at by `pgcli eval`")
-    if not hasattr(parts.policy, "prefill"):
+    if not hasattr(parts.policy, "prefill") or not hasattr(parts.evaluator, "task"):
         raise InputError(f"a run of algo={choices['algo']} writes nothing: sample one that was trained with its scores")
-
-
-class Narrowed:
-    """A policy whose improbable tokens are cut off while it writes; all else is the policy's own."""
-
-    has_critic = False
-
-    def __init__(self, policy: Any, temperature: float, top_k: int | None, top_p: float | None) -> None:
-        self._policy = policy
-        self._how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-
-    def prefill(self, observations: Observations) -> tuple[Tensor, Any]:
-        logits, cache = self._policy.prefill(observations)
-        return narrow(logits, **self._how), cache
-
-    def step(self, tokens: Tensor, cache: Any) -> Tensor:
-        return narrow(self._policy.step(tokens, cache), **self._how)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
 
 
 class Asked:

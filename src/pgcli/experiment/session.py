@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgcli import processes
+from pgcli.collectors.narrowed import narrowed
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError, PgcliError
 from pgcli.experiment import evaluation, gradients
@@ -124,25 +125,44 @@ def resume(
 
 
 def evaluate(
-    run: Path | str, *, episodes: int = 100, seed: int | None = None, trust: bool = False, runs_dir: str = "runs"
+    run: Path | str,
+    *,
+    episodes: int = 100,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    trust: bool = False,
+    runs_dir: str = "runs",
 ) -> dict[str, Any]:
     """Greedy and stochastic return of a run's last checkpoint over fresh episodes: `pgcli eval RUN`.
 
-    Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval"}, "stochastic": {...}}. The interval is
-    95 %, of the mean over episodes of this one policy: it says nothing of other seeds.
+    Args:
+        samples: stochastic completions of each prompt; from 2, pass@k of a task that has right answers.
+        temperature, top_k, top_p: narrow what the stochastic policy writes.
+
+    Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval"}, "stochastic": {...}, "metrics": {...}}.
+    The interval is 95 %, of the mean over episodes of this one policy: it says nothing of other seeds. The metrics are
+    those of the stochastic policy's completions: components, lengths, KL to the reference (of the policy that is not
+    narrowed), pass@k.
     """
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {episodes}")
     found = find_run(str(run), runs_dir)
-    with opened(found, f"eval.episodes={episodes}", trust=trust) as (parts, step):
-        answer: dict[str, Any] = {"run": str(found.path), "step": step, "episodes": episodes}
-        for name, greedy in (("greedy", True), ("stochastic", False)):
-            result = evaluation.play(
-                parts.evaluator, parts.policy,
-                episodes=episodes, seed=parts.config.seed if seed is None else seed, stream="fresh", greedy=greedy,
-            )  # fmt: skip
-            answer[name] = {"mean": result.mean, "std": result.std, "interval": result.interval}
-    return answer
+    overrides = (f"eval.episodes={episodes}", f"eval.samples={samples}")
+    with opened(found, *overrides, trust=trust) as (parts, step):
+        player, policy, number = parts.evaluator, parts.policy, parts.config.seed if seed is None else seed
+        given: dict[str, Any] = {"episodes": episodes, "seed": number, "stream": "fresh"}
+        writer = narrowed(policy, temperature=temperature, top_k=top_k, top_p=top_p)
+        greedy = evaluation.play(player, policy, **given, greedy=True)
+        sampled, metrics, rollout = evaluation.play_sampled(player, writer, **given, samples=samples)
+        if writer is policy and "reference" in parts.frozen:
+            metrics |= evaluation.diverge(policy, parts.frozen["reference"], rollout)
+    results = {"greedy": greedy, "stochastic": sampled}
+    spelled = {name: {"mean": x.mean, "std": x.std, "interval": x.interval} for name, x in results.items()}
+    short = {key.removeprefix("eval/"): value for key, value in metrics.items()}
+    return {"run": str(found.path), "step": step, "episodes": episodes, **spelled, "metrics": short}
 
 
 @contextmanager

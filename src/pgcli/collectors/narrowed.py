@@ -1,0 +1,46 @@
+"""A policy that writes only what is probable enough: to look at it, never to train it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pgcli.errors import InputError
+from pgcli.functional.narrowing import narrow
+from pgcli.types import Observations
+
+
+def narrowed(policy: Any, *, temperature: float, top_k: int | None, top_p: float | None) -> Any:
+    """The policy itself where nothing is narrowed. Raises InputError for what makes no sense."""
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"--temperature must be above 0, not {temperature:g}; --greedy takes the likeliest token")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"--top-k must be 1 or more, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"--top-p must be above 0 and at most 1, not {top_p:g}")
+    if (temperature, top_k, top_p) == (1.0, None, None):
+        return policy
+    if not hasattr(policy, "prefill"):
+        raise InputError("temperature, top-k and top-p narrow what a policy writes, and this one writes nothing")
+    return Narrowed(policy, temperature, top_k, top_p)
+
+
+class Narrowed:
+    """A policy whose improbable tokens are cut off while it writes; all else is the policy's own."""
+
+    has_critic = False
+
+    def __init__(self, policy: Any, temperature: float, top_k: int | None, top_p: float | None) -> None:
+        self._policy = policy
+        self._how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+
+    def prefill(self, observations: Observations) -> tuple[Tensor, Any]:
+        logits, cache = self._policy.prefill(observations)
+        return narrow(logits, **self._how), cache
+
+    def step(self, tokens: Tensor, cache: Any) -> Tensor:
+        return narrow(self._policy.step(tokens, cache), **self._how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
