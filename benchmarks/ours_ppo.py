@@ -37,6 +37,8 @@ class Stopwatch:
     def log(self, row: dict[str, float]) -> None:
         self.laps.append((int(row["step"]), time.perf_counter(), time.process_time()))
 
+    def samples(self, samples: list[dict[str, object]]) -> None: ...
+
 
 def collect_and_update(parts: Parts, rollouts: int) -> Stopwatch:
     watch = Stopwatch()

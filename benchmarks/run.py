@@ -12,6 +12,7 @@ import decode
 import demo
 import dqn
 import es
+import grpo
 import memory
 import ppo
 import sac
@@ -34,6 +35,7 @@ class Part(StrEnum):
     decode = "decode"
     es = "es"
     sac = "sac"
+    grpo = "grpo"
 
 
 TOTAL = {4: 61_440, 64: 409_600}
@@ -46,6 +48,9 @@ def main(
     rejax: Annotated[Path | None, typer.Option(envvar="BENCH_REJAX", help="The Python that has rejax.")] = None,
     sbx: Annotated[
         Path | None, typer.Option(envvar="BENCH_SBX", help="The Python that has SBX, for the part sac.")
+    ] = None,
+    trl: Annotated[
+        Path | None, typer.Option(envvar="BENCH_TRL", help="The Python that has TRL and pgcli, for the part grpo.")
     ] = None,
     envs: Annotated[list[int] | None, typer.Option(help="Environments of the part ppo; may be repeated.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the tools take turns.")] = 5,
@@ -65,7 +70,7 @@ def main(
     pinned = core if core >= 0 and shutil.which("taskset") else None
     if quick:
         rounds, seeds = 1, 1
-    missing = _check_peers(sb3, rejax, sbx)
+    missing = _check_peers(sb3, rejax, sbx, trl)
     peers = ppo.tools(str(sb3.absolute()) if sb3 else None, str(rejax.absolute()) if rejax else None)
 
     def speed() -> list[Section]:
@@ -108,6 +113,11 @@ def main(
             total=300 if quick else 2_000, rounds=rounds, core=pinned,
         )
     ]  # fmt: skip
+    measures[Part.grpo] = lambda: [
+        grpo.measure(str(trl.absolute()), rollouts=rollouts, steps=6 if quick else 20, rounds=rounds, core=pinned)
+        for rollouts in grpo.ROLLOUTS
+        if trl
+    ]
     console = Console(highlight=False)
     sections = []
     for part in parts or list(Part):
@@ -123,10 +133,11 @@ def main(
         say(f"written to {path}")
 
 
-def _check_peers(sb3: Path | None, rejax: Path | None, sbx: Path | None) -> list[str]:
+def _check_peers(sb3: Path | None, rejax: Path | None, sbx: Path | None, trl: Path | None) -> list[str]:
     """What to do about the peers that are missing. Refuses an interpreter that is not there."""
     notes = []
-    for name, option, python in (("SB3", "--sb3", sb3), ("rejax", "--rejax", rejax), ("SBX", "--sbx", sbx)):
+    peers = (("SB3", "--sb3", sb3), ("rejax", "--rejax", rejax), ("SBX", "--sbx", sbx), ("TRL", "--trl", trl))
+    for name, option, python in peers:
         if python is None:
             notes.append(f"{name} did not take part: name its Python with {option} (see benchmarks/README.md).")
             say(notes[-1])
