@@ -29,6 +29,10 @@ def test_which_price_is_right_where_is_a_fact_of_each_method(rows):
     for algo in ("grpo", "dr_grpo"):
         assert {"0.5 grad J", "0.5 grad (J - beta KL)"} < set(rows[algo])
     assert rows["rloo"]["beta grad KL, k1 in the loss"].exact == 0
+    # On-policy the corrected k3 has k2's gradient in each completion; the published k3 is the noisiest by far.
+    noise = {name: rows[""][f"variance, {name} in the loss"].exact for name in ("k2", "k3", "k3_corrected")}
+    assert noise["k2"] == pytest.approx(noise["k3_corrected"])
+    assert noise["k3"] > 5 * noise["k2"]
     # A group of two: its baseline takes more than half of the variance of a completion's gradient here.
     variance = {
         algo: found["variance of the gradient"].exact for algo, found in rows.items() if algo in ("rloo", "reinforce")
@@ -106,6 +110,7 @@ def test_whose_optimum_is_known_is_a_fact_of_each_method(compared):
     assert {algo for algo, found in compared.items() if optimum in found} == pi_star | {"ipo"}
     assert all(gradients <= set(compared[algo]) for algo in ("simpo", "orpo", "apo_zero", "apo_down", "reward_model"))
     assert "pi* = ref exp(r / beta) / Z" in compared["dpo"][optimum].note
+    assert "the probabilities" in compared["outcome_reward"].keys() & compared["process_reward"].keys()
     assert compared["kto"]["grad of the loss, z below 0"].note.startswith("z = 0")
 
 

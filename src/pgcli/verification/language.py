@@ -83,6 +83,7 @@ def _topics(method: Writer) -> Iterator[Callable[[Writer], Iterator[Check]]]:
         yield imitation_of_the_best
         return
     yield gradient_of_the_reward
+    yield a_reply_in_between
     yield token_by_token
     if method.has("kl"):
         yield price_in_the_reward
@@ -110,6 +111,18 @@ def gradient_of_the_reward(method: Writer) -> Iterator[Check]:
     found = method.climbs(table, method.every(world, pi))[: exact.numel()].view_as(exact)
     note = "padding has its number, and it is taught where it is chosen"
     yield equal(method.option, f"text: {part}grad J, end tokens", exact[:, -1], found[:, -1], note=note)
+
+
+def a_reply_in_between(method: Writer) -> Iterator[Check]:
+    """What the task says in the middle is in nobody's gradient, takes no time, and what it leads to is rewarded."""
+    world, policy = language(), language().table()
+    pi = world.probabilities(policy)
+    exact = slope(world.value(world.answered(pi)), policy) * method.share
+    rollout = world.groups(pi, size=GROUP, replied=True) if method.grouped else world.rollout(pi, replied=True)
+    part = "" if method.share == 1 else f"{method.share:g} "
+    note = "the second token of three is the task's"
+    ours = method.climbs(policy, rollout)
+    yield equal(method.option, f"text: {part}grad J, a reply in between", exact, ours, note=note)
 
 
 def token_by_token(method: Writer) -> Iterator[Check]:
@@ -143,7 +156,8 @@ def token_by_token(method: Writer) -> Iterator[Check]:
     through = _spread(weights.view(-1, size)[:, 0], ours.view(-1, size, ours.shape[1]).mean(1)) * size
     note = "of one completion, trace of the covariance"
     if method.grouped:
-        note = f"of one completion in groups of {size}, trace of the covariance"
+        scaled = "" if method.share == 1 else f"of {method.share:g} times it, "
+        note = f"{scaled}of one completion in groups of {size}, trace of the covariance"
     yield equal(method.option, "text: variance of the gradient", spread, through, note=note)
 
 
@@ -453,4 +467,34 @@ def estimators_of_the_kl() -> Iterator[Check]:
         yield equal("", f"text: {name}, variance", variance, _spread(weights, each[:, None]))
 
 
-SHARED = (the_task_itself, the_best_policy, estimators_of_the_kl)
+def noise_of_the_kl() -> Iterator[Check]:
+    """How noisy each estimator's gradient is, in the loss or as k1 in the reward: of one completion, in the table."""
+    world = language()
+    pi, reference = (world.probabilities(world.table(seed=seed)).detach() for seed in (0, 1))
+    rollout, weights = world.rollout(pi, reference), world.chances(pi)
+    table = Table(pi[:-1].log().expand(len(weights), -1, -1))
+    old = rollout.reference_log_probs
+    ratio = torch.where(world.mask, (pi / reference)[world.states, world.actions], 1)
+    to_go = ratio.log().flip(1).cumsum(1).flip(1)
+    # What multiplies grad log pi of a token.
+    told = {
+        "k1 in the reward": (to_go, lambda new: to_go * new),
+        "k2 in the loss": (ratio.log(), lambda new: k2(new, old)),
+        "k3 in the loss": (1 - 1 / ratio, lambda new: k3(new, old)),
+        "k3_corrected in the loss": (ratio.log(), lambda new: k3_corrected(new, old, new.detach())),
+    }
+    notes = {
+        "k1 in the reward": "of one completion's gradient, trace of the covariance",
+        "k3_corrected in the loss": "on-policy its gradient is k2's, completion by completion",
+    }
+    passed = torch.nn.functional.one_hot(world.states, len(pi) - 1).double()
+    score = torch.nn.functional.one_hot(world.actions, pi.shape[1]) - pi[world.states]
+    for name, (credit, estimate) in told.items():
+        each = torch.einsum("nt,nts,nta->nsa", torch.where(world.mask, credit, 0), passed, score)
+        new = table(world.observations, world.actions).log_probs
+        (found,) = torch.autograd.grad(masked_sum(estimate(new), world.mask), [table.logits])
+        exact, ours = (_spread(weights, x.flatten(1)) for x in (each, found))
+        yield equal("", f"text: variance, {name}", exact, ours, note=notes.get(name, ""))
+
+
+SHARED = (the_task_itself, the_best_policy, estimators_of_the_kl, noise_of_the_kl)

@@ -18,7 +18,7 @@ from torch.func import vmap
 
 from pgcli.functional.completions import tilt
 from pgcli.options import options, search_path
-from pgcli.types import Completions, Labelled, Observations, PolicyFunction, Preferences, Scores
+from pgcli.types import Checked, Completions, Labelled, Observations, PolicyFunction, Preferences, Scores
 from pgcli.verification.check import Check, broken, equal, safely
 from pgcli.verification.language import BETA, Writer
 from pgcli.verification.oracle import JUNK
@@ -116,6 +116,8 @@ def checks(only: Collection[str] = ()) -> Iterator[Check]:
 def _topics(method: Learner) -> Iterator[Callable[[Learner], Iterator[Check]]]:
     if method.compares and method.scores:
         yield scores_of_pairs
+    elif method.collects("checked") and method.scores:
+        yield what_is_right
     elif method.compares and method.has("beta") and method.has("loss") and method.config.loss in SLOPES:
         yield gradient_of_pairs
         if method.config.loss in OPTIMA:
@@ -331,6 +333,46 @@ def scores_of_pairs(method: Learner) -> Iterator[Check]:
     centred = [x - x.mean(1, keepdim=True) for x in (rewards, found)]
     note = "what it ends at: the reward, less its mean over a prompt's completions"
     yield equal(method.option, "text: the scores", *centred, note=note)
+
+
+def what_is_right(method: Learner) -> Iterator[Check]:
+    """The sigmoid of a score is drawn to the probability that what was read is right: the whole, or each step."""
+    world, reference = language(), _reference()
+    numbers = torch.arange(reference[:-1].numel(), dtype=torch.float64).view_as(reference[:-1])
+    truth, judge = 0.5 + 0.4 * torch.sin(3 * numbers), Judge(torch.cos(numbers))
+    whole = method.has("labels") and method.config.labels == "outcome"
+    known = world.last if whole else world.mask  # every token is a step
+    place = (world.states[known], world.actions[known])
+    probabilities = truth[world.states, world.actions]
+    texts = texts_of(world, torch.arange(len(world.actions)), reference)
+    one = method.make(judge)
+
+    right = (probabilities > 0.5).double()
+    loss = one.loss(judge, Checked(texts, torch.where(known, right, JUNK), known), None)[0]
+    pull = (_sigmoid(judge.logits.detach()[place]) - right[known]) / known.sum()
+    exact = torch.zeros_like(truth).index_put(place, pull, accumulate=True).flatten()
+    note = "at their last tokens" if whole else "at the end of each step"
+    yield equal(method.option, "text: grad of a batch's loss", exact, slope(loss, judge), note=note)
+
+    # Each label a batch of its own, either way, with its probability.
+    row, step = known.nonzero(as_tuple=True)
+    single = texts_of(world, row[:, None], reference)
+    here = torch.nn.functional.one_hot(step, known.shape[1]).bool()[:, None]
+
+    def expected() -> Tensor:
+        def loss(text: Completions, at: Tensor) -> Tensor:
+            both = (
+                one.loss(judge, Checked(text, y.expand_as(at), at), None)[0] for y in (torch.ones(1), torch.zeros(1))
+            )
+            return torch.stack(list(both))
+
+        p = probabilities[row, step]
+        return (torch.stack([p, 1 - p], dim=1) * vmap(loss)(single, here)).sum()
+
+    minimise(expected, judge.logits, within=1e-11)
+    reached = torch.zeros_like(truth, dtype=torch.bool).index_put(place, torch.ones_like(place[0], dtype=torch.bool))
+    found = _sigmoid(judge.logits.detach())[reached]
+    yield equal(method.option, "text: the probabilities", truth[reached], found, note="what it ends at")
 
 
 # ---------------------------------------------------------------- single labels

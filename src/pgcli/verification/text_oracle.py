@@ -249,31 +249,38 @@ class Language:
 
     # -------------------------------------------------------- every completion
 
-    def rollout(self, pi: Tensor, reference: Tensor | None = None, values: Tensor | None = None) -> Rollout:
+    def rollout(self, pi: Tensor, reference: Tensor | None = None, *, replied: bool = False) -> Rollout:
         """All prompts and completions, each weighted by its probability under `pi`, who wrote them.
 
-        values: (S,), the critic's; None: those that are exact.
+        replied: the second token is the task's and not the policy's (`answered`): a hole in the mask.
         """
-        pi = pi.detach()
-        if values is None:
-            values = self.solve(pi).values[0]  # more steps than a completion has are none
-        s, a = self.states, self.actions
-        following = torch.cat([values[s][:, 1:], torch.zeros_like(values[s][:, :1])], dim=1)
+        pi, s, mask = pi.detach(), self.states, self.mask
+        if replied:
+            pi, mask = self.answered(pi), mask & (torch.arange(LENGTH) != 1)
+        values = self.solve(pi).values[0][s]  # more steps than a completion has are none
+        following = values[:, [2, 2, 2]] if replied else values[:, [1, 2, 2]]  # of the policy's next token
         return Rollout(
-            observations=self.observations, actions=a, mask=self.mask,
+            observations=self.observations, actions=self.actions, mask=mask,
             rewards=torch.where(self.last, self.rewards[:, None], 0),
             terminated=self.ended, truncated=self.last & ~self.ended,
-            log_probs=self._at(pi, -JUNK),
-            values=torch.where(self.mask, values[s], JUNK),
+            log_probs=self._at(pi, mask, -JUNK),
+            values=torch.where(mask, values, JUNK),
             # A completion that the limit cut is worth nothing behind it; behind an end token nobody looks.
-            next_values=torch.where(self.mask & ~self.ended, torch.where(self.last, 0, following), -JUNK),
-            reference_log_probs=ABSENT if reference is None else self._at(reference.detach(), JUNK),
+            next_values=torch.where(mask & ~self.ended, torch.where(self.last, 0, following), -JUNK),
+            reference_log_probs=ABSENT if reference is None else self._at(reference.detach(), mask, JUNK),
             weights=self.chances(pi),
         )  # fmt: skip
 
-    def groups(self, pi: Tensor, reference: Tensor | None = None, *, size: int = 2) -> Rollout:
+    def answered(self, pi: Tensor) -> Tensor:
+        """(S, V): after one token of the policy's the task says a word, whatever it was."""
+        number = torch.arange(len(pi) - 1) % PREFIXES
+        reply = (number >= LEVELS[1]) & (number < LEVELS[2])
+        said = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=pi.dtype)
+        return torch.cat([torch.where(reply[:, None], said, pi[:-1]), pi[-1:]])
+
+    def groups(self, pi: Tensor, reference: Tensor | None = None, *, size: int = 2, replied: bool = False) -> Rollout:
         """All groups of `size` completions of one prompt: their rows, each with its group's probability."""
-        rollout, each = self.rollout(pi, reference), len(self.actions) // self.prompts
+        rollout, each = self.rollout(pi, reference, replied=replied), len(self.actions) // self.prompts
         tuples = torch.cartesian_prod(*[torch.arange(each)] * size)
         members = torch.cat([tuples + prompt * each for prompt in range(self.prompts)])
         assert rollout.weights is not None
@@ -282,9 +289,9 @@ class Language:
         weights = (weights / size).repeat_interleave(size)
         return replace(rows_of(rollout, members.flatten()), weights=weights, groups=groups)
 
-    def _at(self, table: Tensor, elsewhere: float) -> Tensor:
+    def _at(self, table: Tensor, mask: Tensor, elsewhere: float) -> Tensor:
         """(Y, T): log-probs of the tokens that were chosen."""
-        return torch.where(self.mask, table[self.states, self.actions].log(), elsewhere)
+        return torch.where(mask, table[self.states, self.actions].log(), elsewhere)
 
 
 def slope(of: Tensor, policy: nn.Module, *, keep: bool = False) -> Tensor:
