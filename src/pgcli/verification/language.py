@@ -39,8 +39,9 @@ class Writer(Method):
 
     def climbs(self, policy: Any, rollout: Rollout, *, at: Any = None, **settings: Any) -> Tensor:
         """Where it moves a policy's parameters, as a sum over a completion; `at`: prepared with one, taken at other."""
-        loss = self.loss(policy, rollout, policy=at, **settings) * self.scale(rollout)
-        return -slope(loss, at or policy)
+        taken = at or policy
+        loss = self.loss(policy, rollout, policy=taken.once_differentiable(), **settings) * self.scale(rollout)
+        return -slope(loss, taken)
 
     def priced(self, placement: str, estimator: str) -> dict[str, Any]:
         kl = {"coefficient": BETA, "placement": placement, "estimator": estimator, "allow_biased": True}
