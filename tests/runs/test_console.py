@@ -100,11 +100,11 @@ def test_behind_an_evaluation_stand_the_true_reward_and_the_divergence():
     out, measured = io.StringIO(), EVALUATED | {"eval/gold": 1.57, "eval/kl": 3.43}
     with console(out, Clock()) as c:
         c.log(row(1, **measured))
-    assert "eval 201.0 (greedy 488.0)  gold 1.57  KL 3.43  entropy" in out.getvalue()
-    assert (
-        "greedy 488.0   gold 1.57   KL 3.43   at 1"
-        in screen(progress_of(row(1, **measured)), 1.0, 80, 30, UNICODE).plain
-    )
+    assert "eval 201.0 (greedy 488.0)  gold 1.57  KL to reference 3.43  entropy" in out.getvalue()
+    text = screen(progress_of(row(1, **measured)), 1.0, 90, 30, UNICODE).plain
+    assert "greedy 488.0   gold 1.57   KL to reference 3.43   at 1" in text
+    trained = screen(progress_of(row(1, **measured | {"eval/gold": 201.0})), 1.0, 90, 30, UNICODE).plain
+    assert "gold" not in trained, "it is the return"
 
 
 def test_lines_come_at_once_then_once_a_second_and_at_every_evaluation():

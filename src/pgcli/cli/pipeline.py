@@ -78,7 +78,7 @@ def _print(found: dict[str, Any], path: Path) -> None:
         if rows:
             console.print(_table(rows))
     for line in [*report.explanations(found), "", *report.samples(found)]:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)
     last = found["stages"][-1]["run"]
     console.print(f"\nreport {path / 'report.md'}", soft_wrap=True)
     console.print(f"next   pgcli sample {path / last}\n       pgcli audit {path / last}", soft_wrap=True)

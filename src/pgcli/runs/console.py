@@ -26,7 +26,7 @@ PART_KEYS = tuple(f"time/{part}" for part in PARTS)
 PART_STYLES = ("cyan", "green", "yellow", "magenta")
 COLUMNS = (("policy/",), ("loss/",), ("value/", "optimiser/"))
 """The screen's columns of metrics, by prefix; a narrow terminal drops them from the right."""
-BESIDE = {"eval/gold": "gold", "eval/kl": "KL"}
+BESIDE = {"eval/gold": "gold", "eval/kl": "KL to reference"}
 """What is shown behind an evaluation's returns, where it is measured: whether they are earned, and how far away."""
 LABELS = {
     "policy/approx_kl": "KL",
@@ -178,7 +178,7 @@ def plain_line(progress: Progress, now: float) -> str:
         parts.append(
             f"eval {number(latest['eval/return_mean'])}" + ("" if greedy is None else f" (greedy {number(greedy)})")
         )
-        parts += [f"{label} {number(latest[key])}" for key, label in BESIDE.items() if key in latest]
+        parts += beside(latest)
     for key, label in (("policy/entropy", "entropy"), ("policy/approx_kl", "kl"), ("loss/total", "loss")):
         if key in latest and not (key == "loss/total" and "policy/entropy" in latest):
             parts.append(f"{label} {number(latest[key])}")
@@ -186,6 +186,14 @@ def plain_line(progress: Progress, now: float) -> str:
         parts.append(f"{latest['time/steps_per_second']:,.0f} {progress.unit}/s")
     parts.append(duration(now - progress.began))
     return "  ".join(parts)
+
+
+def beside(latest: Mapping[str, float]) -> list[str]:
+    """`gold 1.57`, where it is not what is trained, and `KL to reference 3.43`."""
+    shown = [
+        key for key in BESIDE if key in latest and (key != "eval/gold" or latest[key] != latest["eval/return_mean"])
+    ]
+    return [f"{BESIDE[key]} {number(latest[key])}" for key in shown]
 
 
 def sample_line(sample: Mapping[str, Any]) -> str:
@@ -242,7 +250,7 @@ def return_lines(progress: Progress, width: int, height: int, glyphs: Glyphs) ->
     if "eval/return_mean" in latest:
         values.append("evaluation ", "bright_black").append(number(latest["eval/return_mean"]))
         more = [f"   greedy {number(latest['eval/greedy_return_mean'])}"] if "eval/greedy_return_mean" in latest else []
-        more += [f"   {label} {number(latest[key])}" for key, label in BESIDE.items() if key in latest]
+        more += [f"   {text}" for text in beside(latest)]
         for text in [*more, f"   at {progress.evaluated_at:,}"]:
             if values.cell_len + len(text) <= width:
                 values.append(text, "bright_black")
