@@ -118,6 +118,7 @@ EXPERIMENTS = {
         "algo=ppo", *SEGMENTS, "algo.kl.coefficient=0.1", "algo.kl.placement=loss", "algo.kl.estimator=k2",
     ),
     "ppo on sort": ("algo=ppo", *SORT, "algo.num_episodes=16", "algo.epochs=2"),
+    "ppo with a critic of its own": ("algo=ppo", *SORT, "policy.critic=separate", "algo.num_episodes=16"),
     "a2c on sort": ("algo=a2c", *SORT, "algo.num_episodes=16"),
     "reinforce on sort": ("algo=reinforce", *SORT, "algo.num_episodes=16"),
     "vanilla_pg on sort": ("algo=vanilla_pg", *SORT, "algo.num_episodes=16"),

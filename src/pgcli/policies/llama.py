@@ -62,7 +62,7 @@ def write(folder: Path, state: State, config: TrunkSettings, spec: TextSpec, *, 
     for ours, theirs in _names(config.layers):
         for name, piece in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
             tensors[name] = piece.detach().cpu().contiguous().clone()
-    safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
 def write_tokenizer(folder: Path, decode: Callable[[Sequence[int]], str], spec: TextSpec) -> bool:
