@@ -194,6 +194,15 @@ def test_the_corpus_is_the_grammar():
     )
 
 
+def test_how_a_story_goes_on_is_drawn_apart_from_its_prompt():
+    # `liz found the` leads to an adjective or a noun: 22 words, each with a chance of 0.025 or more.
+    task = story()
+    text = task.corpus(range(60_000)).actions
+    after = text[(text[:, :3] == torch.tensor(numbers("liz found the"))).all(1), 3]
+    assert len(after) > 200
+    assert len(set(after.tolist())) == 22
+
+
 def test_words_read_as_tokens_and_back():
     assert story().encode("liz found the") == numbers("liz found the")
     assert story().decode([BOS, *story().encode("liz found the ."), END]) == "<bos> liz found the . <end>"
