@@ -193,6 +193,14 @@ class Replying(Protocol):
         ...
 
 
+class Completing(Protocol):
+    """A text task whose observations hold more than a prompt, which a prompt that somebody types has not."""
+
+    def complete(self, prompts: Observations, seeds: Sequence[int]) -> Observations:
+        """The same prompts with all that `rewards` reads."""
+        ...
+
+
 class Comparing(Protocol):
     """A text task that may bring pairs of its own, which somebody has compared."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
@@ -235,6 +236,7 @@ class Decoding:
             tokens = rollout.actions[n, :length].tolist()
             finished = bool(rollout.terminated[n].any())
             parts = {name: float(value[n]) for name, value in rollout.aux.items()}
+            parts = {name: value for name, value in parts.items() if name == "reward" or not math.isnan(value)}
             sample: Sample = {
                 "prompt": self.task.decode(prompt.tolist()),
                 "completion": self.task.decode(tokens[:-1] if finished else tokens),

@@ -111,7 +111,8 @@ class Asked:
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
         del held_out
         prompts = {"prompt": self._prompt.expand(len(seeds), -1)}
-        return prompts | ({"lengths": torch.full((len(seeds),), self._length)} if self._padded else {})
+        prompts |= {"lengths": torch.full((len(seeds),), self._length)} if self._padded else {}
+        return self._task.complete(prompts, seeds) if hasattr(self._task, "complete") else prompts
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         try:

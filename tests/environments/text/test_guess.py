@@ -58,6 +58,13 @@ def test_a_prompt_is_a_function_of_its_seed_alone_and_no_set_is_on_both_sides():
     assert len(sets(True) | sets(False)) == 20
 
 
+def test_a_prompt_that_somebody_types_has_something_meant_too():
+    task = guess()
+    typed = {"prompt": torch.tensor([[31, *task.encode("tch?")]] * 300)}
+    meant = task.complete(typed, range(300))["meant"]
+    assert sorted(task.decode(meant.unique().tolist())) == ["c", "h", "t"]
+
+
 def test_the_reply_compares_what_is_meant_with_a_first_turn_of_one_letter():
     task = guess()
     completions, mask = turns(task, "h.", "h.", "h.", ".", "ab.", "?.", "z.")

@@ -166,6 +166,15 @@ def test_a_function_of_the_user_scores_each_completion(tmp_path, rewards):
     assert found["reward"].tolist() == [3.5, 0.5, -1.0]
 
 
+def test_a_typed_prompt_is_scored_as_the_file_s_where_it_is_one(tmp_path, rewards):
+    name = rewards("def score(p, c, row):\n    return row['bonus']")
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "ab", "bonus": 2}], reward=name, held_out=0.0)
+    for text, expected in (("ab", [2.0]), ("ba", [float("nan")])):
+        typed = {"prompt": torch.tensor([task.encode(text)]), "lengths": torch.tensor([3])}
+        found = task.rewards(task.complete(typed, [0]), *written(task, "x."))
+        torch.testing.assert_close(found["reward"], torch.tensor(expected), equal_nan=True)
+
+
 def test_a_dict_is_reported_by_component_and_its_sum_is_trained_unless_it_says_what(tmp_path, rewards):
     name = rewards("def score(p, c, row):\n    return {'length': len(c), 'x': 2.0 * c.count('x')}")
     task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}], reward=name, held_out=0.0)

@@ -78,10 +78,16 @@ class Guess:
             order = uniforms(state[open_rows], c.letters).argsort(axis=1)
             chosen[open_rows] = order[:, : c.choices]
             open_rows = open_rows[is_held_out(chosen[open_rows]) != held_out]
-        which = (uniforms(mix(~state), 1)[:, 0] * c.choices).astype(np.int64)
         n = len(state)
         prompt = np.concatenate([np.full((n, 1), BOS), chosen, np.full((n, 1), ASKED)], axis=1)
-        return {"prompt": torch.from_numpy(prompt), "meant": torch.from_numpy(chosen[np.arange(n), which])}
+        return self.complete({"prompt": torch.from_numpy(prompt)}, seeds)
+
+    def complete(self, prompts: Observations, seeds: Sequence[int]) -> Observations:
+        """Each seed draws which of its prompt's letters is meant."""
+        letters = prompts["prompt"][:, 1:-1]
+        keys = mix(~np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+        which = torch.from_numpy((uniforms(keys, 1) * letters.shape[1]).astype(np.int64))
+        return prompts | {"meant": letters.gather(1, which).squeeze(1)}
 
     def replies(self, observations: Observations, completions: Tensor, mask: Tensor) -> Tensor:
         """(N, 1): how what is meant stands to the letter of a first turn."""

@@ -172,7 +172,19 @@ class Jsonl:
         """`row`: which of the file's rows it is."""
         return self._asked(self._draw(seeds, self.held_out if held_out else self.train, "prompt"))
 
+    def complete(self, prompts: Observations, seeds: Sequence[int]) -> Observations:
+        """A prompt of the file is its row; any other has none, and cannot be scored."""
+        del seeds
+        rows = []
+        for prompt, length in zip(prompts["prompt"].tolist(), prompts["lengths"].tolist(), strict=True):
+            text = self.tokens.decode(prompt[len(prompt) - length :])
+            rows.append(next((number for number, row in enumerate(self.rows) if row.get("prompt") == text), -1))
+        return prompts | {"row": torch.tensor(rows)}
+
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        if (observations["row"] < 0).any():
+            unknown = torch.full((len(completions),), torch.nan, device=completions.device)
+            return {"reward": unknown, "exact_match": unknown}
         numbers = observations["row"].tolist()
         length = completions.shape[1]
         right = self.answers.padded(np.array(numbers), length, self.tokens.pad).to(completions.device)
