@@ -135,6 +135,7 @@ def test_the_gradient_flows_through_both_turns_and_not_through_the_reply():
     rollout = source.collect(None)  # well-formed turns, as an untrained policy hardly ever writes them
     reward = task.rewards(rollout.observations, rollout.actions, rollout.mask)["reward"]
     rollout.rewards[:, -1] = reward
+    rollout.log_probs = parts.policy(rollout.observations, rollout.actions).log_probs.detach()
     rewarded = reward.nonzero().squeeze(1)
     assert 0 < len(rewarded) < 16
     total, _ = parts.algorithm.loss(parts.policy, parts.algorithm.prepare(rollout), None)
