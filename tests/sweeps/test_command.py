@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import io
 import json
@@ -171,3 +172,12 @@ def test_a_sweep_of_real_runs_leaves_run_directories_that_can_be_compared(pgcli_
     assert [run.seed for run in runs] == [0, 1]
     assert all(run.rows()[-1]["step"] >= 1024 for run in runs)
     assert out.splitlines()[-1] == f"next    pgcli compare sweeps/{sweep.name}"
+
+
+def test_runs_that_are_planned_later_are_news_too(tmp_path):
+    sweep, board = plan(tmp_path, "do=ok seed=0", "do=ok seed=1", "do=ok seed=2"), Board()
+    first, later = [dataclasses.replace(sweep, trials=sweep.trials[part]) for part in (slice(0, 1), slice(1, 3))]
+    first.trials[0].status = "running"
+    assert [line.split()[0] for line in board.news(first)] == ["started"]
+    later.trials[0].status, later.trials[1].status = "finished", "running"  # the one was there before
+    assert [line.split()[:2] for line in board.news(later)] == [["started", "002"]]

@@ -101,8 +101,8 @@ class Board:
 
     def news(self, sweep: Sweep) -> list[str]:
         """A line for each run whose status changed since the last call."""
-        if not self.told:  # what was so before is no news
-            self.told = {trial.n: "" if trial.status == "running" else trial.status for trial in sweep.trials}
+        before = {trial.n: "" if trial.status == "running" else trial.status for trial in sweep.trials}
+        self.told = before | self.told  # what was so before is no news; a study plans its stages one after the other
         changed = [trial for trial in sweep.trials if self.told[trial.n] != trial.status]
         self.told |= {trial.n: trial.status for trial in changed}
         return [self.event(sweep, trial) for trial in changed]
