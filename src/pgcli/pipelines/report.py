@@ -271,7 +271,7 @@ def samples(data: dict[str, Any]) -> Iterator[str]:
         for name, sample in shown["completions"].items():
             parts = {"reward": sample["reward"]} | sample["components"]
             known = [key for key in ("proxy", "gold") if key in parts] or ["reward"]
-            numbers = "  ".join(f"{key} {number(parts[key]):>5}" for key in known)
+            numbers = "  ".join(f"{key} {number(parts[key]):>7}" for key in known)
             end = "" if sample["finished"] else " ... (cut)"
             yield f"  {name:{width}}  {numbers}   {sample['completion']}{end}"
 
