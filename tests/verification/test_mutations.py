@@ -78,7 +78,7 @@ MUTATIONS = [
     ("algorithms.ppo", "PPO.loss", "-weighted_sum(objective", "weighted_sum(objective", "ppo"),
     ("algorithms.ppo", "PPO.loss", "+ c.value_coefficient", "- c.value_coefficient", "ppo"),
     ("algorithms.ppo", "PPO.loss", "value_error, batch.per_action", "value_error, batch.weights", "ppo"),
-    ("algorithms._kl", "KL.returns", "masked_sum(rollout.rewards, rollout.mask, dim=1)", "rollout.rewards[:, 0]", "rloo"),
+    ("algorithms._kl", "KL.returns", "masked_sum(rollout.rewards,", "masked_sum(-rollout.rewards,", "rloo"),
     ("algorithms.rloo", "RLOO.prepare", "leave_one_out(returns, rollout.groups)", "returns", "rloo"),
     ("algorithms.rloo", "RLOO.loss", "batch.weights)", "batch.per_action)", "rloo"),
     ("algorithms.grpo", "GRPO.prepare", "group_standardise", "batch_standardise", "grpo"),
