@@ -30,7 +30,7 @@ build-backend = "hatchling.build"
 name = "corridor-plugin"
 version = "1.0"
 [project.entry-points."pgcli.environments"]
-corridor = "corridor_plugin.environment:Corridor"
+alley = "corridor_plugin.environment:Corridor"
 [project.entry-points."pgcli.algorithms"]
 bold = "corridor_plugin.algorithm:Bold"
 [project.entry-points."pgcli.devices"]
@@ -39,9 +39,9 @@ desk = "corridor_plugin.device:Desk"
 packages = ["corridor_plugin"]
 """,
     "corridor_plugin/__init__.py": "",
-    "corridor_plugin/conf/env/corridor.yaml": """\
+    "corridor_plugin/conf/env/alley.yaml": """\
 # A corridor of cells: the right end pays 1.
-name: corridor
+name: alley
 cells: 4
 solved_at: 1.0
 normalise: {observations: false, rewards: false, clip: 10.0, gamma: 0.99, reward_scale: 1.0, reward_clip: null}
@@ -195,12 +195,12 @@ def test_a_package_without_conf_says_so(monkeypatch):
 
 
 def test_an_installed_plug_in_extends_the_groups_and_trains(installed, tmp_path):
-    for what, group, option in [("envs", "env", "corridor"), ("algos", "algo", "bold"), ("devices", "device", "desk")]:
+    for what, group, option in [("envs", "env", "alley"), ("algos", "algo", "bold"), ("devices", "device", "desk")]:
         assert group in GROUPS
         assert f"\n{option} " in "\n" + call("-m", "pgcli", "list", what, cwd=tmp_path, path=installed)
     words = [
         "algo=bold",
-        "env=corridor",
+        "env=alley",
         "device=desk",
         "env.cells=3",
         "total_steps=3_000",
@@ -209,7 +209,7 @@ def test_an_installed_plug_in_extends_the_groups_and_trains(installed, tmp_path)
     ]
     answer = json.loads(call("-m", "pgcli", "train", *words, "--json", cwd=tmp_path, path=installed))
     run = json.loads((tmp_path / answer["run"] / "run.json").read_text())
-    assert (run["status"], run["choices"]["algo"], run["slug"]) == ("completed", "bold", "corridor")
+    assert (run["status"], run["choices"]["algo"], run["slug"]) == ("completed", "bold", "alley")
     assert answer["eval/greedy_return_mean"] == 1.0  # it walks to the right end
 
 
