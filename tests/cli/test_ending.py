@@ -25,3 +25,13 @@ def test_what_to_type_next_goes_on_from_this_run(algo, unit, lines):
         config={"env": {}, "init": "i", "reward": "w"},
     )  # fmt: skip
     assert _ending._next(run).split("\n       ") == lines
+
+
+def test_what_to_type_next_says_where_the_model_and_the_texts_are(tmp_path):
+    (tmp_path / "overrides.txt").write_text("algo=sft\nenv=jsonl\nenv.path=p.jsonl\npolicy=hf\npolicy.path=m\nseed=3\n")
+    run = SimpleNamespace(
+        status="completed", path=tmp_path, choices={"algo": "sft", "env": "jsonl"}, info={"unit": "tokens"},
+        config={"env": {}, "init": None},
+    )  # fmt: skip
+    following = _ending._next(run).split("\n       ")[1]
+    assert following == f"pgcli train algo=grpo env=jsonl env.path=p.jsonl policy=hf policy.path=m init={tmp_path}"

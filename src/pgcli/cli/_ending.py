@@ -51,11 +51,24 @@ def _outcome(run: "Run") -> str:
     return f"{sentence}: return {summary['eval/return_mean']:.4g}, greedy {summary['eval/greedy_return_mean']:.4g}"
 
 
+PLACES = ("policy=", "policy.path=", "env.path=", "env.reward=")
+
+
+def _places(run: "Run") -> list[str]:
+    """The words that were typed without which another run would not know where its model and its texts are."""
+    try:
+        words = (run.path / "overrides.txt").read_text("utf-8").split("\n")
+    except OSError:
+        return []
+    return [word for word in words if word.startswith(PLACES)]
+
+
 def _next(run: "Run") -> str:
     if run.status == "interrupted":
         return f"pgcli resume {run.path}"
     algo = run.choices["algo"]
     env = run.config["env"].get("id") if run.choices["env"] == "gymnasium" else run.choices["env"]
+    env += "".join(f" {word}" for word in _places(run))
     alternatives = ("rloo", "grpo") if run.info["unit"] == "tokens" else ("a2c", "ppo")
     other = next(name for name in alternatives if name != algo)
     start = f" init={run.config['init']}" if run.config["init"] else ""
