@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from pgcli.errors import InputError
-from pgcli.experiment import resume, train
+from pgcli.experiment import evaluate, resume, train
 from pgcli.runs import Run
 
 from .conftest import MLP, TINY, TRANSFORMER, assert_same_end, killed_copy, lines_of_metrics
@@ -365,3 +365,14 @@ def rows_of_training(path):
 
 def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_that_another_one_builds_on_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*EXPERIMENTS["grpo on sort"], "algo.kl.measure=true", "runs_dir=all"]
+    first = start("all/first", *words, steps=100)
+    second = start("second", *words, "init=all/first", "reference=latest", steps=100)
+    assert second.config["init"] == second.config["reference"] == str(tmp_path / "all" / "first")
+    monkeypatch.chdir("/")
+    assert evaluate(tmp_path / second.path, episodes=2)["episodes"] == 2
+    assert not first.path.exists(), "from here"

@@ -136,7 +136,7 @@ def _config(run: Run) -> Check:
         node: Any = run.config
         for part in key.split("."):
             node = node.get(part, ABSENT) if isinstance(node, dict) else ABSENT
-        whole = str(node).endswith(f"/{str(value).removeprefix('./')}")  # a path is written down from its root
+        whole = str(node).endswith(f"/{str(value).removeprefix('./')}") or value == "latest"  # written from its root
         if node != value and str(node) != str(value) and not whole:
             wrong.append(text)
     kept = f"{len(words) - len(wrong)} of {len(words)} words"

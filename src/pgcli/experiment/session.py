@@ -54,6 +54,7 @@ def train(
         settings = load(config, overrides, trust=trust)
     else:
         settings = compose(overrides, config_dirs=config_dirs, trust=trust)
+    settings = _located(settings)
     parts = build(settings, sources(settings))
     with _closing(parts), stop_requests() as stop:
         if settings.eval.gradients:
@@ -287,6 +288,15 @@ def _promise(parts: Parts) -> bool | str:
     if workers > 1:
         return f"not promised with {workers} workers: their gradients are applied in the order in which they come"
     return True
+
+
+def _located(settings: ExperimentConfig) -> ExperimentConfig:
+    """With the runs that it names written down from the root: `latest` will be another one, and so may the folder be
+    in which someone stands who goes on with this run.
+    """
+    named = {key: name for key in ("init", "reference", "reward") if (name := getattr(settings, key)) is not None}
+    found = {key: str(find_run(name, settings.runs_dir).path.resolve()) for key, name in named.items()}
+    return settings.model_copy(update=found)
 
 
 def sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
