@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from pgcli.analysis.curves import find_runs, load
+from pgcli.analysis.curves import bearing, find_runs, judge, load
 from pgcli.errors import InputError
 
 KEY = "eval/return_mean"
@@ -125,3 +125,16 @@ def test_one_seed_from_two_initialisations_is_no_duplicate(write_run):
     curves, warnings = load(paths, KEY)
     assert len(curves) == 2
     assert not warnings
+
+
+def test_reward_models_that_differ_in_their_seed_alone_are_one_and_others_are_not(write_run, tmp_path):
+    models = [
+        write_run("ppo", seed, [1.0], name="rm", config={"env.pairs": pairs, "init": f"sft{seed}"}, folder=f"m{pairs}")
+        for seed, pairs in ((0, 200), (1, 200), (0, 2000))
+    ]
+    found = [
+        bearing(load([write_run("a2c", 0, [1.0], name=str(i), config={"reward": str(path)})], KEY)[0][0].run.config)
+        for i, path in enumerate(models)
+    ]
+    assert found[0]["reward"] == found[1]["reward"] != found[2]["reward"]
+    assert judge("nowhere") == "nowhere"

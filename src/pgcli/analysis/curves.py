@@ -1,5 +1,6 @@
 """From run directories to evaluation curves, and what is measured on one curve."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -160,6 +161,19 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def bearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings that bear on learning. Of `init` only whether it was given: each seed may have its own."""
+    """Flat settings that bear on learning. Of `init` and `reference` only whether they were given, since each seed may
+    have its own; of `reward` for the same reason what the model was trained with.
+    """
     flat = flatten({key: value for key, value in config.items() if key not in SILENT})
-    return flat | {"init": "given"} if flat.get("init") is not None else flat
+    flat |= {key: "given" for key in ("init", "reference") if flat.get(key) is not None}
+    return flat | {"reward": judge(flat["reward"])} if flat.get("reward") is not None else flat
+
+
+def judge(path: str) -> str:
+    """What tells one reward model from another, whatever their seeds: a digest of its settings, or the path."""
+    try:
+        run = Run(path)
+        settings = json.dumps(bearing(run.config), sort_keys=True, default=str)
+    except InputError:
+        return path
+    return f"{run.choices['algo']}:{hashlib.blake2b(settings.encode(), digest_size=2).hexdigest()}"

@@ -166,7 +166,7 @@ def markdown(found: Reproduction) -> str:
         f"| {cell.environment} | {cell.method} | {result.steps:,} | {seeds} |"
         for (cell, result), seeds in zip(found.results, by_seed(found), strict=True)
     ]
-    if not study.reference and len({cell.method for cell, _ in found.results}) > 1:
+    if not (study.reference or study.stages) and len({cell.method for cell, _ in found.results}) > 1:
         lines += ["", *comparisons(found)]
     lines += ["", "## The runs", "", "The command above is these sweeps, with their runs in one folder:", "", "```"]
     return "\n".join([*lines, *sweeps(found), "```", ""])
