@@ -81,12 +81,13 @@ def conclude(
 ) -> Reproduction:
     """What the runs of a sweep say; the first `seeds` of its runs are those of the first cell, and so on."""
     curves, missing, seconds = [], [], []
+    unknown = f"{study.measure} was never logged" if "/" in study.measure else "no episode ended in a run"
     for i, cell in enumerate(cells):
         trials = sweep.trials[i * seeds : (i + 1) * seeds]
         found = [curve for trial in trials if (curve := _curve(study, sweep, trial)) is not None]
         if len(found) < len(trials):
             absent = sum(trial.status != "finished" for trial in trials)
-            why = f"{absent} of {len(trials)} runs have not finished" if absent else "no episode ended in a run"
+            why = f"{absent} of {len(trials)} runs have not finished" if absent else unknown
             missing.append(f"{cell.method} on {cell.environment}: {why}")
         curves.append((cell, found))
         seconds += [float(curve.run.info["summary"]["seconds"]) for curve in found]
