@@ -3,11 +3,14 @@
 import difflib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pgcli.errors import InputError
+from pgcli.options import find_file, options, search_path, short
 from pgcli.settings import Settings
 
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multiple of"}
@@ -183,3 +186,57 @@ def _abbreviates(short: str, long: str) -> bool:
     """`lr` and `lrr` abbreviate `learning_rate`: same first letter, the others in order."""
     letters = iter(long)
     return short[:1] == long[:1] and all(letter in letters for letter in short)
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def read_file(
+    group: str, name: str, model: type[Model], check: Callable[[Model], None], *, noun: str,
+    config_dirs: Iterable[Path | str],
+) -> tuple[Model, Path]:  # fmt: skip
+    """The settings of an option's own file, checked, and the file: of what is no part of an experiment's config.
+
+    check: what the model cannot say by itself; raises InputError. noun: what such a file describes.
+    Raises InputError with one line for each thing that is wrong.
+    """
+    import yaml
+
+    folders = search_path(config_dirs)
+    file = find_file(group, name, folders) if name and Path(name).name == name else None
+    if file is None:
+        known = list(options(group, folders))
+        close = nearest(name, known)
+        raise InputError(
+            f"no {noun} is called `{name}`" + (f"; did you mean `{close}`?" if close else "")
+            + f"   (there are {', '.join(known)})"
+        )  # fmt: skip
+    try:
+        data = yaml.safe_load(file.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{short(file)}{line}: bad YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{short(file)} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{short(file)} must hold settings (key: value)")
+    found, problems = validate(model, data)
+    if not isinstance(found, model):
+        raise InputError("\n".join(f"{short(file)}: {_sentence(model, p, noun)}" for p in problems))
+    try:
+        check(found)
+    except InputError as error:
+        raise InputError(f"{short(file)}: {error}") from error
+    return found, file
+
+
+def _sentence(model: type[BaseModel], problem: Problem, noun: str) -> str:
+    if problem.kind != "unknown":
+        return f"`{problem.key}` {problem.text}".replace("`` is refused: ", "")
+    *parents, last = problem.key.split(".")
+    for parent in parents:
+        if parent in model.model_fields:
+            model = nested_model(model.model_fields[parent].annotation) or model
+    close = nearest(last, model.model_fields)
+    return f"`{problem.key}` is not a setting of a {noun}" + (f"; did you mean `{close}`?" if close else "")

@@ -11,8 +11,8 @@ from pydantic import Field
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig, compose
 from pgcli.experiment.overrides import parse
-from pgcli.experiment.validation import nearest, validate
-from pgcli.options import GROUPS, find_file, headline, options, search_path, short
+from pgcli.experiment.validation import read_file
+from pgcli.options import GROUPS, headline, options, search_path
 from pgcli.settings import Settings
 
 FOLDER = "pipeline"
@@ -52,35 +52,7 @@ def names(config_dirs: Iterable[Path | str] = ()) -> dict[str, str]:
 
 def load(name: str, config_dirs: Iterable[Path | str] = ()) -> tuple[Definition, str]:
     """The pipeline called `name`, and its title. Raises InputError with one line for each thing that is wrong."""
-    import yaml
-
-    folders = search_path(config_dirs)
-    file = find_file(FOLDER, name, folders) if name and Path(name).name == name else None
-    if file is None:
-        known = list(options(FOLDER, folders))
-        close = nearest(name, known)
-        raise InputError(
-            f"no pipeline is called `{name}`" + (f"; did you mean `{close}`?" if close else "")
-            + f"   (there are {', '.join(known)})"
-        )  # fmt: skip
-    try:
-        data = yaml.safe_load(file.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{short(file)}{line}: bad YAML: {getattr(error, 'problem', error)}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{short(file)} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{short(file)} must hold settings (key: value)")
-    found, problems = validate(Definition, data)
-    if not isinstance(found, Definition):
-        texts = {"unknown": "is not a setting of a pipeline"}
-        raise InputError("\n".join(f"{short(file)}: `{p.key}` {texts.get(p.kind, p.text)}" for p in problems))
-    try:
-        _check(found)
-    except InputError as error:
-        raise InputError(f"{short(file)}: {error}") from error
+    found, file = read_file(FOLDER, name, Definition, _check, noun="pipeline", config_dirs=config_dirs)
     return found, headline(file)
 
 

@@ -17,12 +17,12 @@ from math import sqrt
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from pgcli.errors import InputError
 from pgcli.experiment.overrides import expand, parse
-from pgcli.experiment.validation import nearest, nested_model, validate
-from pgcli.options import find_file, headline, options, search_path, short
+from pgcli.experiment.validation import nearest, read_file
+from pgcli.options import headline, options, search_path
 from pgcli.settings import Settings
 
 FOLDER = "experiment"
@@ -140,47 +140,7 @@ def names(config_dirs: Iterable[Path | str] = ()) -> dict[str, str]:
 
 def load(name: str, config_dirs: Iterable[Path | str] = ()) -> Study:
     """The study called `name`. Raises InputError with one line for each thing that is wrong with it."""
-    import yaml
-
-    folders = search_path(config_dirs)
-    file = find_file(FOLDER, name, folders) if name and Path(name).name == name else None
-    if file is None:
-        known = list(options(FOLDER, folders))
-        close = nearest(name, known)
-        raise InputError(
-            f"no study is called `{name}`" + (f"; did you mean `{close}`?" if close else "")
-            + f"   (there are {', '.join(known)})"
-        )  # fmt: skip
-    try:
-        data = yaml.safe_load(file.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{short(file)}{line}: bad YAML: {getattr(error, 'problem', error)}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{short(file)} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{short(file)} must hold settings (key: value)")
-    study, problems = validate(Study, data)
-    if not isinstance(study, Study):
-        raise InputError("\n".join(f"{short(file)}: {_sentence(p.key, p.kind, p.text)}" for p in problems))
-    try:
-        _check(study)
-    except InputError as error:
-        raise InputError(f"{short(file)}: {error}") from error
-    return study
-
-
-def _sentence(key: str, kind: str, text: str) -> str:
-    if kind != "unknown":
-        return f"`{key}` {text}".replace("`` is refused: ", "")
-    model: type[BaseModel] = Study
-    *parents, last = key.split(".")
-    for parent in parents:
-        if parent in model.model_fields:
-            model = nested_model(model.model_fields[parent].annotation) or model
-    close = nearest(last, model.model_fields)
-    return f"`{key}` is not a setting of a study" + (f"; did you mean `{close}`?" if close else "")
+    return read_file(FOLDER, name, Study, _check, noun="study", config_dirs=config_dirs)[0]
 
 
 def _check(study: Study) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from pgcli.options import options, search_path
 
 
 class Check(NamedTuple):
@@ -57,6 +59,30 @@ def safely(algo: str, topic: Callable[..., Iterator[Check]], *arguments: Any) ->
         yield from topic(*arguments)
     except Exception as error:
         yield broken(algo, topic.__name__.replace("_", " "), error)
+
+
+Method = TypeVar("Method")
+
+
+def of_each(
+    only: Collection[str], make: Callable[[str], Method],
+    topics: Callable[[Method], Iterable[Callable[[Method], Iterator[Check]]]], *, what: str,
+) -> Iterator[Check]:  # fmt: skip
+    """The rows of every option of `algo`, or of those in `only`: those of the topics that there are for its method.
+
+    what: is said to be broken, where not even these can be made.
+    """
+    for option in options("algo", search_path()):
+        if only and option not in only:
+            continue
+        try:
+            method = make(option)
+            found = list(topics(method))
+        except Exception as error:
+            yield broken(option, what, error)
+            continue
+        for topic in found:
+            yield from safely(option, topic, method)
 
 
 def _size(x: Tensor) -> float:

@@ -19,9 +19,8 @@ from pgcli.functional import dynamic_programming as dp
 from pgcli.functional.completions import tilt
 from pgcli.functional.kl import k1, k2, k3, k3_corrected
 from pgcli.functional.masked import masked_sum
-from pgcli.options import options, search_path
 from pgcli.types import ABSENT, Rollout
-from pgcli.verification.check import Check, at_most, broken, equal, safely
+from pgcli.verification.check import Check, at_most, equal, of_each, safely
 from pgcli.verification.oracle import angle, reward_to_go
 from pgcli.verification.policy_gradients import EPSILON, GROUP, Method
 from pgcli.verification.text_oracle import Language, Table, Whole, language, minimise, settings, slope
@@ -62,17 +61,7 @@ def checks(only: Collection[str] = ()) -> Iterator[Check]:
     if not only:
         for shared in SHARED:
             yield from safely("", shared)
-    for option in options("algo", search_path()):
-        if only and option not in only:
-            continue
-        try:
-            method = Writer(option)
-            topics = list(_topics(method))
-        except Exception as error:
-            yield broken(option, "text: its loss", error)
-            continue
-        for topic in topics:
-            yield from safely(option, topic, method)
+    yield from of_each(only, Writer, _topics, what="text: its loss")
 
 
 def _topics(method: Writer) -> Iterator[Callable[[Writer], Iterator[Check]]]:

@@ -23,11 +23,10 @@ from pgcli.functional import dynamic_programming as dp
 from pgcli.functional.kl import k1, k2, k3, k3_corrected
 from pgcli.functional.masked import weighted_sum
 from pgcli.functional.policy_loss import policy_gradient
-from pgcli.options import options, search_path
 from pgcli.registry import find
 from pgcli.types import Batch, Rollout, Stochastic
 from pgcli.verification import oracle as oracles
-from pgcli.verification.check import Check, at_most, broken, equal, safely
+from pgcli.verification.check import Check, at_most, equal, of_each, safely
 from pgcli.verification.oracle import Oracle, Table, angle, each_row_its_own, reward_to_go, rows_of
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -139,17 +138,7 @@ def checks(only: Collection[str] = ()) -> Iterator[Check]:
     if not only:
         for shared in SHARED:
             yield from safely("", shared)
-    for option in options("algo", search_path()):
-        if only and option not in only:
-            continue
-        try:
-            method = Method(option)
-            topics = list(_topics(method))
-        except Exception as error:
-            yield broken(option, "its loss", error)
-            continue
-        for topic in topics:
-            yield from safely(option, topic, method)
+    yield from of_each(only, Method, _topics, what="its loss")
 
 
 def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from pgcli.functional.completions import tilt
-from pgcli.options import options, search_path
 from pgcli.types import Checked, Completions, Labelled, Observations, PolicyFunction, Preferences, Scores
-from pgcli.verification.check import Check, broken, equal, safely
+from pgcli.verification.check import Check, equal, of_each
 from pgcli.verification.language import BETA, Writer
 from pgcli.verification.oracle import JUNK
 from pgcli.verification.text_oracle import Language, Table, Whole, language, minimise, prefixes, slope
@@ -100,17 +99,7 @@ def bradley_terry(world: Language, smoothed: float = 0.0) -> Tensor:
 
 def checks(only: Collection[str] = ()) -> Iterator[Check]:
     """Rows of the algorithms in `only`; of all, if it is empty."""
-    for option in options("algo", search_path()):
-        if only and option not in only:
-            continue
-        try:
-            method = Learner(option)
-            topics = list(_topics(method))
-        except Exception as error:
-            yield broken(option, "preferences: its loss", error)
-            continue
-        for topic in topics:
-            yield from safely(option, topic, method)
+    yield from of_each(only, Learner, _topics, what="preferences: its loss")
 
 
 def _topics(method: Learner) -> Iterator[Callable[[Learner], Iterator[Check]]]:
