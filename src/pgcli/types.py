@@ -580,8 +580,19 @@ class Completions(NamedTuple):
     """(N, T), of the frozen reference policy; 0 on padding. ABSENT where nobody asks for them."""
 
 
+class OfTexts:
+    """What is learned from completions that stand in a table, whoever wrote them."""
+
+    texts: Completions
+
+    @property
+    def steps(self) -> int:
+        """Tokens that are trained on."""
+        return int(self.texts.mask.sum())
+
+
 @dataclass
-class Preferences:
+class Preferences(OfTexts):
     """Pairs of completions of one prompt, one of which was preferred."""
 
     texts: Completions
@@ -594,14 +605,9 @@ class Preferences:
     episodes: list[Episode] = field(default_factory=list)
     """Completions that were written for it, where they were."""
 
-    @property
-    def steps(self) -> int:
-        """Tokens that are trained on."""
-        return int(self.texts.mask.sum())
-
 
 @dataclass
-class Labelled:
+class Labelled(OfTexts):
     """Completions that are desirable or not, each by itself."""
 
     texts: Completions
@@ -613,13 +619,9 @@ class Labelled:
     metrics: Metrics = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
 
-    @property
-    def steps(self) -> int:
-        return int(self.texts.mask.sum())
-
 
 @dataclass
-class Checked:
+class Checked(OfTexts):
     """Completions of which it is known what is right: each as a whole, or each of its steps."""
 
     texts: Completions
@@ -630,10 +632,6 @@ class Checked:
     """(N, T) bool: the last token of a completion, or of each of its steps."""
     metrics: Metrics = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
-
-    @property
-    def steps(self) -> int:
-        return int(self.texts.mask.sum())
 
 
 @dataclass
