@@ -53,6 +53,18 @@ def test_on_completions_of_the_initial_policy_the_scores_have_mean_0_and_deviati
     assert 0.5 < found.aux["proxy"].std() < 1.1
 
 
+def test_a_run_that_goes_on_keeps_the_unit_of_its_reference(judge, tmp_path):
+    words = ("algo=sft", *SORT, "algo.num_demonstrations=64", "algo.learning_rate=1e-2", "total_steps=30_000")
+    reference = train(*TINY, *words, run_dir=tmp_path / "sft", quiet=True)
+    config = compose([*SHORT, "algo=rloo", *SORT, "algo.kl.coefficient=0.1", "judge.calibration=2000"])
+    built = build(config, Sources(reward=trained(judge), reference=trained(reference)))
+    means = {}
+    for name, policy in (("reference", built.frozen["reference"]), ("initial", built.policy)):
+        means[name] = built.evaluator.play(policy, list(range(2000)), np.random.default_rng(0)).aux["proxy"].mean()
+    assert abs(means["reference"]) < 0.1
+    assert abs(means["initial"]) > 0.15
+
+
 def test_a_combination_that_distrusts_never_pays_more_than_the_mean(judge):
     found = {}
     for combine in ("mean", "min", "mean_minus_variance"):

@@ -155,7 +155,8 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
     if judge is not None:
         frozen["reward"] = judge.to(device.torch)
         if not sources.begun:
-            _calibrate(config, environment, judge, frozen.get("writer", policy), device.torch)
+            writer = frozen.get("writer", frozen.get("reference", policy))
+            _calibrate(config, environment, judge, writer, device.torch)
 
     algorithm = algorithm_class(
         policy, config.algo, total_steps=config.total_steps, seed=derive(config.seed, "minibatches")
@@ -240,7 +241,8 @@ def _vocabulary(task: Any) -> list[str]:
 
 
 def _calibrate(config: ExperimentConfig, task: Any, judge: Judge, writer: Any, device: torch.device) -> None:
-    """On completions of training prompts by the initial policy (where that judges: by who writes its pairs)."""
+    """On completions of training prompts by the reference, so that a reward keeps its unit in a run that goes on from
+    another; without one by the initial policy (where that judges: by who writes its pairs)."""
     seeds = episode_seeds(config.seed, "calibration", range(config.judge.calibration))
     written = write(Decoding(task, device=device), writer, seeds, numpy_generator(config.seed, "calibration"))
     judge.calibrate(task, written.texts, written.gold)

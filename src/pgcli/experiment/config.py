@@ -82,7 +82,9 @@ class Judging(Settings):
     )
     pessimism: float = Field(ge=0, description="weight of the variance in mean_minus_variance")
     calibration: int = Field(
-        ge=2, description="completions of the initial policy on which the scores get mean 0 and deviation 1"
+        ge=2,
+        description="completions of the reference, else of the initial policy, on which the scores get mean 0 and "
+        "deviation 1",
     )
     stop_disagreement: float | None = Field(
         gt=0, description="stop once the members' deviation, mean over a batch of completions, exceeds it; null: never"
