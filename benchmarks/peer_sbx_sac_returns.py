@@ -2,8 +2,8 @@
 
     PYTHON_WITH_SBX benchmarks/peer_sbx_sac_returns.py TOTAL SEED [SEED ...]
 
-The peer's side of the study `sac_peer`, at the same settings (its own defaults, but for the 5,000 random steps). Runs in
-an environment of its own, without pgcli. To be pinned to one core: XLA takes all there are.
+The peer's side of the study `sac_peer`, at the same settings: its own defaults, but for the 5,000 random steps. Runs
+in an environment of its own, without pgcli. To be pinned to one core: XLA takes all there are.
 """
 
 import json
@@ -23,12 +23,14 @@ for seed in map(int, sys.argv[2:]):
     model.learn(total)
     returns = [episode["r"] for episode in model.ep_info_buffer]
     print(
-        json.dumps({
-            "seed": seed,
-            "training_return": float(np.mean(returns)),
-            "episodes": len(returns),
-            "cpu": time.process_time() - begun,
-            "versions": {name: version(name) for name in ("sbx-rl", "jax", "gymnasium", "mujoco")},
-        }),
+        json.dumps(
+            {
+                "seed": seed,
+                "training_return": float(np.mean(returns)),
+                "episodes": len(returns),
+                "cpu": time.process_time() - begun,
+                "versions": {name: version(name) for name in ("sbx-rl", "jax", "gymnasium", "mujoco")},
+            }
+        ),
         flush=True,
     )

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pgcli.cli._console import console
+
 
 def compare(
     paths: Annotated[
@@ -29,8 +31,6 @@ def compare(
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves into a .png or .svg file.")] = None,
 ) -> None:
     """Compare runs: groups by what differs, intervals over seeds, and a verdict."""
-    from rich.console import Console
-
     from pgcli import analysis
     from pgcli.analysis import report
     from pgcli.errors import InputError
@@ -50,8 +50,8 @@ def compare(
     elif markdown:
         typer.echo(report.as_markdown(found))
     else:
-        console = Console(highlight=False, markup=False)
-        console.print(report.as_table(found, console.width))
+        page = console()
+        page.print(report.as_table(found, page.width))
         for warning in found.warnings:
-            console.print(f"note: {warning}", soft_wrap=True)
+            page.print(f"note: {warning}", soft_wrap=True)
         typer.echo(found.verdict)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pgcli.cli._completion import complete_pipeline, complete_stage_override
+from pgcli.cli._console import console
 
 
 def pipeline(
@@ -68,20 +69,18 @@ def pipeline(
 
 
 def _print(found: dict[str, Any], path: Path) -> None:
-    from rich.console import Console
-
     from pgcli.pipelines import report
 
-    console = Console(highlight=False, markup=False)
-    console.print()
+    page = console()
+    page.print()
     for rows in (report.stage_table(found), report.policy_table(found)):
         if rows:
-            console.print(_table(rows))
+            page.print(_table(rows))
     for line in [*report.explanations(found), "", *report.samples(found)]:
-        console.print(line, soft_wrap=not console.is_terminal)
+        page.print(line, soft_wrap=not page.is_terminal)
     last = found["stages"][-1]["run"]
-    console.print(f"\nreport {path / 'report.md'}", soft_wrap=True)
-    console.print(f"next   pgcli sample {path / last}\n       pgcli audit {path / last}", soft_wrap=True)
+    page.print(f"\nreport {path / 'report.md'}", soft_wrap=True)
+    page.print(f"next   pgcli sample {path / last}\n       pgcli audit {path / last}", soft_wrap=True)
 
 
 def _table(rows: list[list[str]]) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pgcli.cli._completion import complete_study
+from pgcli.cli._console import console
 
 if TYPE_CHECKING:
     from pgcli.studies import Reproduction
@@ -71,21 +72,19 @@ def reproduce(
 
 
 def _print(done: Reproduction, out: Path | None, failed: list[str]) -> None:
-    from rich.console import Console
-
     from pgcli.studies import report
 
-    console = Console(highlight=False, markup=False)
+    page = console()
     if done.lines:
-        console.print(f"{done.name}: {report.what(done)}; 95% intervals in brackets", soft_wrap=True)
-        console.print(report.as_table(done, console.width))
+        page.print(f"{done.name}: {report.what(done)}; 95% intervals in brackets", soft_wrap=True)
+        page.print(report.as_table(done, page.width))
     for text in [report.scaled(done), *done.study.notes, *done.missing, *report.not_run(done)]:
         if text:
-            console.print(f"note: {text}", soft_wrap=True)
+            page.print(f"note: {text}", soft_wrap=True)
     for text in failed:
-        console.print(text, soft_wrap=True)
+        page.print(text, soft_wrap=True)
     if done.lines:
-        console.print(f"report {(out or done.path) / done.name}.md", soft_wrap=True)
-    console.print(f"runs   {done.path}", soft_wrap=True)
+        page.print(f"report {(out or done.path) / done.name}.md", soft_wrap=True)
+    page.print(f"runs   {done.path}", soft_wrap=True)
     again = f"{report.command(done)}: the same command goes on" if not done.finished else f"pgcli compare {done.path}"
-    console.print(f"next   {again}", soft_wrap=True)
+    page.print(f"next   {again}", soft_wrap=True)

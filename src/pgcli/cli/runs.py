@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pgcli.cli._console import console
+
 
 def runs(
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
@@ -45,7 +47,6 @@ def runs(
 
 def _print(rows: list[dict]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -58,10 +59,8 @@ def _print(rows: list[dict]) -> None:
         value = "-" if row["eval_return"] is None else f"{row['eval_return']:.1f}"
         cells = (row["id"], row["status"], row["algo"], row["env"], str(row["seed"]), f"{row['steps']:,}", value)
         table.add_row(*cells, _age(row["created"]))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no width: cut nothing
-    console.print(table)
+    page = console()
+    page.print(table)
 
 
 def _age(created: str) -> str:

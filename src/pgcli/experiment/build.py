@@ -242,7 +242,8 @@ def _vocabulary(task: Any) -> list[str]:
 
 def _calibrate(config: ExperimentConfig, task: Any, judge: Judge, writer: Any, device: torch.device) -> None:
     """On completions of training prompts by the reference, so that a reward keeps its unit in a run that goes on from
-    another; without one by the initial policy (where that judges: by who writes its pairs)."""
+    another; without one by the initial policy (where that judges: by who writes its pairs).
+    """
     seeds = episode_seeds(config.seed, "calibration", range(config.judge.calibration))
     written = write(Decoding(task, device=device), writer, seeds, numpy_generator(config.seed, "calibration"))
     judge.calibrate(task, written.texts, written.gold)

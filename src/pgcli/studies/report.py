@@ -116,19 +116,40 @@ def _spell_values(values: np.ndarray, decimals: int) -> str:
     return with_interval([mean_interval(moments(values))], decimals=decimals)[0] if len(values) else "-"
 
 
+FOLDED = {"environment": 16, "method": 20, "beside": 12}
+"""Columns that may be folded, and the widths below which that can't be read."""
+
+
+def fitting(found: Reproduction, width: int) -> list[tuple[str, list[str]]]:
+    """The columns for a terminal so many characters wide: first go metrics beside the measure, then what says least."""
+    table = columns(found)
+    if len({line.cell.method for line in found.lines}) == 1:
+        table = [column for column in table if column[0] != "method"]
+    expendable = ["theirs", "beside", "difference", *reversed(found.study.columns)]
+
+    def needed() -> int:
+        total = -2
+        for heading, cells in table:
+            wide = max(len(part) for cell in [heading, *cells] for part in cell.split(" ["))
+            total += 2 + min(wide, FOLDED.get(heading, wide))
+        return total
+
+    while expendable and needed() > width:
+        gone = expendable.pop()
+        table = [column for column in table if column[0] != gone]
+    return table
+
+
 def as_table(found: Reproduction, width: int) -> Table:
     """For a terminal so many characters wide. In brackets: 95% intervals."""
     from rich import box
     from rich.table import Table
 
-    dull = {"method"} if len({line.cell.method for line in found.lines}) == 1 else set()
-    dull |= {"difference"} if width < 100 else set()
-    shown = [column for column in columns(found) if column[0] not in dull]
+    shown = fitting(found, width)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, _ in shown:
-        left = heading in ("environment", "method", "beside", "verdict")
-        whole = heading not in ("environment", "method", "beside")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=whole, overflow="fold")
+        left = heading in (*FOLDED, "verdict")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading not in FOLDED, overflow="fold")
     for cells in zip(*(cells for _, cells in shown), strict=True):
         table.add_row(*(cell.replace(" [", "\n[") for cell in cells))
     return table

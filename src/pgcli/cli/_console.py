@@ -1,0 +1,21 @@
+"""The console that the commands print their tables to."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNBOUNDED = 200
+
+
+def console() -> Console:
+    """As wide as the terminal. A pipe or a file has no width: there nothing is cut or folded."""
+    from rich.console import Console
+
+    found = Console(highlight=False, markup=False)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = UNBOUNDED
+    return found
