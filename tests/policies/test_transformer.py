@@ -8,8 +8,8 @@ from torch.func import functional_call
 
 from pgcli.algorithms.ppo import PPO
 from pgcli.errors import InputError
-from pgcli.experiment.build import _initialise
 from pgcli.experiment.config import compose
+from pgcli.experiment.policy import initialise
 from pgcli.policies.products import LARGE
 from pgcli.policies.transformer import Transformer
 from pgcli.policies.trunk import _rotary, _rotate
@@ -280,7 +280,7 @@ def test_a_separate_critic_has_a_trunk_of_its_own_that_starts_as_a_copy():
 
 
 def initialised(policy, given):
-    _initialise(policy, given.state_dict(), "init=runs/x")
+    initialise(policy, given.state_dict(), "init=runs/x")
     return policy
 
 

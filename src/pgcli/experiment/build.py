@@ -8,44 +8,23 @@ from functools import partial
 from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch.nn.utils import vector_to_parameters
 
 from pgcli import algorithms, processes
-from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.collectors.completions import Decoding
-from pgcli.collectors.dataset import DatasetCollector
-from pgcli.collectors.episodes import EpisodeCollector, Player, Stepping
-from pgcli.collectors.informative import InformativeGroups
+from pgcli.collectors.episodes import Player
 from pgcli.collectors.learned_reward import Judge, LearnedReward
-from pgcli.collectors.population import PopulationCollector
-from pgcli.collectors.preferences import (
-    CheckedData,
-    DataCollector,
-    HeldOutPairs,
-    JudgedCollector,
-    LabelledData,
-    Law,
-    PairData,
-    Pairs,
-    dataset,
-    given_pairs,
-    write,
-)
+from pgcli.collectors.preferences import write
 from pgcli.collectors.reference import Referenced
-from pgcli.collectors.replay import ReplayCollector
-from pgcli.collectors.revisions import RevisionCollector
-from pgcli.collectors.steps import SegmentCollector
-from pgcli.collectors.transitions import TransitionCollector
-from pgcli.environments.normalise import statistics, use_statistics, wrap
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
 from pgcli.experiment.evaluation import SUCCESS
-from pgcli.options import built_in_folder, options
-from pgcli.registry import find, has_class
+from pgcli.experiment.policy import initialise, make_policy, refers
+from pgcli.experiment.worlds import WORLDS, World
+from pgcli.experiment.worlds.text import held_out_pairs
+from pgcli.registry import find
 from pgcli.seeding import derive, episode_seeds, numpy_generator
-from pgcli.types import Algorithm, Collector, Continuous, Gradients, Needs, Rollout, Spec, State, Stochastic, TextSpec
+from pgcli.types import Algorithm, Collector, Continuous, Rollout, Spec, State, Stochastic, TextSpec
 
 
 @dataclass
@@ -140,14 +119,14 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
         )
     _check_actions(config, algorithm_class, environment.spec, world)
 
-    policy = _policy(config, environment.spec, algorithm_class.needs(config.algo))
+    policy = make_policy(config, environment.spec, algorithm_class.needs(config.algo))
     if sources.init is not None:
-        _initialise(policy, sources.init, f"init={config.init}")
+        initialise(policy, sources.init, f"init={config.init}")
     size = sum(p.numel() for p in policy.parameters())
     device: Any = find("device", config.device.name)(config.device, parameters=size)
     policy = policy.to(device.torch)
     frozen = {}
-    if _refers(config, algorithm_class):
+    if refers(config):
         frozen["reference"] = _reference(config, environment.spec, sources, policy).to(device.torch)
     elif way in world.comparing:
         frozen["writer"] = _reference(config, environment.spec, sources, policy).to(device.torch)
@@ -171,23 +150,13 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
             collector = Referenced(collector, frozen["reference"])
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
     if "writer" in frozen:
-        evaluator = HeldOutPairs(
-            Decoding(environment, device=device.torch),
-            frozen["writer"],
-            _law(config),
-            algorithm_class.reads(config.algo),
-        )
+        evaluator = held_out_pairs(environment, config, device.torch, frozen["writer"])
     close = partial(_close, collector, world.close, environment, evaluator)
     behaviour = getattr(algorithm, "behaviour", lambda: policy)
     return Parts(
         config, device, environment.spec, policy, behaviour, algorithm, collector, environment, world.unit, close,
         evaluator, frozen,
     )  # fmt: skip
-
-
-def _refers(config: ExperimentConfig, algorithm_class: Any) -> bool:
-    """Whether the algorithm compares its policy with a frozen one."""
-    return getattr(algorithm_class, "refers", lambda algo: False)(config.algo)
 
 
 def warnings(config: ExperimentConfig) -> list[str]:
@@ -201,13 +170,13 @@ def _reference(config: ExperimentConfig, spec: Spec, sources: Sources, policy: A
     A policy that trains little of itself offers a `twin`, which has that little again and shares the rest.
     """
     if sources.reference is not None:  # it may be of another size
-        reference = _policy(sources.reference.config.model_copy(update={"seed": config.seed}), spec, Stochastic())
-        _initialise(reference, sources.reference.policy, f"reference={config.reference}")
+        reference = make_policy(sources.reference.config.model_copy(update={"seed": config.seed}), spec, Stochastic())
+        initialise(reference, sources.reference.policy, f"reference={config.reference}")
         return reference.requires_grad_(False)
     twin = policy.twin() if hasattr(policy, "twin") else None
-    reference = twin or _policy(config, spec, Stochastic())
+    reference = twin or make_policy(config, spec, Stochastic())
     if sources.init is not None:
-        _initialise(reference, sources.init, f"init={config.init}")
+        initialise(reference, sources.init, f"init={config.init}")
     return reference.requires_grad_(False)
 
 
@@ -231,8 +200,8 @@ def _judge(config: ExperimentConfig, task: Any, trained: Trained, world: World) 
     needs = algorithm_class.needs(trained.config.algo)
     if config.judge.stop_disagreement is not None and needs.members == 1:
         raise InputError(f"judge.stop_disagreement: {name} has one member, which cannot disagree: algo.ensemble=4")
-    scorer = _policy(trained.config, task.spec, needs)
-    _initialise(scorer, trained.policy, name)
+    scorer = make_policy(trained.config, task.spec, needs)
+    initialise(scorer, trained.policy, name)
     return Judge(scorer, reading, members=needs.members)
 
 
@@ -255,288 +224,7 @@ def _close(collector: Any, close_world: Callable[[Any, Any], None], environment:
     close_world(environment, evaluator)
 
 
-# ---------------------------------------------------------------- the two worlds
-
-
-@dataclass(frozen=True)
-class World:
-    """How an environment's world produces what algorithms ask for. The one place that knows both."""
-
-    unit: str
-    make: Callable[[Any, ExperimentConfig, int], Any]
-    rows: Callable[[ExperimentConfig, str], int]
-    evaluator: Callable[[Any, ExperimentConfig, Any, torch.device], Player]
-    close: Callable[[Any, Any], None]
-    collectors: dict[str, Callable[[Any, ExperimentConfig, torch.device], Collector]]
-    comparing: dict[str, Callable[[Any, ExperimentConfig, torch.device, Any], Collector]]
-    """Those that a frozen policy has a part in, which is their last argument."""
-
-    @property
-    def offers(self) -> list[str]:
-        return [*self.collectors, *self.comparing]
-
-
-def _rows(config: ExperimentConfig, way: str) -> int:
-    """How many environments are stepped side by side."""
-    algo: Any = config.algo
-    match way:
-        case "segments" | "replay" | "transitions":
-            return algo.num_envs
-        case "gradients":
-            return 1  # it only tells what there is to observe and to do: the workers have their own
-        case "episodes":
-            return algo.num_episodes
-        case "population":
-            return algo.rows
-    return algo.num_groups * algo.group_size
-
-
-def _make_control(environment_class: Any, config: ExperimentConfig, rows: int) -> Any:
-    return wrap(environment_class(config.env, rows), config.env.normalise)
-
-
-def _control_evaluator(environment_class: Any, config: ExperimentConfig, training: Any, device: torch.device) -> Player:
-    return _Following(_make_control(environment_class, config, config.eval.episodes), training, device)
-
-
-class _Following(Stepping):
-    """Plays in an environment of its own, normalised by what the training environment has seen so far."""
-
-    def __init__(self, env: Any, training: Any, device: torch.device) -> None:
-        super().__init__(env, device=device)
-        self.training = training
-
-    def play(
-        self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
-    ) -> Rollout:
-        use_statistics(self.env, statistics(self.training))
-        return super().play(policy, seeds, generator, held_out=held_out)
-
-
-def _close_control(environment: Any, evaluator: Any) -> None:
-    environment.close()
-    evaluator.env.close()
-
-
-def _player(environment: Any, config: ExperimentConfig, device: torch.device) -> Player:
-    del config
-    return Stepping(environment, device=device)
-
-
-def _segments(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
-    algo: Any = config.algo
-    return SegmentCollector(environment, num_steps=algo.num_steps, seed=config.seed, device=device)
-
-
-def _transitions(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
-    algo: Any = config.algo
-    return TransitionCollector(environment, looks_ahead=algo.looks_ahead, seed=config.seed, device=device)
-
-
-def _replay(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
-    algo: Any = config.algo
-    return ReplayCollector(
-        environment, num_steps=algo.num_steps, learning_starts=algo.learning_starts, capacity=algo.capacity,
-        seed=config.seed, device=device,
-    )  # fmt: skip
-
-
-def _whole(player: Callable[[Any, ExperimentConfig, torch.device], Player], *, grouped: bool) -> Any:
-    """Whole episodes of a world's player: single ones, or groups."""
-
-    def collector(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
-        algo: Any = config.algo
-        groups, size = (algo.num_groups, algo.group_size) if grouped else (algo.num_episodes, 1)
-        episodes = EpisodeCollector(
-            player(environment, config, device), num_groups=groups, group_size=size, seed=config.seed
-        )
-        polls = getattr(algo, "max_polls", 1)
-        return episodes if polls == 1 else InformativeGroups(episodes, num_groups=groups, max_polls=polls)
-
-    return collector
-
-
-def _gradients(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
-    del environment, device  # a worker has its own, on the processor
-    algo: Any = config.algo
-    if config.env.normalise.observations:
-        raise InputError(
-            f"env.normalise.observations: each worker of algo={config.algo.name} would have statistics of its own; "
-            "algo=a2c normalises for all its environments"
-        )
-    return GradientCollector(partial(Worker, config), num_workers=algo.num_workers)
-
-
-class Worker:
-    """In a process of its own: environments, a copy of the policy, and the algorithm whose loss it differentiates."""
-
-    def __init__(self, config: ExperimentConfig, number: int) -> None:
-        torch.set_num_threads(config.device.threads)
-        algo: Any = config.algo
-        algorithm_class: Any = find("algo", algo.name)
-        self.environment = _make_control(find("env", config.env.name), config, algo.num_envs)
-        self.policy = _policy(config, self.environment.spec, algorithm_class.needs(algo))
-        self.algorithm = algorithm_class(self.policy, algo, total_steps=config.total_steps, seed=config.seed)
-        self.collector = SegmentCollector(
-            self.environment, num_steps=algo.num_steps, seed=derive(config.seed, "worker", number),
-            device=torch.device("cpu"),
-        )  # fmt: skip
-
-    @property
-    def replay_mismatch(self) -> str | None:
-        return self.environment.replay_mismatch
-
-    def gradients(self, parameters: np.ndarray) -> Gradients:
-        vector_to_parameters(torch.from_numpy(parameters), self.policy.parameters())
-        return self.algorithm.gradients(self.collector.collect(self.policy))
-
-    def state_dict(self) -> State:
-        return self.collector.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self.collector.load_state_dict(state)
-
-    def close(self) -> None:
-        self.environment.close()
-
-
-def _population(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
-    del device  # candidates act in NumPy
-    algo: Any = config.algo
-    return PopulationCollector(environment, num_episodes=algo.num_episodes, seed=config.seed)
-
-
-def _check_rewarded(task: Any, config: ExperimentConfig) -> None:
-    if config.reward is None and not getattr(task, "has_reward", True):
-        raise InputError(
-            f"algo={config.choices['algo']} learns from a reward, and env={config.choices['env']} has none: "
-            "name a function, env.reward=my_rewards.py:score, or a trained judge, reward=<run>"
-        )
-
-
-def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
-    _check_rewarded(task, config)
-    return Decoding(task, device=device, distributions=_refers(config, find("algo", config.algo.name)))
-
-
-def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
-    algo: Any = config.algo
-    source = task.corpus if algo.source == "corpus" else task.demonstrations
-    source([0])  # a task that has none says so now
-    return DatasetCollector(
-        source, end=task.spec.end, rows=algo.num_demonstrations, seed=config.seed, device=device,
-        reply_length=task.spec.reply_length,
-    )  # fmt: skip
-
-
-def _law(config: ExperimentConfig) -> Law:
-    if not hasattr(config.env, "label_scale"):
-        raise InputError(
-            f"algo={config.choices['algo']} compares completions; env={config.choices['env']} does not say how: "
-            "its settings have no pairs, label_scale and label_flip"
-        )
-    return Law(config.env.label_scale, config.env.label_flip)
-
-
-def _written_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Callable[[], Pairs]:
-    if given_pairs(task, held_out=False) is None:
-        _check_rewarded(task, config)
-    decoding, law = Decoding(task, device=device), _law(config)
-    return lambda: dataset(decoding, writer, law, pairs=config.env.pairs, seed=config.seed)
-
-
-def _pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
-    algo: Any = config.algo
-    make = _written_pairs(task, config, device, writer)
-    return DataCollector(lambda: PairData(make()), rows=algo.num_pairs, seed=config.seed)
-
-
-def _labelled(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
-    algo: Any = config.algo
-    make = _written_pairs(task, config, device, writer)
-    return DataCollector(lambda: LabelledData(make(), writer), rows=algo.num_completions, seed=config.seed)
-
-
-def _checked(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
-    algo: Any = config.algo
-    name = config.choices["env"]
-    if algo.labels == "process" and not hasattr(task, "step_labels"):
-        raise InputError(f"algo={config.choices['algo']} learns which steps are right; env={name} does not check steps")
-    if SUCCESS not in task.COMPONENTS:
-        raise InputError(f"algo={config.choices['algo']} learns what is right; env={name} has no {SUCCESS}")
-    decoding = Decoding(task, device=device)
-
-    def make() -> CheckedData:
-        seeds = 2 * episode_seeds(config.seed, "pairs", range(config.env.pairs))
-        written = write(decoding, writer, seeds, numpy_generator(config.seed, "checked"))
-        return CheckedData(task, written, algo.labels)
-
-    return DataCollector(make, rows=algo.num_completions, seed=config.seed)
-
-
-def _judged(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
-    algo: Any = config.algo
-    _check_rewarded(task, config)
-    decoding = Decoding(task, device=device, distributions=True)
-    return JudgedCollector(decoding, reference, _law(config), rows=algo.num_pairs, seed=config.seed)
-
-
-def _revisions(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
-    algo: Any = config.algo
-    if not hasattr(task, "criticise"):
-        raise InputError(
-            f"algo={config.choices['algo']} revises what a constitution criticises, "
-            f"and env={config.choices['env']} has none: try env=assistant"
-        )
-    writer = reference if algo.writer == "initial" else None
-    return RevisionCollector(
-        Decoding(task, device=device), task, writer, rows=algo.num_prompts, rounds=algo.rounds, seed=config.seed
-    )
-
-
-WORLDS = {
-    "control": World(
-        unit="steps",
-        make=_make_control,
-        rows=_rows,
-        evaluator=_control_evaluator,
-        close=_close_control,
-        collectors={
-            "segments": _segments,
-            "episodes": _whole(_player, grouped=False),
-            "groups": _whole(_player, grouped=True),
-            "gradients": _gradients,
-            "population": _population,
-            "replay": _replay,
-            "transitions": _transitions,
-        },
-        comparing={},
-    ),
-    "text": World(
-        unit="tokens",
-        make=lambda environment_class, config, rows: environment_class(config.env),
-        rows=lambda config, way: 0,
-        evaluator=lambda environment_class, config, task, device: Decoding(task, device=device),
-        close=lambda task, evaluator: None,
-        collectors={
-            "episodes": _whole(_decoding, grouped=False),
-            "groups": _whole(_decoding, grouped=True),
-            "demonstrations": _dataset,
-        },
-        comparing={
-            "pairs": _pairs,
-            "labelled": _labelled,
-            "judged": _judged,
-            "checked": _checked,
-            "revisions": _revisions,
-        },
-    ),
-}
-
-
 # ---------------------------------------------------------------- what fits, and what is refused
-
-
 def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
     """What the algorithm will learn from: the first of its ways that the world offers, or the one asked for."""
     wanted = getattr(config.algo, "collect", "auto")
@@ -547,27 +235,6 @@ def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
     raise InputError(
         f"algo={config.algo.name} learns from {' or '.join(ways)}, "
         f"env={config.env.name} offers {', '.join(world.offers)}: try algo={_fitting(world)}"
-    )
-
-
-def _policy(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
-    """Freshly initialised, as the seed says."""
-    generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
-    return _policy_class(config, needs).make(spec, config.policy, needs, generator)
-
-
-def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
-    """The policy that was chosen, if it can be what the algorithm asks for."""
-    chosen: Any = find("policy", config.policy.name)
-    if type(needs) in chosen.offers:
-        return chosen
-    known: dict[str, Any] = {
-        name: find("policy", name) for name in options("policy", [built_in_folder()]) if has_class("policy", name)
-    }
-    others = [name for name, other in known.items() if type(needs) in other.offers]
-    raise InputError(
-        f"algo={config.choices['algo']} needs {needs.meaning}, which policy={config.policy.name} does not offer; "
-        f"try policy={' or policy='.join(others)}"
     )
 
 
@@ -597,21 +264,3 @@ def _check_samples(config: ExperimentConfig, environment_class: Any) -> None:
             f"eval.samples={config.eval.samples}: pass@k counts {SUCCESS}, which env={config.choices['env']} has not; "
             "leave it at 1"
         )
-
-
-def _initialise(policy: Any, given: State, source: str) -> None:
-    """Parameters that are not given keep their initialisation. A policy that can start from another kind of weights
-    says in `adopt` what it takes of them.
-    """
-    own = policy.state_dict()
-    if hasattr(policy, "adopt"):
-        given = policy.adopt(given)
-    else:
-        given = {name: value for name, value in given.items() if name in own or not name.startswith("critic")}
-    wrong = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
-    if wrong or not given:
-        raise InputError(
-            f"{source}: its policy does not fit this one ({wrong[0] if wrong else 'nothing'} differs); "
-            "train with the same policy and env settings"
-        )
-    policy.load_state_dict(given, strict=False)

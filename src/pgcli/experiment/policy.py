@@ -1,0 +1,58 @@
+"""The policy that a config chose: refused where it cannot be what the algorithm needs, fresh, or given parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pgcli.errors import InputError
+from pgcli.experiment.config import ExperimentConfig
+from pgcli.options import built_in_folder, options
+from pgcli.registry import find, has_class
+from pgcli.seeding import derive
+from pgcli.types import Needs, Spec, State
+
+
+def make_policy(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
+    """Freshly initialised, as the seed says."""
+    generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
+    return _policy_class(config, needs).make(spec, config.policy, needs, generator)
+
+
+def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
+    """The policy that was chosen, if it can be what the algorithm asks for."""
+    chosen: Any = find("policy", config.policy.name)
+    if type(needs) in chosen.offers:
+        return chosen
+    known: dict[str, Any] = {
+        name: find("policy", name) for name in options("policy", [built_in_folder()]) if has_class("policy", name)
+    }
+    others = [name for name, other in known.items() if type(needs) in other.offers]
+    raise InputError(
+        f"algo={config.choices['algo']} needs {needs.meaning}, which policy={config.policy.name} does not offer; "
+        f"try policy={' or policy='.join(others)}"
+    )
+
+
+def refers(config: ExperimentConfig) -> bool:
+    """Whether the algorithm compares its policy with a frozen one."""
+    return getattr(find("algo", config.algo.name), "refers", lambda algo: False)(config.algo)
+
+
+def initialise(policy: Any, given: State, source: str) -> None:
+    """Parameters that are not given keep their initialisation. A policy that can start from another kind of weights
+    says in `adopt` what it takes of them.
+    """
+    own = policy.state_dict()
+    if hasattr(policy, "adopt"):
+        given = policy.adopt(given)
+    else:
+        given = {name: value for name, value in given.items() if name in own or not name.startswith("critic")}
+    wrong = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
+    if wrong or not given:
+        raise InputError(
+            f"{source}: its policy does not fit this one ({wrong[0] if wrong else 'nothing'} differs); "
+            "train with the same policy and env settings"
+        )
+    policy.load_state_dict(given, strict=False)

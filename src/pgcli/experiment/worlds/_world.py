@@ -1,0 +1,47 @@
+"""What a world is: how its environments are made and played, and its collectors by what an algorithm asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pgcli.collectors.episodes import EpisodeCollector, Player
+from pgcli.collectors.informative import InformativeGroups
+from pgcli.experiment.config import ExperimentConfig
+from pgcli.types import Collector
+
+
+@dataclass(frozen=True)
+class World:
+    """How an environment's world produces what algorithms ask for."""
+
+    unit: str
+    make: Callable[[Any, ExperimentConfig, int], Any]
+    rows: Callable[[ExperimentConfig, str], int]
+    evaluator: Callable[[Any, ExperimentConfig, Any, torch.device], Player]
+    close: Callable[[Any, Any], None]
+    collectors: dict[str, Callable[[Any, ExperimentConfig, torch.device], Collector]]
+    comparing: dict[str, Callable[[Any, ExperimentConfig, torch.device, Any], Collector]]
+    """Those that a frozen policy has a part in, which is their last argument."""
+
+    @property
+    def offers(self) -> list[str]:
+        return [*self.collectors, *self.comparing]
+
+
+def whole(player: Callable[[Any, ExperimentConfig, torch.device], Player], *, grouped: bool) -> Any:
+    """Whole episodes of a world's player: single ones, or groups."""
+
+    def collector(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+        algo: Any = config.algo
+        groups, size = (algo.num_groups, algo.group_size) if grouped else (algo.num_episodes, 1)
+        episodes = EpisodeCollector(
+            player(environment, config, device), num_groups=groups, group_size=size, seed=config.seed
+        )
+        polls = getattr(algo, "max_polls", 1)
+        return episodes if polls == 1 else InformativeGroups(episodes, num_groups=groups, max_polls=polls)
+
+    return collector

@@ -1,0 +1,149 @@
+"""Language: tasks whose prompts are completed, many in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pgcli.collectors.completions import Decoding
+from pgcli.collectors.dataset import DatasetCollector
+from pgcli.collectors.episodes import Player
+from pgcli.collectors.preferences import (
+    CheckedData,
+    DataCollector,
+    HeldOutPairs,
+    JudgedCollector,
+    LabelledData,
+    Law,
+    PairData,
+    Pairs,
+    dataset,
+    given_pairs,
+    write,
+)
+from pgcli.collectors.revisions import RevisionCollector
+from pgcli.errors import InputError
+from pgcli.experiment.config import ExperimentConfig
+from pgcli.experiment.evaluation import SUCCESS
+from pgcli.experiment.policy import refers
+from pgcli.experiment.worlds._world import World, whole
+from pgcli.registry import find
+from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.types import Collector
+
+
+def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
+    _check_rewarded(task, config)
+    return Decoding(task, device=device, distributions=refers(config))
+
+
+def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
+    algo: Any = config.algo
+    source = task.corpus if algo.source == "corpus" else task.demonstrations
+    source([0])  # a task that has none says so now
+    return DatasetCollector(
+        source, end=task.spec.end, rows=algo.num_demonstrations, seed=config.seed, device=device,
+        reply_length=task.spec.reply_length,
+    )  # fmt: skip
+
+
+def _written_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Callable[[], Pairs]:
+    if given_pairs(task, held_out=False) is None:
+        _check_rewarded(task, config)
+    decoding, law = Decoding(task, device=device), _law(config)
+    return lambda: dataset(decoding, writer, law, pairs=config.env.pairs, seed=config.seed)
+
+
+def _pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
+    algo: Any = config.algo
+    make = _written_pairs(task, config, device, writer)
+    return DataCollector(lambda: PairData(make()), rows=algo.num_pairs, seed=config.seed)
+
+
+def _labelled(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
+    algo: Any = config.algo
+    make = _written_pairs(task, config, device, writer)
+    return DataCollector(lambda: LabelledData(make(), writer), rows=algo.num_completions, seed=config.seed)
+
+
+def _checked(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
+    algo: Any = config.algo
+    name = config.choices["env"]
+    if algo.labels == "process" and not hasattr(task, "step_labels"):
+        raise InputError(f"algo={config.choices['algo']} learns which steps are right; env={name} does not check steps")
+    if SUCCESS not in task.COMPONENTS:
+        raise InputError(f"algo={config.choices['algo']} learns what is right; env={name} has no {SUCCESS}")
+    decoding = Decoding(task, device=device)
+
+    def make() -> CheckedData:
+        seeds = 2 * episode_seeds(config.seed, "pairs", range(config.env.pairs))
+        written = write(decoding, writer, seeds, numpy_generator(config.seed, "checked"))
+        return CheckedData(task, written, algo.labels)
+
+    return DataCollector(make, rows=algo.num_completions, seed=config.seed)
+
+
+def _judged(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
+    algo: Any = config.algo
+    _check_rewarded(task, config)
+    decoding = Decoding(task, device=device, distributions=True)
+    return JudgedCollector(decoding, reference, _law(config), rows=algo.num_pairs, seed=config.seed)
+
+
+def _revisions(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
+    algo: Any = config.algo
+    if not hasattr(task, "criticise"):
+        raise InputError(
+            f"algo={config.choices['algo']} revises what a constitution criticises, "
+            f"and env={config.choices['env']} has none: try env=assistant"
+        )
+    writer = reference if algo.writer == "initial" else None
+    return RevisionCollector(
+        Decoding(task, device=device), task, writer, rows=algo.num_prompts, rounds=algo.rounds, seed=config.seed
+    )
+
+
+def held_out_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Player:
+    """Evaluates by pairs of `writer`, as the algorithm `reads` them."""
+    algorithm_class: Any = find("algo", config.algo.name)
+    return HeldOutPairs(Decoding(task, device=device), writer, _law(config), algorithm_class.reads(config.algo))
+
+
+def _law(config: ExperimentConfig) -> Law:
+    if not hasattr(config.env, "label_scale"):
+        raise InputError(
+            f"algo={config.choices['algo']} compares completions; env={config.choices['env']} does not say how: "
+            "its settings have no pairs, label_scale and label_flip"
+        )
+    return Law(config.env.label_scale, config.env.label_flip)
+
+
+def _check_rewarded(task: Any, config: ExperimentConfig) -> None:
+    if config.reward is None and not getattr(task, "has_reward", True):
+        raise InputError(
+            f"algo={config.choices['algo']} learns from a reward, and env={config.choices['env']} has none: "
+            "name a function, env.reward=my_rewards.py:score, or a trained judge, reward=<run>"
+        )
+
+
+TEXT = World(
+    unit="tokens",
+    make=lambda environment_class, config, rows: environment_class(config.env),
+    rows=lambda config, way: 0,
+    evaluator=lambda environment_class, config, task, device: Decoding(task, device=device),
+    close=lambda task, evaluator: None,
+    collectors={
+        "episodes": whole(_decoding, grouped=False),
+        "groups": whole(_decoding, grouped=True),
+        "demonstrations": _dataset,
+    },
+    comparing={
+        "pairs": _pairs,
+        "labelled": _labelled,
+        "judged": _judged,
+        "checked": _checked,
+        "revisions": _revisions,
+    },
+)
