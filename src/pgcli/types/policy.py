@@ -1,0 +1,147 @@
+"""What a policy is asked for, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from pgcli.types.tree import ABSENT, Observations
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """A distribution over actions whose log-probs have a gradient, and with `critic` V(s)."""
+
+    critic: bool = False
+    meaning: ClassVar[str] = "a distribution over actions"
+
+
+@dataclass(frozen=True)
+class ActionValues:
+    """Q(s, a) of all discrete actions at once."""
+
+    meaning: ClassVar[str] = "values of all actions"
+
+
+@dataclass(frozen=True)
+class ActionTable:
+    """Q(s, a) as the entries of a table, (S, n): the policy's only parameter."""
+
+    meaning: ClassVar[str] = "a table of action values"
+
+
+@dataclass(frozen=True)
+class ActorWithQ:
+    """An actor of bounded real actions, deterministic or reparameterised, and `critics` of Q(s, a) beside it."""
+
+    critics: int
+    stochastic: bool
+    meaning: ClassVar[str] = "an actor with critics of Q(s, a)"
+
+
+@dataclass(frozen=True)
+class Acting:
+    """Whatever acts and has parameters: no gradient is asked for."""
+
+    meaning: ClassVar[str] = "parameters to search over"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How good a text is, after each of its tokens: `members` of an ensemble, each by itself.
+
+    Such a policy is called with (observations, actions (N, T)) and returns (members, N, T): the score at [.., t] has
+    read the prompt and the actions up to and including t.
+    """
+
+    members: int = 1
+    meaning: ClassVar[str] = "scores of texts"
+
+
+Needs: TypeAlias = Stochastic | ActionValues | ActionTable | ActorWithQ | Acting | Scores
+"""What an algorithm asks of its policy. A policy class says in `offers` which of them it can be."""
+
+
+class Memoryless:
+    """The memory of a sampler that has none. Who steps environments tells a sampler which episodes begin and end."""
+
+    memory: dict[str, np.ndarray] | None = None
+    """What is remembered of each row: (N, ...) each. None: nothing ever is."""
+
+    def start(self, rows: int, memory: dict[str, np.ndarray] | None = None) -> None:
+        """`rows` episodes begin, or go on with this `memory` of them."""
+
+    def forget(self, rows: np.ndarray) -> None:
+        """The episodes of `rows` (k,) are over; others begin there."""
+
+    def keep(self, rows: np.ndarray) -> None:
+        """From now on there are only `rows`: (N,) bool, or their numbers."""
+
+
+class Distribution(Protocol):
+    """What a policy draws its actions from: a NamedTuple of tensors that share the actions' leading shape."""
+
+    def kl(self, other: Any) -> Tensor:
+        """KL(self || other), exact, one for each state; `other` is of the same kind."""
+        ...
+
+
+class Evaluation(NamedTuple):
+    """A policy's view of actions that were taken; each has the actions' leading shape, and a gradient."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    values: Tensor
+    """ABSENT without a critic."""
+    distribution: Distribution = ABSENT
+
+
+PolicyFunction: TypeAlias = Callable[[Observations, Tensor], Evaluation]
+"""The policy as a loss sees it: a module, or `torch.func.functional_call` bound to other parameters."""
+
+
+class Policy(Protocol):
+    """A module that any algorithm can train. `unit`: what a minibatch is cut by."""
+
+    unit: ClassVar[str]
+    """`action` (no memory) or `sequence`."""
+    has_critic: bool
+
+    def __call__(self, observations: Observations, actions: Tensor) -> Evaluation: ...
+
+    def once_differentiable(self) -> PolicyFunction:
+        """The same evaluation for a gradient step: the policy itself, or a faster function of the same parameters."""
+        ...
+
+
+class ActorCritics(Protocol):
+    """What an off-policy loss asks of an actor with K critics: each pass says what it has a gradient of.
+
+    observations (B, *shape), actions and noise (B, A).
+    """
+
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions from standard normal noise, (B, A), and their log-probs (B,), densities in the unit box: the actor's
+        gradient. A deterministic actor has no log-probs (ABSENT) and does not look at the noise.
+        """
+        ...
+
+    def target_act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The target copy of a deterministic actor, (B, A), moved by noise in units of the unit box, and kept in it."""
+        ...
+
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_k(s, a), (K, B): the critics' gradient."""
+        ...
+
+    def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_k(s, a), (K, B): the actions' gradient, the critics are constants."""
+        ...
+
+    def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_k(s, a) of the critics' target copies, (K, B): no gradient."""
+        ...
