@@ -100,3 +100,19 @@ def test_a_judge_of_another_size_labels_what_a_small_model_wrote(judge, tmp_path
     run = train(*TINY, *words, f"reward={judge.path}", "judge.calibration=32", run_dir=tmp_path / "rm", quiet=True)
     assert run.info["summary"]["eval/return_mean"] is not None
     assert parts(run, "algo=rloo", *SORT).frozen["reward"].scorer.heads.shape[1] == 16
+
+
+@pytest.mark.parametrize("algo", ["raft", "sft"])
+def test_a_run_that_names_a_reference_is_compared_with_it_whatever_its_algorithm(algo, tmp_path):
+    words = ("algo=sft", *SORT, "algo.num_demonstrations=4", "total_steps=30")
+    reference = train(*TINY, *words, run_dir=tmp_path / "reference", quiet=True)
+    words = (f"algo={algo}", *SORT, "total_steps=300", f"reference={reference.path}")
+    run = train(*TINY, *words, run_dir=tmp_path / algo, quiet=True)
+    logged = {key for key in ("eval/kl", "eval/win_rate", "kl/exact") if len(run.points(key)[1])}
+    assert logged >= {"eval/kl", "eval/win_rate"}
+    assert ("kl/exact" in logged) == (algo == "raft")  # demonstrations are not the policy's own doing
+
+
+def test_a_reference_that_nothing_is_compared_with_is_refused(judge):
+    with pytest.raises(InputError, match=r"reference=.*: algo=dqn does not compare its policy with another"):
+        build(compose([*SHORT, "algo=dqn", "env=cartpole", f"reference={judge.path}"]))

@@ -26,6 +26,9 @@ from pgcli.registry import find
 from pgcli.seeding import derive, episode_seeds, numpy_generator
 from pgcli.types import Algorithm, Collector, Continuous, Rollout, Spec, State, Stochastic, TextSpec
 
+SAMPLED = ("segments", "episodes", "groups")
+"""Ways of collecting that hand on what the policy itself has done."""
+
 
 @dataclass
 class Parts:
@@ -119,17 +122,23 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
         )
     _check_actions(config, algorithm_class, environment.spec, world)
 
-    policy = make_policy(config, environment.spec, algorithm_class.needs(config.algo))
+    needs = algorithm_class.needs(config.algo)
+    policy = make_policy(config, environment.spec, needs)
     if sources.init is not None:
         initialise(policy, sources.init, f"init={config.init}")
     size = sum(p.numel() for p in policy.parameters())
     device: Any = find("device", config.device.name)(config.device, parameters=size)
     policy = policy.to(device.torch)
     frozen = {}
-    if refers(config):
-        frozen["reference"] = _reference(config, environment.spec, sources, policy).to(device.torch)
-    elif way in world.comparing:
+    if way in world.comparing and not isinstance(needs, Stochastic):  # it judges what another one writes
         frozen["writer"] = _reference(config, environment.spec, sources, policy).to(device.torch)
+    elif refers(config):
+        if way not in (*SAMPLED, *world.comparing, "demonstrations"):
+            raise InputError(
+                f"reference={config.reference}: algo={config.choices['algo']} does not compare its policy with "
+                "another; leave it out"
+            )
+        frozen["reference"] = _reference(config, environment.spec, sources, policy).to(device.torch)
 
     if judge is not None:
         frozen["reward"] = judge.to(device.torch)
@@ -146,7 +155,7 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
         collector = world.comparing[way](environment, config, device.torch, writer)
     else:
         collector = world.collectors[way](environment, config, device.torch)
-        if "reference" in frozen:
+        if "reference" in frozen and way in SAMPLED:
             collector = Referenced(collector, frozen["reference"])
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
     if "writer" in frozen:

@@ -101,7 +101,8 @@ class ExperimentConfig(Settings):
     stop_at: float | None = Field(description="stop once an evaluation's greedy return reaches it; null: never")
     init: str | None = Field(description="run whose last checkpoint gives the initial weights; null: fresh ones")
     reference: str | None = Field(
-        description="run whose last checkpoint is the frozen reference, where one is used; null: the initial policy"
+        description="run whose last checkpoint is the frozen reference that the policy is compared with; null: the "
+        "initial policy, for algorithms that need one"
     )
     reward: str | None = Field(
         description="run of a reward model that scores completions in place of the task; null: the task's own reward"

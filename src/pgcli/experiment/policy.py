@@ -36,8 +36,9 @@ def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
 
 
 def refers(config: ExperimentConfig) -> bool:
-    """Whether the algorithm compares its policy with a frozen one."""
-    return getattr(find("algo", config.algo.name), "refers", lambda algo: False)(config.algo)
+    """Whether the policy is compared with a frozen one: by its algorithm, or because `reference` names one."""
+    algorithm: Any = find("algo", config.algo.name)
+    return config.reference is not None or getattr(algorithm, "refers", lambda algo: False)(config.algo)
 
 
 def initialise(policy: Any, given: State, source: str) -> None:
