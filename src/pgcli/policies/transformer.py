@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -24,6 +24,7 @@ from pgcli.errors import InputError
 from pgcli.functional.distributions import Categorical, categorical
 from pgcli.policies import llama
 from pgcli.policies.products import Linear, linear, linear_once
+from pgcli.policies.reading import Reader, read, read_once
 from pgcli.policies.trunk import Cache, Trunk, TrunkSettings, matrix
 from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, Spec, State, Stochastic, TextSpec
 
@@ -87,20 +88,22 @@ class Transformer(nn.Module):
         Position P - 1 + t has read the prompt and the actions before t: it gives the logits of action t and V(s_t).
         Whatever pads a row after its end comes later, so it changes nothing before it.
         """
-        return self._evaluate(observations, actions, linear)
+        return self._evaluate(observations, actions, read)
 
     def once_differentiable(self) -> PolicyFunction:
-        return lambda observations, actions: self._evaluate(observations, actions, linear_once)
+        return lambda observations, actions: self._evaluate(observations, actions, read_once, linear_once)
 
-    def _evaluate(self, observations: dict[str, Tensor], actions: Tensor, times: Linear) -> Evaluation:
-        tokens, padding = torch.cat([observations["prompt"], actions[:, :-1]], dim=1), _padding(observations)
-        hidden = self.trunk(tokens, last=actions.shape[1], padding=padding, times=times)
+    def _evaluate(
+        self, observations: dict[str, Tensor], actions: Tensor, reads: Reader, times: Linear = linear
+    ) -> Evaluation:
+        given = observations["prompt"], actions[:, :-1], actions.shape[1], _padding(observations)
+        hidden = reads(self.trunk, *given)
         logits = self._logits(hidden, times)
         log_probs, entropy = categorical(logits, actions)
         values = ABSENT
         if self.critic is not None:
             if self.critic_trunk is not None:
-                hidden = self.critic_trunk(tokens, last=actions.shape[1], padding=padding, times=times)
+                hidden = reads(self.critic_trunk, *given)
             values = F.linear(hidden, self.critic).squeeze(-1).to(self.critic.dtype)
         return Evaluation(log_probs, entropy, values, Categorical(logits))
 
@@ -157,16 +160,16 @@ class Scorer(nn.Module):
 
     def forward(self, observations: dict[str, Tensor], actions: Tensor) -> Tensor:
         """observations {"prompt": (N, P)}, actions (N, T) -> (members, N, T): [.., t] has read actions 0 to t."""
-        return self._evaluate(observations, actions, linear)
+        return self._evaluate(observations, actions, read)
 
     def once_differentiable(self) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-        return lambda observations, actions: self._evaluate(observations, actions, linear_once)
+        return lambda observations, actions: self._evaluate(observations, actions, read_once)
 
-    def _evaluate(self, observations: dict[str, Tensor], actions: Tensor, times: Linear) -> Tensor:
-        tokens, padding = torch.cat([observations["prompt"], actions], dim=1), _padding(observations)
+    def _evaluate(self, observations: dict[str, Tensor], actions: Tensor, reads: Reader) -> Tensor:
+        given = observations["prompt"], actions, actions.shape[1], _padding(observations)
+        members = cast("Iterable[Trunk]", self.members)
         scores = [
-            F.linear(trunk(tokens, last=actions.shape[1], padding=padding, times=times), head).to(head.dtype)
-            for trunk, head in zip(self.members, self.heads, strict=True)
+            F.linear(reads(trunk, *given), head).to(head.dtype) for trunk, head in zip(members, self.heads, strict=True)
         ]
         return torch.stack(scores)
 
