@@ -1,4 +1,6 @@
-"""Which prompts are held out: by a hash of what they say, never by the seed that drew them."""
+"""What text tasks share: which prompts are held out (by a hash of what they say, never by the seed that drew them), and
+a prompt with its answer as one text.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pgcli.seeding import mix
+from pgcli.types import Written
 
 HELD_OUT_ONE_IN = 20
 
@@ -45,13 +47,14 @@ def digits(codes: np.ndarray, base: int, count: int) -> np.ndarray:
     return (codes[:, None] // powers % np.uint64(base)).astype(np.int64)
 
 
-def joined(prompt: Tensor, lengths: Tensor | None, completions: Tensor, pad: int) -> Tensor:
-    """Prompts and what follows them, as one text without its first token: (N, P + T - 1).
+def whole_text(written: Written, pad: int) -> Written:
+    """A prompt and its answer, all of it to be learned but the first token: what pretraining reads of demonstrations.
 
     What padded a prompt on its left stands at the end.
     """
-    text = torch.cat([prompt, completions], dim=1)
-    if lengths is None:
-        return text[:, 1:]
-    order = torch.arange(text.shape[1]) + (prompt.shape[1] - lengths)[:, None]
-    return torch.nn.functional.pad(text, (0, text.shape[1]), value=pad).gather(1, order)[:, 1:]
+    prompt = written.observations["prompt"]
+    text = torch.cat([prompt, written.actions], dim=1)
+    if "lengths" in written.observations:
+        order = torch.arange(text.shape[1]) + (prompt.shape[1] - written.observations["lengths"])[:, None]
+        text = torch.nn.functional.pad(text, (0, text.shape[1]), value=pad).gather(1, order)
+    return Written({"prompt": text[:, :1]}, text[:, 1:])

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
-from pgcli.environments.text._split import is_held_out, joined, numbers
+from pgcli.environments.text._split import is_held_out, numbers, whole_text
 from pgcli.environments.text.tokenizers import Characters
 from pgcli.seeding import mix, uniforms
 from pgcli.types import Observations, TextSpec, Written
@@ -127,10 +127,7 @@ class Bracket:
         return Written(observations, torch.from_numpy(answers))
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """A prompt and an answer, all of it to be learned but the first token."""
-        observations, answers = self.demonstrations(seeds)
-        first = torch.full_like(answers[:, :1], BOS)
-        return Written({"prompt": first}, joined(observations["prompt"], observations["lengths"], answers, PAD))
+        return whole_text(self.demonstrations(seeds), PAD)
 
     def encode(self, text: str) -> list[int]:
         return TOKENS.encode(text)

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
+from pgcli.environments.text._split import whole_text
 from pgcli.environments.text.tokenizers import Characters
 from pgcli.seeding import mix
 from pgcli.types import Observations, TextSpec, Written
@@ -124,13 +125,7 @@ class Chain:
         return Written(observations, self._answers(observations))
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """A prompt and its answer, all of it to be learned but the first token."""
-        observations, answers = self.demonstrations(seeds)
-        text = torch.cat([observations["prompt"], answers], dim=1)
-        # What padded the prompt on the left stands at the end.
-        order = torch.arange(text.shape[1]) + (self.spec.prompt_length - observations["lengths"])[:, None]
-        text = torch.nn.functional.pad(text, (0, text.shape[1]), value=PAD).gather(1, order)
-        return Written({"prompt": text[:, :1]}, text[:, 1:])
+        return whole_text(self.demonstrations(seeds), PAD)
 
     def _answers(self, observations: Observations) -> Tensor:
         values, steps = results(observations)

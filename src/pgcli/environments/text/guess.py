@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pgcli.environments.text._settings import TextSettings
+from pgcli.environments.text._split import whole_text
 from pgcli.environments.text.tokenizers import Characters
 from pgcli.seeding import mix, uniforms
 from pgcli.types import Observations, TextSpec, Written
@@ -138,10 +139,8 @@ class Guess:
         return Written(observations, torch.cat([first, reply, answer, end], dim=1))
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """A prompt and both turns, all of it to be learned but the first token and the reply."""
-        observations, turns = self.demonstrations(seeds)
-        text = torch.cat([observations["prompt"], turns], dim=1)
-        return Written({"prompt": text[:, :1]}, text[:, 1:])
+        """Both turns, all of it to be learned but the first token and the reply."""
+        return whole_text(self.demonstrations(seeds), PAD)
 
     def encode(self, text: str) -> list[int]:
         return TOKENS.encode(text)

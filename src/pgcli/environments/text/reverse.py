@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
-from pgcli.environments.text._split import digits, draw, joined
+from pgcli.environments.text._split import digits, draw, whole_text
 from pgcli.environments.text.tokenizers import Characters
 from pgcli.types import Observations, TextSpec, Written
 
@@ -90,10 +90,7 @@ class Reverse:
         return Written(observations, _answers(observations))
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """A prompt and its answer, all of it to be learned but the first token."""
-        observations, answers = self.demonstrations(seeds)
-        first = torch.full_like(answers[:, :1], BOS)
-        return Written({"prompt": first}, joined(observations["prompt"], observations["lengths"], answers, PAD))
+        return whole_text(self.demonstrations(seeds), PAD)
 
     def encode(self, text: str) -> list[int]:
         return TOKENS.encode(text)

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
-from pgcli.environments.text._split import digits, draw
+from pgcli.environments.text._split import digits, draw, whole_text
 from pgcli.errors import InputError
 from pgcli.types import Observations, TextSpec, Written
 
@@ -60,10 +60,7 @@ class Sort:
         return Written(observations, _answers(observations["prompt"]))
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """A prompt and its answer, all of it to be learned but the first token."""
-        observations, answers = self.demonstrations(seeds)
-        text = torch.cat([observations["prompt"], answers], dim=1)
-        return Written({"prompt": text[:, :1]}, text[:, 1:])
+        return whole_text(self.demonstrations(seeds), PAD)
 
     def encode(self, text: str) -> list[int]:
         unknown = set(text) - set("0123456789=")
