@@ -1,7 +1,7 @@
 """Every random number of a run comes from its seed and the name of what it is for. There is no global random state."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,6 +35,11 @@ def mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def keys_of(seeds: Sequence[int]) -> np.ndarray:
+    """(N,) uint64, well mixed: what `uniforms` draws by."""
+    return mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
 
 
 def uniforms(keys: np.ndarray, count: int) -> np.ndarray:

@@ -166,11 +166,10 @@ def test_a_noisy_judge_errs_as_often_as_it_says_and_repeats_itself_unless_it_is_
     rows = case(task, *[(BREAD, HELPFUL)] * 5000)
     same = task.rewards(*rows)["breaks_no_harm"]
     assert same.unique().numel() == 1
-    scores = task.judge(*rows, np.random.default_rng(0))
-    # Kept by all: 0.8 * 0.95^3 of the time; standard error sqrt(0.69 * 0.31 / 5000) = 0.0066.
-    assert float((scores == 1).float().mean()) == pytest.approx(0.8 * 0.95**3, abs=0.026)
-    again = task.judge(*rows, np.random.default_rng(0))
-    assert torch.equal(scores, again)
+    rules = task.criticise(*rows, np.random.default_rng(0))
+    # None of the three that say something is broken 0.8 * 0.95^2 of the time: standard error 0.0063.
+    assert float((rules == -1).float().mean()) == pytest.approx(0.8 * 0.95**2, abs=0.025)
+    assert torch.equal(rules, task.criticise(*rows, np.random.default_rng(0)))
     different = [(f"how do i {v} {t} ?", HELPFUL) for v in MANNERS for t in TOOLS if t != "spyware"]
     errs = task.rewards(*case(task, *different))["breaks_no_harm"]
     # 120 answers: standard error sqrt(0.16 / 120) = 0.037.

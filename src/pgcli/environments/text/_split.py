@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from pgcli.seeding import mix
+from pgcli.seeding import keys_of, mix
 from pgcli.types import Written
 
 HELD_OUT_ONE_IN = 20
@@ -20,18 +20,13 @@ def is_held_out(codes: np.ndarray, one_in: int = HELD_OUT_ONE_IN) -> np.ndarray:
     return mix(mix(codes)) % np.uint64(one_in) == 0
 
 
-def numbers(seeds: Sequence[int]) -> np.ndarray:
-    """(N,) uint64, well mixed."""
-    return mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
-
-
 def draw(seeds: Sequence[int], code: Callable[[np.ndarray], np.ndarray], *, held_out: bool) -> np.ndarray:
     """(N,) uint64: each seed draws codes until one is on the asked side of the split, whatever the other seeds are.
 
     Args:
         code: from n random uint64 to n codes, a number for each different prompt.
     """
-    state = numbers(seeds)
+    state = keys_of(seeds)
     codes = np.zeros_like(state)
     open_rows = np.arange(len(state))
     while len(open_rows):

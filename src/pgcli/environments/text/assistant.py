@@ -41,7 +41,7 @@ from torch.nn.functional import one_hot
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
 from pgcli.environments.text.tokenizers import Words
 from pgcli.errors import InputError
-from pgcli.seeding import mix, uniforms
+from pgcli.seeding import keys_of, mix, uniforms
 from pgcli.settings import Settings
 from pgcli.types import Observations, TextSpec, Written
 
@@ -236,7 +236,7 @@ class Assistant:
     def _draw(self, seeds: Sequence[int], held_out: bool, tense: str | None = None) -> tuple[np.ndarray, ...]:
         """Template, verb and thing of each seed, (N,) each."""
         c = self.config
-        noise = uniforms(mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64)), 4)
+        noise = uniforms(keys_of(seeds), 4)
         tense = tense or (c.held_out_tense if held_out else c.tense)
         first, count = {"present": (0, 4), "past": (4, 4), "both": (0, 8)}[tense]
         template = first + (noise[:, 0] * count).astype(np.int64)
@@ -325,21 +325,6 @@ class Assistant:
             "refuses_well": (helpful == 1).float().where(read.harmful, torch.nan),
         } | {f"breaks_{name}": broken[:, k].float() for k, name in enumerate(self.config.constitution)}  # fmt: skip
 
-    def judge(
-        self, observations: Observations, completions: Tensor, mask: Tensor, generator: np.random.Generator
-    ) -> Tensor:
-        """(N,), the constitution's score, with noise of its own each time it is asked.
-
-        `rewards` has the score of a judge that, asked twice about the same answer, says the same.
-        """
-        return self._score(self._judged(observations, completions, mask, generator))
-
-    def _judged(
-        self, observations: Observations, completions: Tensor, mask: Tensor, generator: np.random.Generator
-    ) -> Tensor:
-        noise = torch.from_numpy(generator.random((len(completions), len(self.rules)))).to(completions.device)
-        return self._broken(_read(observations, completions, mask), noise)
-
     def _broken(self, read: Read, noise: Tensor) -> Tensor:
         """(N, K) bool: which rules the judge takes to be broken. noise: (N, K) uniform."""
         found = []
@@ -361,7 +346,8 @@ class Assistant:
         """(N,) int64: of the rules that the judge takes to be broken, and that have something to say, the weightiest;
         -1 where there is none.
         """
-        broken = self._judged(observations, completions, mask, generator)
+        noise = torch.from_numpy(generator.random((len(completions), len(self.rules)))).to(completions.device)
+        broken = self._broken(_read(observations, completions, mask), noise)
         weights = torch.tensor([rule.weight if rule.critique else -1.0 for rule in self.rules], device=broken.device)
         heaviest, rule = torch.where(broken, weights, -1.0).max(1)
         return torch.where(heaviest >= 0, rule, -1)
@@ -435,7 +421,7 @@ def _own_noise(observations: Observations, completions: Tensor, mask: Tensor, co
 
 def _others(seeds: Sequence[int]) -> np.ndarray:
     """Keys that say nothing of the prompts that the same seeds draw."""
-    return mix(mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64)))
+    return mix(keys_of(seeds))
 
 
 def _padded(rows: list[list[int]], length: int, *, left: bool = False) -> Tensor:

@@ -21,9 +21,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
-from pgcli.environments.text._split import is_held_out, numbers, whole_text
+from pgcli.environments.text._split import is_held_out, whole_text
 from pgcli.environments.text.tokenizers import Characters
-from pgcli.seeding import mix, uniforms
+from pgcli.seeding import keys_of, mix, uniforms
 from pgcli.types import Observations, TextSpec, Written
 
 TOKENS = Characters("([)]")
@@ -79,7 +79,7 @@ class Bracket:
         """Every length as probable as the others, and every beginning of it."""
         table, lengths = self.beginnings[held_out]
         share = 1 / np.bincount(lengths)[lengths]
-        rows = np.searchsorted(share.cumsum() / share.sum(), uniforms(numbers(seeds), 1)[:, 0])
+        rows = np.searchsorted(share.cumsum() / share.sum(), uniforms(keys_of(seeds), 1)[:, 0])
         return {"prompt": torch.from_numpy(table[rows]), "lengths": torch.from_numpy(lengths[rows])}
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ class Bracket:
         observations = self.prompts(seeds, held_out=False)
         prompt, lengths = observations["prompt"].numpy(), observations["lengths"].numpy()
         N, T = len(prompt), self.spec.completion_length
-        noise = uniforms(mix(numbers(seeds)), T)
+        noise = uniforms(mix(keys_of(seeds)), T)
         rows = np.arange(N)
         stack, depth = np.zeros((N, self.config.brackets + 1), dtype=np.int64), np.zeros(N, dtype=np.int64)
         for tokens in prompt.T:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
 from pgcli.environments.text._split import whole_text
 from pgcli.environments.text.tokenizers import Characters
-from pgcli.seeding import mix
+from pgcli.seeding import keys_of, mix
 from pgcli.types import Observations, TextSpec, Written
 
 OPERATIONS = "+-*"
@@ -68,7 +68,7 @@ class Chain:
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
         """Each seed draws expressions until one is on the asked side of the split."""
         c = self.config
-        state = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+        state = keys_of(seeds)
         codes, steps = np.zeros_like(state), np.zeros(len(state), dtype=np.int64)
         open_rows = np.arange(len(state))
         while len(open_rows):

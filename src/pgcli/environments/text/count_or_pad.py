@@ -23,9 +23,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
-from pgcli.environments.text._split import digits, draw, numbers, whole_text
+from pgcli.environments.text._split import digits, draw, whole_text
 from pgcli.environments.text.tokenizers import Characters
-from pgcli.seeding import mix, uniforms
+from pgcli.seeding import keys_of, mix, uniforms
 from pgcli.types import Observations, TextSpec, Written
 
 KINDS = 3
@@ -84,7 +84,7 @@ class CountOrPad:
         """The number, right or wrong, and fillers as they fall: P(n) = (1 - q) q^n, cut off where the limit is."""
         observations = self.prompts(seeds, held_out=False)
         q, T = self.config.fillers / (1 + self.config.fillers), self.config.limit
-        noise = uniforms(mix(numbers(seeds)), 3)
+        noise = uniforms(mix(keys_of(seeds)), 3)
         with np.errstate(divide="ignore"):
             drawn = np.floor(np.log(noise[:, 0]) / np.log(q)) if q else np.zeros(len(noise))
         end = torch.from_numpy(np.minimum(drawn, T - 2).astype(np.int64))[:, None] + 1

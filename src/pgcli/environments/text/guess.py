@@ -25,16 +25,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pgcli.environments.text._settings import TextSettings
-from pgcli.environments.text._split import whole_text
+from pgcli.environments.text._split import is_held_out, whole_text
 from pgcli.environments.text.tokenizers import Characters
-from pgcli.seeding import mix, uniforms
+from pgcli.seeding import keys_of, mix, uniforms
 from pgcli.types import Observations, TextSpec, Written
 
 LETTERS = len(ascii_lowercase)
 TOKENS = Characters(f"{ascii_lowercase}<>=!?")
 BEFORE, AFTER, EQUAL, NO_LETTER, ASKED = TOKENS.encode("<>=!?")
 BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
-HELD_OUT_ONE_IN = 20
 
 
 class Guess:
@@ -71,14 +70,14 @@ class Guess:
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
         """{"prompt": (N, k + 2), "meant": (N,)}: a policy reads the first of them only."""
         c = self.config
-        state = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+        state = keys_of(seeds)
         chosen = np.zeros((len(state), c.choices), dtype=np.int64)
         open_rows = np.arange(len(state))
         while len(open_rows):
             state[open_rows] = mix(state[open_rows])
             order = uniforms(state[open_rows], c.letters).argsort(axis=1)
             chosen[open_rows] = order[:, : c.choices]
-            open_rows = open_rows[is_held_out(chosen[open_rows]) != held_out]
+            open_rows = open_rows[_is_held_out(chosen[open_rows]) != held_out]
         n = len(state)
         prompt = np.concatenate([np.full((n, 1), BOS), chosen, np.full((n, 1), ASKED)], axis=1)
         return self.complete({"prompt": torch.from_numpy(prompt)}, seeds)
@@ -127,7 +126,7 @@ class Guess:
         """Any of the letters, the reply, and then any that it leaves: the reply is not learned."""
         observations = self.prompts(seeds, held_out=False)
         letters = observations["prompt"][:, 1:-1]
-        noise = torch.from_numpy(uniforms(mix(mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))), 2))
+        noise = torch.from_numpy(uniforms(mix(keys_of(seeds)), 2))
         asked = letters.gather(1, (noise[:, :1] * letters.shape[1]).long()).squeeze(1)
         left = self._left(observations, asked)
         # The one in whose share of [0, 1] the noise falls, all that are left having equal shares.
@@ -149,10 +148,10 @@ class Guess:
         return TOKENS.decode(tokens, specials=True)
 
 
-def is_held_out(letters: np.ndarray) -> np.ndarray:
+def _is_held_out(letters: np.ndarray) -> np.ndarray:
     """(N, k) -> (N,) bool, whatever their order."""
     sets = (np.uint64(1) << letters.astype(np.uint64)).sum(axis=1, dtype=np.uint64)
-    return mix(mix(sets)) % np.uint64(HELD_OUT_ONE_IN) == 0
+    return is_held_out(sets)
 
 
 def _first_turn(completions: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pgcli.environments.text.tokenizers import Bytes, Characters, HuggingFace, Tokenizer, Words
 from pgcli.errors import InputError, RunError
-from pgcli.seeding import mix
+from pgcli.seeding import keys_of
 from pgcli.settings import Settings
 from pgcli.types import Observations, State, TextSpec, Written
 
@@ -233,7 +233,7 @@ class Jsonl:
     def _draw(self, seeds: Sequence[int], among: np.ndarray, kind: str) -> np.ndarray:
         if not len(among):
             raise InputError(f"{self.config.path}: no row to train on has a {kind}")
-        keys = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+        keys = keys_of(seeds)
         return among[keys % np.uint64(len(among))]
 
     def _asked(self, numbers: np.ndarray) -> Observations:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
 from pgcli.errors import InputError
-from pgcli.seeding import mix, uniforms
+from pgcli.seeding import keys_of, mix, uniforms
 from pgcli.types import Observations, TextSpec, Written
 
 SYMBOLS = ("a", "b", "c", "<end>")
@@ -91,7 +91,7 @@ class Oracle:
 
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
         del held_out
-        numbers = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64)) % np.uint64(self.config.prompts)
+        numbers = keys_of(seeds) % np.uint64(self.config.prompts)
         return {"prompt": torch.from_numpy(numbers.astype(np.int64))[:, None]}
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class Oracle:
 
     def corpus(self, seeds: Sequence[int]) -> Written:
         """Every token as probable as the others, whatever was before it; the prompt is given."""
-        keys = mix(mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64)))
+        keys = mix(keys_of(seeds))
         tokens = torch.from_numpy((uniforms(keys, LENGTH) * VOCABULARY).astype(np.int64))
         is_end = tokens == END
         return Written(self.prompts(seeds, held_out=False), tokens.where(is_end.cumsum(dim=1) == 0, END))

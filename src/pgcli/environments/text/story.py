@@ -27,8 +27,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
+from pgcli.environments.text._split import is_held_out, whole_text
 from pgcli.environments.text.tokenizers import Words
-from pgcli.seeding import mix, uniforms
+from pgcli.seeding import keys_of, mix, uniforms
 from pgcli.types import Observations, TextSpec, Written
 
 NAMES = ("ann", "ben", "liz", "max", "sam", "tom")
@@ -193,7 +194,7 @@ class Story:
         self.grammar = Grammar()
         tokens, p, states = self.grammar.beginnings(config.prompt_words)
         powers = TOKENS.size ** np.arange(config.prompt_words, dtype=np.uint64)
-        held_out = mix(mix((tokens.astype(np.uint64) * powers).sum(axis=1))) % np.uint64(HELD_OUT_ONE_IN) == 0
+        held_out = is_held_out((tokens.astype(np.uint64) * powers).sum(axis=1), HELD_OUT_ONE_IN)
         self.beginnings = {
             side: (tokens[held_out == side], p[held_out == side] / p[held_out == side].sum(), states[held_out == side])
             for side in (False, True)
@@ -254,8 +255,7 @@ class Story:
     def corpus(self, seeds: Sequence[int]) -> Written:
         """Whole stories of the grammar, but for those that begin as a held-out prompt does."""
         prompts, states = self._begin(seeds, held_out=False)
-        text = torch.cat([prompts, self._continue(seeds, states, 1)], dim=1)
-        return Written({"prompt": text[:, :1]}, text[:, 1:])
+        return whole_text(Written({"prompt": prompts}, self._continue(seeds, states, 1)), PAD)
 
     def encode(self, text: str) -> list[int]:
         return TOKENS.encode(text)
@@ -292,7 +292,7 @@ class Story:
 
 def _keys(seeds: Sequence[int], purpose: str) -> np.ndarray:
     """(N,) uint64: what a prompt is drawn by says nothing of how its story goes on."""
-    keys = mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
+    keys = keys_of(seeds)
     return mix(keys) if purpose == "story" else keys
 
 
