@@ -157,7 +157,7 @@ def test_ktos_reference_point_comes_from_the_mismatched_pairs_and_not_from_the_l
     loss, found = of(KTO, policy, "kto", "beta=1").loss(policy, batch, None)
     assert float(found["kto/reference_point"]) == pytest.approx(math.log(9 / 5), abs=1e-6)
     # gains 0 and log 1/3: 1 - 1/2 and 1 - sigmoid(log 3) = 1/4; a shuffle of the labelled ones would give log 27/25 / 2
-    assert float(loss) == pytest.approx((1 / 2 + 1 / 4) / 2, abs=1e-6)
+    assert loss.item() == pytest.approx((1 / 2 + 1 / 4) / 2, abs=1e-6)
 
 
 def test_no_gradient_flows_through_ktos_reference_point():
@@ -187,7 +187,7 @@ def test_a_reward_model_reads_the_last_real_token():
     # Preferred: 2 0; rejected: 1, padded with 0. Scores 5 (not 7) and 5 - log 3.
     judges = Judges([5.0, 5.0 - LOG3, 7.0])
     loss, found = of(RewardModel, judges, "reward_model").loss(judges, pairs([2, 0], [1, -1]), None)
-    assert float(loss) == pytest.approx(-math.log(3 / 4), abs=1e-6)
+    assert loss.item() == pytest.approx(-math.log(3 / 4), abs=1e-6)
     assert float(found["preferences/disagreement"]) == 0
 
 
@@ -223,7 +223,7 @@ def test_an_outcome_model_learns_from_known_tokens_alone():
     batch = Checked(completions([1, 0], [0, 2]), right, known)
     loss, found = of(OutcomeReward, judges, "outcome_reward").loss(judges, batch, None)
     # sigmoid(log 3) = 3/4, once right and once wrong
-    assert float(loss) == pytest.approx((-math.log(3 / 4) - math.log(1 / 4)) / 2, abs=1e-6)
+    assert loss.item() == pytest.approx((-math.log(3 / 4) - math.log(1 / 4)) / 2, abs=1e-6)
     assert float(found["correctness/accuracy"]) == 0.5
     assert float(found["correctness/right"]) == pytest.approx(0.75)
 
