@@ -5,8 +5,9 @@ import pytest
 
 from pgcli.errors import InputError
 from pgcli.experiment import train
-from pgcli.experiment.build import Sources, Trained, build
+from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, load
+from pgcli.experiment.sources import Sources, Trained
 from pgcli.runs import checkpoint
 
 from .conftest import TINY, TRANSFORMER

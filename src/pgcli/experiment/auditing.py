@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgcli.collectors.reference import view
 from pgcli.errors import InputError, PgcliError
-from pgcli.experiment.build import Parts, Sources, build
+from pgcli.experiment.build import Parts, build
 from pgcli.experiment.config import load
 from pgcli.experiment.overrides import parse
 from pgcli.experiment.session import EXTENSIBLE, opened
@@ -209,7 +209,7 @@ def _reference(run: Run, parts: Parts) -> Check:
     try:
         if source is None:
             origin = "the initial policy"
-            first = build(load(run.path, trust=True), Sources()).frozen["reference"].state_dict()
+            first = build(load(run.path, trust=True)).frozen["reference"].state_dict()
         else:
             origin = source
             first = checkpoint.load_newest(find_run(source).path / "checkpoints", memory=False).state["policy"]

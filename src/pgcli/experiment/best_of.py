@@ -9,7 +9,7 @@ import torch
 from pgcli.collectors.learned_reward import true_reward
 from pgcli.experiment.build import build
 from pgcli.experiment.config import ExperimentConfig
-from pgcli.experiment.session import sources
+from pgcli.experiment.sources import sources
 from pgcli.functional.best_of_n import best_of_n, best_of_n_kl
 from pgcli.seeding import episode_seeds, numpy_generator
 

@@ -6,24 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import iter_modules
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from pgcli import algorithms, processes
-from pgcli.collectors.completions import Decoding
 from pgcli.collectors.episodes import Player
-from pgcli.collectors.learned_reward import Judge, LearnedReward
-from pgcli.collectors.preferences import write
+from pgcli.collectors.learned_reward import LearnedReward
 from pgcli.collectors.reference import Referenced
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
 from pgcli.experiment.evaluation import SUCCESS
-from pgcli.experiment.policy import initialise, make_policy, refers
+from pgcli.experiment.judging import calibrate, make_judge
+from pgcli.experiment.policy import initialise, make_policy, make_reference, refers
+from pgcli.experiment.sources import NO_SOURCES, Sources
 from pgcli.experiment.worlds import WORLDS, World
 from pgcli.experiment.worlds.text import held_out_pairs
 from pgcli.registry import find
-from pgcli.seeding import derive, episode_seeds, numpy_generator
+from pgcli.seeding import derive
 from pgcli.types import Algorithm, Collector, Continuous, Rollout, Spec, State, Stochastic, TextSpec
 
 SAMPLED = ("segments", "episodes", "groups")
@@ -76,25 +74,7 @@ class Parts:
             module.load_state_dict(state["frozen"][name])
 
 
-class Trained(NamedTuple):
-    """Another run, as far as this one builds on it."""
-
-    config: ExperimentConfig
-    policy: State
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The runs that a config names, read."""
-
-    init: State | None = None
-    reference: Trained | None = None
-    reward: Trained | None = None
-    begun: bool = False
-    """The run's own checkpoint holds what is frozen: nothing need be made that it will overwrite."""
-
-
-def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
+def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     """Config -> device, environment, policy, algorithm, collector.
 
     Args:
@@ -109,14 +89,11 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
     way = _pair(config, algorithm_class, world)
 
     _check_samples(config, environment_class)
-    if processes.size() > 1 and world.unit != "tokens":
-        raise InputError(
-            f"torchrun shares out the rows of a text task; env={config.env.name} is stepped by one process"
-        )
+    _check_processes(config, world)
     environment = world.make(environment_class, config, world.rows(config, way))
     judge = None
     if sources.reward is not None:
-        judge = _judge(config, environment, sources.reward, world)
+        judge = make_judge(config, environment, sources.reward)
         environment = LearnedReward(
             environment, judge, combination=config.judge.combine, pessimism=config.judge.pessimism
         )
@@ -131,20 +108,16 @@ def build(config: ExperimentConfig, sources: Sources = Sources()) -> Parts:
     policy = policy.to(device.torch)
     frozen = {}
     if way in world.comparing and not isinstance(needs, Stochastic):  # it judges what another one writes
-        frozen["writer"] = _reference(config, environment.spec, sources, policy).to(device.torch)
+        frozen["writer"] = make_reference(config, environment.spec, sources, policy).to(device.torch)
     elif refers(config):
-        if way not in (*SAMPLED, *world.comparing, "demonstrations"):
-            raise InputError(
-                f"reference={config.reference}: algo={config.choices['algo']} does not compare its policy with "
-                "another; leave it out"
-            )
-        frozen["reference"] = _reference(config, environment.spec, sources, policy).to(device.torch)
+        _check_compares(config, way, world)
+        frozen["reference"] = make_reference(config, environment.spec, sources, policy).to(device.torch)
 
     if judge is not None:
         frozen["reward"] = judge.to(device.torch)
         if not sources.begun:
             writer = frozen.get("writer", frozen.get("reference", policy))
-            _calibrate(config, environment, judge, writer, device.torch)
+            calibrate(config, environment, judge, writer, device.torch)
 
     algorithm = algorithm_class(
         policy, config.algo, total_steps=config.total_steps, seed=derive(config.seed, "minibatches")
@@ -173,60 +146,6 @@ def warnings(config: ExperimentConfig) -> list[str]:
     return getattr(find("algo", config.algo.name), "warnings", lambda algo: [])(config.algo)
 
 
-def _reference(config: ExperimentConfig, spec: Spec, sources: Sources, policy: Any) -> Any:
-    """A frozen distribution over actions: that of the run `reference`, or what training starts from.
-
-    A policy that trains little of itself offers a `twin`, which has that little again and shares the rest.
-    """
-    if sources.reference is not None:  # it may be of another size
-        reference = make_policy(sources.reference.config.model_copy(update={"seed": config.seed}), spec, Stochastic())
-        initialise(reference, sources.reference.policy, f"reference={config.reference}")
-        return reference.requires_grad_(False)
-    twin = policy.twin() if hasattr(policy, "twin") else None
-    reference = twin or make_policy(config, spec, Stochastic())
-    if sources.init is not None:
-        initialise(reference, sources.init, f"init={config.init}")
-    return reference.requires_grad_(False)
-
-
-def _judge(config: ExperimentConfig, task: Any, trained: Trained, world: World) -> Judge:
-    """The reward model that a config names, frozen; refused where it cannot judge this task's texts."""
-    name = f"reward={config.reward}"
-    if world is not WORLDS["text"]:
-        raise InputError(f"{name} judges texts; env={config.choices['env']} is stepped and has its own reward")
-    algorithm_class: Any = find("algo", trained.config.algo.name)
-    if not hasattr(algorithm_class, "reads"):
-        raise InputError(
-            f"{name} is a run of {trained.config.algo.name}, not of a reward model: "
-            "algo=reward_model, outcome_reward or process_reward trains one"
-        )
-    own = find("env", trained.config.env.name)(trained.config.env)
-    if _vocabulary(own) != _vocabulary(task):
-        raise InputError(f"{name} reads the vocabulary of env={trained.config.env.name}, not that of {config.env.name}")
-    reading = algorithm_class.reads(trained.config.algo)
-    if reading == "process" and not hasattr(task, "step_labels"):
-        raise InputError(f"{name} judges steps, and env={config.choices['env']} does not say where one ends")
-    needs = algorithm_class.needs(trained.config.algo)
-    if config.judge.stop_disagreement is not None and needs.members == 1:
-        raise InputError(f"judge.stop_disagreement: {name} has one member, which cannot disagree: algo.ensemble=4")
-    scorer = make_policy(trained.config, task.spec, needs)
-    initialise(scorer, trained.policy, name)
-    return Judge(scorer, reading, members=needs.members)
-
-
-def _vocabulary(task: Any) -> list[str]:
-    return [task.decode([token]) for token in range(task.spec.vocabulary)]
-
-
-def _calibrate(config: ExperimentConfig, task: Any, judge: Judge, writer: Any, device: torch.device) -> None:
-    """On completions of training prompts by the reference, so that a reward keeps its unit in a run that goes on from
-    another; without one by the initial policy (where that judges: by who writes its pairs).
-    """
-    seeds = episode_seeds(config.seed, "calibration", range(config.judge.calibration))
-    written = write(Decoding(task, device=device), writer, seeds, numpy_generator(config.seed, "calibration"))
-    judge.calibrate(task, written.texts, written.gold)
-
-
 def _close(collector: Any, close_world: Callable[[Any, Any], None], environment: Any, evaluator: Any) -> None:
     if hasattr(collector, "close"):  # it has processes of its own
         collector.close()
@@ -234,6 +153,8 @@ def _close(collector: Any, close_world: Callable[[Any, Any], None], environment:
 
 
 # ---------------------------------------------------------------- what fits, and what is refused
+
+
 def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
     """What the algorithm will learn from: the first of its ways that the world offers, or the one asked for."""
     wanted = getattr(config.algo, "collect", "auto")
@@ -272,4 +193,19 @@ def _check_samples(config: ExperimentConfig, environment_class: Any) -> None:
         raise InputError(
             f"eval.samples={config.eval.samples}: pass@k counts {SUCCESS}, which env={config.choices['env']} has not; "
             "leave it at 1"
+        )
+
+
+def _check_processes(config: ExperimentConfig, world: World) -> None:
+    if processes.size() > 1 and world.unit != "tokens":
+        raise InputError(
+            f"torchrun shares out the rows of a text task; env={config.env.name} is stepped by one process"
+        )
+
+
+def _check_compares(config: ExperimentConfig, way: str, world: World) -> None:
+    if way not in (*SAMPLED, *world.comparing, "demonstrations"):
+        raise InputError(
+            f"reference={config.reference}: algo={config.choices['algo']} does not compare its policy with another; "
+            "leave it out"
         )

@@ -8,10 +8,11 @@ import torch
 
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
+from pgcli.experiment.sources import Sources
 from pgcli.options import built_in_folder, options
 from pgcli.registry import find, has_class
 from pgcli.seeding import derive
-from pgcli.types import Needs, Spec, State
+from pgcli.types import Needs, Spec, State, Stochastic
 
 
 def make_policy(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
@@ -57,3 +58,19 @@ def initialise(policy: Any, given: State, source: str) -> None:
             "train with the same policy and env settings"
         )
     policy.load_state_dict(given, strict=False)
+
+
+def make_reference(config: ExperimentConfig, spec: Spec, sources: Sources, policy: Any) -> Any:
+    """A frozen distribution over actions: that of the run `reference`, or what training starts from.
+
+    A policy that trains little of itself offers a `twin`, which has that little again and shares the rest.
+    """
+    if sources.reference is not None:  # it may be of another size
+        reference = make_policy(sources.reference.config.model_copy(update={"seed": config.seed}), spec, Stochastic())
+        initialise(reference, sources.reference.policy, f"reference={config.reference}")
+        return reference.requires_grad_(False)
+    twin = policy.twin() if hasattr(policy, "twin") else None
+    reference = twin or make_policy(config, spec, Stochastic())
+    if sources.init is not None:
+        initialise(reference, sources.init, f"init={config.init}")
+    return reference.requires_grad_(False)

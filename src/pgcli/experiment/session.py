@@ -14,10 +14,11 @@ from pgcli.collectors.narrowed import narrowed
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError, PgcliError
 from pgcli.experiment import evaluation, gradients
-from pgcli.experiment.build import Parts, Sources, Trained, build, warnings
+from pgcli.experiment.build import Parts, build, warnings
 from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
+from pgcli.experiment.sources import located, sources
 from pgcli.runs import checkpoint, provenance
 from pgcli.runs.checkpoint import Loaded
 from pgcli.runs.console import open_console
@@ -54,7 +55,7 @@ def train(
         settings = load(config, overrides, trust=trust)
     else:
         settings = compose(overrides, config_dirs=config_dirs, trust=trust)
-    settings = _located(settings)
+    settings = located(settings)
     parts = build(settings, sources(settings))
     with _closing(parts), stop_requests() as stop:
         if settings.eval.gradients:
@@ -288,32 +289,6 @@ def _promise(parts: Parts) -> bool | str:
     if workers > 1:
         return f"not promised with {workers} workers: their gradients are applied in the order in which they come"
     return True
-
-
-def _located(settings: ExperimentConfig) -> ExperimentConfig:
-    """With the runs that it names written down from the root: `latest` will be another one, and so may the folder be
-    in which someone stands who goes on with this run.
-    """
-    named = {key: name for key in ("init", "reference", "reward") if (name := getattr(settings, key)) is not None}
-    found = {key: str(find_run(name, settings.runs_dir).path.resolve()) for key, name in named.items()}
-    return settings.model_copy(update=found)
-
-
-def sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
-    """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights; but what a
-    reference or a reward model is, only the config of its run says.
-    """
-
-    def policy(name: str) -> State:
-        return checkpoint.load_newest(find_run(name).path / "checkpoints", memory=False).state["policy"]
-
-    def trained(name: str | None) -> Trained | None:
-        return Trained(load(find_run(name).path), policy(name)) if name is not None else None
-
-    return Sources(
-        init=policy(settings.init) if settings.init is not None and not begun else None,
-        reference=trained(settings.reference), reward=trained(settings.reward), begun=begun,
-    )  # fmt: skip
 
 
 def _has_begun(run: Run) -> bool:

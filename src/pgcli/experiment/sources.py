@@ -1,0 +1,58 @@
+"""The runs that a config names, `init`, `reference` and `reward`: found, and read as far as this one builds on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pgcli.experiment.config import ExperimentConfig, load
+from pgcli.runs import checkpoint
+from pgcli.runs.reader import find_run
+from pgcli.types import State
+
+
+class Trained(NamedTuple):
+    """Another run, as far as this one builds on it."""
+
+    config: ExperimentConfig
+    policy: State
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The runs that a config names, read."""
+
+    init: State | None = None
+    reference: Trained | None = None
+    reward: Trained | None = None
+    begun: bool = False
+    """The run's own checkpoint holds what is frozen: nothing need be made that it will overwrite."""
+
+
+NO_SOURCES = Sources()
+
+
+def located(settings: ExperimentConfig) -> ExperimentConfig:
+    """With the runs that it names written down from the root: `latest` will be another one, and so may the folder be
+    in which someone stands who goes on with this run.
+    """
+    named = {key: name for key in ("init", "reference", "reward") if (name := getattr(settings, key)) is not None}
+    found = {key: str(find_run(name, settings.runs_dir).path.resolve()) for key, name in named.items()}
+    return settings.model_copy(update=found)
+
+
+def sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
+    """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights; but what a
+    reference or a reward model is, only the config of its run says.
+    """
+
+    def policy(name: str) -> State:
+        return checkpoint.load_newest(find_run(name).path / "checkpoints", memory=False).state["policy"]
+
+    def trained(name: str | None) -> Trained | None:
+        return Trained(load(find_run(name).path), policy(name)) if name is not None else None
+
+    return Sources(
+        init=policy(settings.init) if settings.init is not None and not begun else None,
+        reference=trained(settings.reference), reward=trained(settings.reward), begun=begun,
+    )  # fmt: skip
