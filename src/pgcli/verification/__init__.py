@@ -1,6 +1,7 @@
 """`pgcli verify`: every method's own loss, against exact enumeration.
 
-One module a topic, each with `checks() -> Iterator[Check]`; `TOPICS` names them in the order they are told. A topic
+One module a topic, each with `checks() -> Iterator[Check]`; `TOPICS` names them in the order they are told, and the
+other modules are what these stand on. A topic
 that speaks of few algorithms names them in `ALGOS`, and is left out where none of them is asked for; one that speaks of
 all of them takes those that are asked for, `checks(only)`, and makes no others.
 """
@@ -111,7 +112,7 @@ def _wanted(words: Iterable[str], known: Collection[str]) -> list[str]:
 def _all(wanted: Collection[str]) -> Iterator[Check]:
     """The rows of every topic that concerns the wanted algorithms; of a topic that breaks, a row that says so."""
     from pgcli.verification.check import broken
-    from pgcli.verification.policy_gradients import configured
+    from pgcli.verification.method import configured
 
     configured.cache_clear()  # an option may have become another one's
     for topic in TOPICS:

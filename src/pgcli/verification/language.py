@@ -21,8 +21,8 @@ from pgcli.functional.kl import k1, k2, k3, k3_corrected
 from pgcli.functional.masked import masked_sum
 from pgcli.types import ABSENT, Rollout
 from pgcli.verification.check import Check, at_most, equal, of_each, safely
+from pgcli.verification.method import EPSILON, GROUP, Method
 from pgcli.verification.oracle import angle, reward_to_go
-from pgcli.verification.policy_gradients import EPSILON, GROUP, Method
 from pgcli.verification.text_oracle import Language, Table, Whole, language, minimise, settings, slope
 
 BETA = 0.3

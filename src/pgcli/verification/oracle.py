@@ -248,3 +248,7 @@ def bandit(rewards: Tensor, policy: Tensor) -> Oracle:
     oracle = Oracle(mdp, 1)
     oracle.logits, oracle.policy = policy.log(), policy
     return oracle
+
+
+def row(*numbers: float) -> Tensor:
+    return torch.tensor([numbers], dtype=torch.float64)

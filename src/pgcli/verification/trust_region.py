@@ -20,8 +20,8 @@ from pgcli.functional.trust_region import fisher_vector_product
 from pgcli.types import Rollout
 from pgcli.verification import oracle as oracles
 from pgcli.verification.check import Check, at_most, equal
+from pgcli.verification.method import Method
 from pgcli.verification.oracle import Oracle, Table, reward_to_go, rows_of
-from pgcli.verification.policy_gradients import Method
 
 ALGOS = ("npg", "trpo", "ppo_kl", "cpi", "reinforce")
 SOLVED: dict[str, Any] = {"cg_iterations": 100, "cg_tolerance": 1e-13}

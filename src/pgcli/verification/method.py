@@ -1,0 +1,141 @@
+"""A policy-gradient method as the checks see it: its own `prepare` and `loss`, and its settings, set as they ask."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from typing import Any, get_args
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pgcli.experiment.config import compose
+from pgcli.registry import find
+from pgcli.types import Rollout, Stochastic
+from pgcli.verification import oracle as oracles
+from pgcli.verification.oracle import Oracle, Table, reward_to_go
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "surrogate": ("clipped",),
+    "dual_clip": (None,),
+    "gamma": (1.0,),
+    "gae_lambda": (1.0,),
+    "normalise_advantages": ("none", False),
+    "baseline": ("none",),
+    "advantage": ("centred",),
+    "aggregation": ("sequence_sum",),
+    "aggregation_length": (None,),
+    "entropy_coefficient": (0.0,),
+    "clip_range_value": (None,),
+    "kl_penalty": ({"coefficient": 0.0, "target": None},),
+}
+"""Setting -> the first of these values that it can have."""
+GROUP = 2
+"""Members of a group, where groups are enumerated."""
+EPSILON = 1e-6
+"""What a group's deviation is increased by before it divides (`algorithms.grpo`)."""
+
+
+@cache
+def configured(option: str) -> Any:
+    """A method's settings, of which the world decides none. Topics ask for them one after the other."""
+    return compose([f"algo={option}", "env=garnet", "tuned=none"]).algo
+
+
+class Method:
+    """An algorithm as `conf/algo/<option>.yaml` has it, to be made with other settings."""
+
+    def __init__(self, option: str) -> None:
+        self.option = option
+        self.config: Any = configured(option)
+        self.algorithm: Any = find("algo", self.config.name)
+        self.neutral = self.config
+        for setting, values in NEUTRAL.items():
+            fitting = [value for value in values if self.can(setting, value, self.neutral)]
+            self.neutral = self.having(self.neutral, {setting: fitting[0]}) if fitting else self.neutral
+
+    def having(self, config: Any, changes: dict[str, Any]) -> Any:
+        return type(config).model_validate(config.model_dump() | changes)
+
+    def can(self, setting: str, value: Any, config: Any = None) -> bool:
+        """Whether there is such a setting, and it can have this value (in another config than its own)."""
+        try:
+            return self.having(config or self.config, {setting: value}).model_dump()[setting] == value
+        except (ValidationError, KeyError):
+            return False
+
+    def has(self, setting: str) -> bool:
+        return setting in type(self.config).model_fields
+
+    def choices(self, setting: str) -> tuple[Any, ...]:
+        """What a setting of a few words can be."""
+        return get_args(type(self.config).model_fields[setting].annotation) if self.has(setting) else ()
+
+    def collects(self, *ways: str) -> bool:
+        return bool(set(ways) & set(self.algorithm.collects))
+
+    @property
+    def grouped(self) -> bool:
+        return not self.collects("segments", "episodes", "gradients")
+
+    @property
+    def stochastic(self) -> bool:
+        return isinstance(self.algorithm.needs(self.config), Stochastic)
+
+    def critic(self, **settings: Any) -> bool:
+        return self.algorithm.needs(self.having(self.neutral, settings)).critic
+
+    def make(self, table: Any, **settings: Any) -> Any:
+        return self.algorithm(table, self.having(self.neutral, settings), total_steps=1_000, seed=0)
+
+    def loss(self, table: Any, rollout: Rollout, *, policy: Any = None, **settings: Any) -> Tensor:
+        """What it minimises, prepared with `table` and taken at `policy` (the table itself, if None)."""
+        one = self.make(table, **settings)
+        return one.loss(policy or table, one.prepare(rollout), None)[0]
+
+    def ascent(self, table: Table, rollout: Rollout, *, at: Table | None = None, **settings: Any) -> Tensor:
+        """(S, A): where it moves the logits, minus the gradient of what it minimises, as a sum over an episode."""
+        loss = self.loss(table, rollout, policy=at, **settings) * self.scale(rollout)
+        (gradient,) = torch.autograd.grad(loss, [(at or table).logits], allow_unused=True)
+        return torch.zeros_like(table.logits) if gradient is None else -gradient
+
+    def scale(self, rollout: Rollout) -> Tensor | float:
+        """What makes a mean over actions a sum over an episode; 1 if it is one."""
+        return mean_length(rollout) if self.per_action else 1.0
+
+    @cached_property
+    def per_action(self) -> bool:
+        """Whether it takes the mean over actions, and has no setting to change that: the nearer of the two."""
+        if self.has("aggregation"):
+            return False
+        oracle, rollout, exact = case(self)
+        table = oracle.table()
+        (loss,) = torch.autograd.grad(self.loss(table, rollout), [table.logits])
+        return bool((loss * oracle.mean_length + exact).norm() < (loss + exact).norm())
+
+
+def case(method: Method) -> tuple[Oracle, Rollout, Tensor]:
+    """What the method learns from, enumerated, and the gradient that it must have."""
+    if not method.grouped:
+        oracle = oracles.ending()
+        return oracle, oracle.rollout(oracle.solve().values), oracle.gradient()
+    oracle = oracles.small()
+    # A group's mean contains the episode's own return: a share 1/K of the gradient cancels itself.
+    share = (GROUP - 1) / GROUP if method.can("advantage", "centred") else 1.0
+    return oracle, oracle.groups(GROUP), oracle.gradient() * share
+
+
+def credit_of(method: Method, rollout: Rollout) -> Tensor:
+    """(N, T): what an unbiased method credits an action with, up to what has no expectation."""
+    if not method.grouped:
+        # Earlier rewards and baselines drop out of an expectation only where every action has the same weight: here
+        # the weight depends on the length. So they must be taken as the method has them.
+        return method.make(oracles.ending().table()).prepare(rollout).advantages
+    returns = reward_to_go(rollout)[:, :1].view(-1, GROUP)
+    credit = (returns - returns.flip(1)) / (2 if method.can("advantage", "centred") else 1)
+    return credit.view(-1, 1).expand_as(rollout.rewards)
+
+
+def mean_length(rollout: Rollout) -> Tensor:
+    lengths = rollout.mask.sum(1).double()
+    return lengths.mean() if rollout.weights is None else rollout.weights @ lengths
