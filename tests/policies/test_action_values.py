@@ -59,10 +59,30 @@ def test_the_fast_values_of_a_gradient_step_are_those_of_the_module_and_so_is_th
     values, gradients = [], []
     for evaluate in (policy, policy.once_differentiable()):
         values.append(evaluate(x))
-        gradients.append(torch.autograd.grad((values[-1] * weights).sum(), list(policy.parameters())))
+        policy.zero_grad()
+        (values[-1] * weights).sum().backward()
+        gradients.append([p.grad for p in policy.parameters()])
     torch.testing.assert_close(values[0], values[1])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_the_fast_gradients_add_up():
+    policy, x = network(), inputs("mlp")
+    evaluate = policy.once_differentiable()
+
+    def gradients(*losses):
+        policy.zero_grad()
+        for loss in losses:
+            loss.backward(retain_graph=True)
+        return [p.grad for p in policy.parameters()]
+
+    whole = evaluate(x)
+    expected = gradients(whole.sum())
+    pieces = gradients(evaluate(x[:10]).sum(), evaluate(x[10:]).sum())
+    columns = gradients(whole[:, 0].sum(), whole[:, 1:].sum())  # of one evaluation, one after the other
+    torch.testing.assert_close(pieces, expected)
+    torch.testing.assert_close(columns, expected)
 
 
 def test_a_copy_has_weights_of_its_own():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pgcli.functional.value_based import follow
@@ -23,6 +24,7 @@ class Target:
             at += p.numel()
         self._evaluate = module.once_differentiable()
 
+    @torch.no_grad()
     def __call__(self, observations: Tensor) -> Any:
         return self._evaluate(observations)
 

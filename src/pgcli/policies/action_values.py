@@ -25,7 +25,7 @@ class ActionValueNetwork(nn.Module):
         actions: n.
         arrays: the same in NumPy, if it is cheap enough to be worth it: a function that returns one, so that it always
             reads the present weights.
-        single_node: the same for a gradient step, as one node of the graph; None: the network itself.
+        for_a_step: the same for a gradient step, where something is faster than the network itself.
     """
 
     unit = "action"
@@ -33,11 +33,11 @@ class ActionValueNetwork(nn.Module):
 
     def __init__(
         self, network: nn.Module, actions: int, arrays: Callable[[], ArrayNetwork] | None = None,
-        single_node: Callable[[], ActionValueFunction] | None = None,
+        for_a_step: ActionValueFunction | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.actions = network, actions
-        self._arrays, self._single_node = arrays, single_node
+        self._arrays, self._for_a_step = arrays, for_a_step
 
     def forward(self, observations: Tensor) -> Tensor:
         """Q(s, a), (B, n)."""
@@ -45,7 +45,7 @@ class ActionValueNetwork(nn.Module):
 
     def once_differentiable(self) -> ActionValueFunction:
         """The same for a gradient step, where a faster one exists. A test holds the two together."""
-        return self._single_node() if self._single_node else self
+        return self._for_a_step or self
 
     def exploring(self, epsilon: float) -> Exploring:
         """The policy that takes any action with probability `epsilon`, and else one of the best."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -57,7 +57,7 @@ class MLP(ActorCritic):
                 spec = control_spec(spec, config.name, dimensions=1)
                 actions = count_actions(spec, config.name)
                 network = Perceptron(spec.observation_shape[0], config, actions, 1.0, generator)
-                return ActionValueNetwork(network, actions, network.arrays, network.as_one_node)
+                return ActionValueNetwork(network, actions, network.arrays, network.for_a_step)
             case Acting():
                 spec = control_spec(spec, config.name, dimensions=1)
                 sizes = (spec.observation_shape[0], *config.hidden, outputs_of(spec.actions))
@@ -82,15 +82,14 @@ class MLP(ActorCritic):
         return _activations(observations, self.critic.tensors(), self.critic.activation)[-1].squeeze(-1)
 
     def once_differentiable(self) -> PolicyFunction:
-        """The networks as one node of the graph: on small batches most of the time goes into the number of nodes."""
-        networks = [net for net in (self.actor, self.critic) if isinstance(net, Perceptron)]
-        weights = [tensor for net in networks for tensor in net.tensors()]
+        actor, critic = self.actor, self.critic
+        assert isinstance(actor, Perceptron)
 
         def evaluate(observations: Tensor, actions: Tensor) -> Evaluation:
-            outputs, *values = Perceptrons.apply(observations, len(networks), networks[0].activation, *weights)
+            outputs = actor.for_a_step(observations)
             log_probs, entropy = self.head.evaluate(outputs, actions)
-            found = values[0].squeeze(-1) if values else ABSENT
-            return Evaluation(log_probs, entropy, found, self.head.distribution(outputs))
+            values = critic.for_a_step(observations).squeeze(-1) if isinstance(critic, Perceptron) else ABSENT
+            return Evaluation(log_probs, entropy, values, self.head.distribution(outputs))
 
         return evaluate
 
@@ -100,15 +99,12 @@ def _actor_q(spec: ControlSpec, config: MLP.Config, needs: ActorWithQ, generator
     inputs = spec.observation_shape[0]
     actor = Perceptron(inputs, config, head.size, 0.01, generator)
     critics = [Perceptron(inputs + len(head.box.low), config, 1, 1.0, generator) for _ in range(needs.critics)]
-    return ActorQ(head, actor, critics, arrays=actor.arrays, fused=_in_one_node)
+    return ActorQ(head, actor, critics, arrays=actor.arrays, fused=_for_a_step)
 
 
-def _in_one_node(networks: Sequence[Any], x: Tensor, constant: bool) -> tuple[Tensor, ...]:
-    """Perceptrons of one input, for a gradient step; of constant weights no gradient is computed."""
-    weights = [tensor for network in networks for tensor in network.tensors()]
-    if constant:
-        weights = [tensor.detach() for tensor in weights]
-    return Perceptrons.apply(x, len(networks), networks[0].activation, *weights)
+def _for_a_step(networks: Sequence[Any], x: Tensor, constant: bool) -> list[Tensor]:
+    """Perceptrons of one input; through constant weights the gradient goes on to the input."""
+    return [LookedThrough.apply(x, network) if constant else network.for_a_step(x) for network in networks]
 
 
 class Perceptron(nn.Module):
@@ -139,16 +135,22 @@ class Perceptron(nn.Module):
         """Weight and bias of each layer in turn."""
         return self._tensors
 
-    def as_one_node(self) -> Callable[[Tensor], Tensor]:
-        """The same network on the same weights, for a gradient step."""
-        weights = self.tensors()
+    def for_a_step(self, x: Tensor) -> Tensor:
+        """The same outputs, of data. By hand, `backward()` adds their gradient to the `grad` of the parameters.
 
-        def evaluate(x: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():  # a target, say: a node of no graph is only slower
-                return _activations(x, weights, self.activation)[-1]
-            return Perceptrons.apply(x, 1, self.activation, *weights)[0]
+        What autograd does for each weight and activation takes longer than a small layer.
+        """
+        with torch.no_grad():
+            *hidden, outputs = _activations(x, self.tensors(), self.activation)
+        if not torch.is_grad_enabled():
+            return outputs
 
-        return evaluate
+        def send_on(leaf: Tensor) -> None:
+            gradient, leaf.grad = leaf.grad, None
+            _backwards(gradient, [x, *hidden], self.tensors(), self.activation, train=True)
+
+        outputs.requires_grad_().register_post_accumulate_grad_hook(send_on)
+        return outputs
 
     def arrays(self) -> ArrayNetwork:
         """The same network on the same weights in NumPy: without torch's few microseconds an operation."""
@@ -187,46 +189,47 @@ def _activations(x: Tensor, weights: Sequence[Tensor], activation: str) -> list[
     return found
 
 
-class Perceptrons(torch.autograd.Function):
-    """Several perceptrons of one input, in one node. Differentiable once; only the gradients that are asked for."""
+class LookedThrough(torch.autograd.Function):
+    """A perceptron whose weights are constants: its gradient is its input's alone. Differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, count: int, activation: str, *weights: Tensor) -> tuple[Tensor, ...]:
-        size = len(weights) // count
-        parts = [_activations(x, weights[i : i + size], activation) for i in range(0, len(weights), size)]
-        ctx.activation, ctx.count = activation, count
-        ctx.save_for_backward(x, *weights, *(tensor for part in parts for tensor in part[:-1]))
-        return tuple(part[-1] for part in parts)
+    def forward(ctx: Any, x: Tensor, network: Perceptron) -> Tensor:
+        *hidden, outputs = _activations(x, network.tensors(), network.activation)
+        ctx.network = network
+        ctx.save_for_backward(x, *hidden)
+        return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *saved = ctx.saved_tensors
-        layers = (len(saved) + ctx.count) // (
-            3 * ctx.count
-        )  # a network of L layers saves 2 L weights, L - 1 activations
-        weights, hidden = saved[: 2 * layers * ctx.count], saved[2 * layers * ctx.count :]
-        through = _through_tanh if ctx.activation == "tanh" else _through_relu
-        of_input, trained = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
-        found: list[Tensor | None] = []
-        of_x: Tensor | None = None
-        for n, output_gradient in enumerate(gradients):
-            gradient = output_gradient
-            inputs = [x, *hidden[n * (layers - 1) : (n + 1) * (layers - 1)]]
-            own: list[Tensor | None] = []
-            for i in reversed(range(layers)):
-                own = [*([outer(gradient, inputs[i]), gradient.sum(0)] if trained else [None, None]), *own]
-                weight = weights[2 * (n * layers + i)]
-                if i:
-                    # Of a single output it is an outer product, which a matrix multiplication takes longer for.
-                    single = gradient.shape[1] == 1
-                    back = gradient * weight if single else product(gradient, weight.t())
-                    gradient = through(back, inputs[i])
-                elif of_input:
-                    back = product(gradient, weight.t())
-                    of_x = back if of_x is None else of_x.add_(back)
-            found += own
-        return of_x, None, None, *found
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        network = ctx.network
+        return _backwards(gradient, ctx.saved_tensors, network.tensors(), network.activation, train=False), None
+
+
+def _backwards(
+    gradient: Any, inputs: Sequence[Tensor], weights: Sequence[Tensor], activation: str, *, train: bool
+) -> Tensor | None:
+    """From the gradient of the outputs and the inputs of each layer to what is before them.
+
+    train: add the weights' gradients to their `grad`; otherwise return the input's.
+    """
+    through = _through_tanh if activation == "tanh" else _through_relu
+    for i in reversed(range(len(inputs))):
+        weight, bias = weights[2 * i : 2 * i + 2]
+        if train:
+            _add(weight, outer(gradient, inputs[i]))
+            _add(bias, gradient.sum(0))
+            if not i:
+                return None
+        # Of a single output it is an outer product, which a matrix multiplication takes longer for.
+        back = gradient * weight if i and gradient.shape[1] == 1 else product(gradient, weight.t())
+        gradient = through(back, inputs[i]) if i else back
+    return gradient
+
+
+def _add(weight: Tensor, gradient: Tensor) -> None:
+    if weight.requires_grad:
+        weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 
 
 def _through_tanh(gradient: Tensor, output: Tensor) -> Tensor:
