@@ -71,13 +71,13 @@ class Adam:
         """Of the gradient, before it is clipped."""
         return torch.linalg.vector_norm(self.gradient)
 
-    def clip(self, norm: Tensor) -> None:
+    def clip(self, norm: Tensor | float) -> None:
         """Scale the gradient, whose norm this is, down to the limit."""
         limit = self.settings.max_grad_norm
-        if limit is not None:
-            self.gradient.mul_(torch.clamp(limit / (norm + 1e-6), max=1.0))
+        if limit is not None and norm > limit:
+            self.gradient.mul_(limit / (float(norm) + 1e-6))
 
-    def step(self, learning_rate: float, norm: Tensor) -> None:
+    def step(self, learning_rate: float, norm: Tensor | float) -> None:
         """Along the gradient, whose norm this is, clipped."""
         self.clip(norm)
         # What torch.optim.Adam(fused=True) calls, without the wrapping, which takes longer than the step itself.

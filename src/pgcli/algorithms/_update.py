@@ -143,10 +143,10 @@ class Updater:
             processes.add_up(self.adam.gradient)
             norm = self.adam.norm()
             names = ["loss/total", "optimiser/grad_norm", *terms]
-            values = torch.stack([total, norm, *terms.values()]).tolist()
+            values: list[float] = torch.stack([total, norm, *terms.values()]).tolist()
             if not all(map(math.isfinite, values)):
                 self._refuse(names, values)
-            self.adam.step(learning_rate, norm)
+            self.adam.step(learning_rate, values[1])
             steps.append(values)
             if target_kl is not None and terms["policy/approx_kl"] > target_kl:
                 break
