@@ -235,7 +235,8 @@ def dqn_errors(*words):
     [table] = policy.parameters()
     algorithm.updater.flat.copy_(torch.tensor(ROWS).flatten())
     algorithm.target.flat.copy_(torch.tensor([[0.0, 0.0], [7.0, 9.0], [0.0, 0.0]]).flatten())
-    total, _ = algorithm.loss(policy, fresh([0], [1], [1.0], [1], [False]).transitions, None)
+    batch = algorithm.prepare(fresh([0], [1], [1.0], [1], [False]).transitions)
+    total, _ = algorithm.loss(policy, batch, None)
     [gradient] = torch.autograd.grad(total, table)
     assert gradient.count_nonzero() == 1
     return -gradient[0, 1].item()
@@ -267,6 +268,18 @@ def test_the_target_network_moves_when_it_is_due(period, tau):
             expected = (1 - tau) * expected + tau * algorithm.updater.flat
         torch.testing.assert_close(algorithm.target.flat, expected)
         assert not torch.equal(algorithm.target.flat, algorithm.updater.flat) or step % period == 0
+
+
+def test_minibatches_that_are_drawn_at_once_are_those_of_one_draw_each(monkeypatch):
+    def learned(at_once):
+        monkeypatch.setattr("pgcli.algorithms.dqn.AT_ONCE", at_once)
+        words = ("algo.gradient_steps=11", "algo.batch_size=16", "algo.target_period=4", "algo.double=true")
+        parts = build(compose([*DQN, "env=cartpole", "algo.num_envs=1", *words]))
+        for _ in range(5):
+            parts.algorithm.update(parts.collector.collect(parts.algorithm.behaviour()))
+        return parts.algorithm.updater.flat, parts.algorithm.target.flat
+
+    torch.testing.assert_close(learned(1), learned(1024), atol=1e-5, rtol=1e-4)
 
 
 def test_epsilon_falls_with_the_actions_taken():

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from pgcli.errors import InputError
-from pgcli.experiment.config import compose, dump, explain, load
-from pgcli.experiment.overrides import expand
+from pgcli.experiment.config import compose, dump, expand, explain, load
 from pgcli.options import groups, headline
 
 CLASSES = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -28,9 +30,20 @@ class Transitions:
     """The actions that will be taken in `next_observations`, where the collector has chosen them (SARSA)."""
     weights: Tensor = ABSENT
     """How much each counts in a loss. ABSENT: all alike, and together one."""
+    next_values: Tensor = ABSENT
+    """(B, n), what a target network says of all actions in `next_observations` (DQN)."""
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def split(self, size: int) -> Iterator[Transitions]:
+        """Pieces of so many in turn, in their order."""
+        if len(self) <= size:
+            return iter((self,))
+        columns = [getattr(self, field.name) for field in fields(self)]
+        count = -(-len(self) // size)
+        pieces = [[ABSENT] * count if column is ABSENT else column.split(size) for column in columns]
+        return starmap(Transitions, zip(*pieces, strict=True))
 
     def mean(self, x: Tensor) -> Tensor:
         """Of a quantity of each transition, (B,), by their weights: a scalar."""

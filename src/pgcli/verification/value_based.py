@@ -154,6 +154,7 @@ def gradient(learner: Any, batch: Transitions, q: Tensor, target: Tensor | None)
     """Of its loss at Q, (S, A)."""
     if target is not None:
         learner.target.flat.copy_(target.flatten())
+        batch = learner.prepare(batch)
     leaf = q.clone().requires_grad_()
     total, _ = learner.loss(lambda observations: observations @ leaf, batch, None)
     return torch.autograd.grad(total, leaf)[0]
