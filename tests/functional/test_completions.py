@@ -14,9 +14,9 @@ def test_the_punishment_for_length_begins_with_the_buffer_and_is_one_at_the_limi
 
 def test_labels_prefer_the_better_one_by_bradley_terry_and_are_turned_round_now_and_then():
     # Differences of log 3 times the scale: sigmoid = 3/4; a tenth turned round: 0.9 * 3/4 + 0.1 * 1/4 = 0.7.
-    a, b = torch.tensor([2 * math.log(3), 0.0, 1.0]), torch.tensor([0.0, 2 * math.log(3), 1.0])
-    torch.testing.assert_close(preference_probability(a, b, scale=2.0, flip=0.0), torch.tensor([0.75, 0.25, 0.5]))
-    torch.testing.assert_close(preference_probability(a, b, scale=2.0, flip=0.1), torch.tensor([0.7, 0.3, 0.5]))
+    difference = torch.tensor([2 * math.log(3), -2 * math.log(3), 0.0])
+    torch.testing.assert_close(preference_probability(difference, scale=2.0, flip=0.0), torch.tensor([0.75, 0.25, 0.5]))
+    torch.testing.assert_close(preference_probability(difference, scale=2.0, flip=0.1), torch.tensor([0.7, 0.3, 0.5]))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 7.0])

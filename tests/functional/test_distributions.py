@@ -6,9 +6,7 @@ from torch.testing import assert_close
 
 from pgcli.functional.distributions import (
     categorical,
-    categorical_entropy,
     categorical_kl,
-    categorical_log_probs,
     gaussian_entropy,
     gaussian_kl,
     gaussian_log_probs,
@@ -33,12 +31,10 @@ def draw(*shape, seed=0):
 def test_categorical_log_probs_are_normalised():
     log_probs, _ = categorical(LOGITS.expand(3, 3), torch.arange(3))
     assert_close(log_probs, real(0.5, 0.25, 0.25).log())
-    assert_close(categorical_log_probs(LOGITS.expand(3, 3), torch.arange(3)), real(0.5, 0.25, 0.25).log())
 
 
 def test_categorical_entropy_in_nats():
     # 1/2 log 2 + 2 * 1/4 log 4 = 1.5 log 2
-    assert_close(categorical_entropy(LOGITS), scalar(1.5 * math.log(2)))
     assert_close(categorical(LOGITS, torch.tensor(0))[1], scalar(1.5 * math.log(2)))
 
 
@@ -61,8 +57,6 @@ def test_categorical_agrees_with_torch_distributions_values_and_gradients():
     for ours, theirs in [
         (log_probs, oracle.log_prob(actions)),
         (entropy, oracle.entropy()),
-        (categorical_log_probs(logits, actions), oracle.log_prob(actions)),
-        (categorical_entropy(logits), oracle.entropy()),
         (kl, kl_divergence(oracle, Categorical(logits=other))),
     ]:
         assert_close(ours, theirs)

@@ -63,7 +63,6 @@ def test_a_policy_is_worth_what_its_equation_says(fork):
     values = dp.policy_evaluation(fork, EVEN, gamma=0.5)
     close(values, d(7 / 3, 2, 0))
     close(dp.expectation_backup(fork, EVEN, values, gamma=0.5), values)
-    close(dp.evaluate_by_sweeps(fork, EVEN, gamma=0.5), values)
     # Undiscounted: half of 1 + v(0), half of 2 + 1: v(0) = 4.
     close(dp.policy_evaluation(fork, EVEN, gamma=1.0), d(4, 2, 0))
     close(dp.expected_return(fork, values), d(7 / 3)[0])
@@ -83,7 +82,6 @@ def test_the_random_walk_of_the_book():
     even = torch.full((16, 4), 0.25, dtype=torch.float64)
     known = d(0, -14, -20, -22, -14, -18, -20, -20, -20, -20, -18, -14, -22, -20, -14, 0)
     close(dp.policy_evaluation(walk, even, gamma=1.0), known)
-    close(dp.evaluate_by_sweeps(walk, even, gamma=1.0), known, 1e-9)
     one_sweep = dp.expectation_backup(walk, even, torch.zeros(16, dtype=torch.float64), gamma=1.0)
     close(one_sweep, -(~terminal).double())  # k = 1 of the figure
     close(dp.value_iteration(walk, gamma=1.0).values, d(0, -1, -2, -3, -1, -2, -3, -2, -2, -3, -2, -1, -3, -2, -1, 0))

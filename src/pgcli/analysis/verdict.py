@@ -196,9 +196,9 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def some(names: list[str], limit: int = 3) -> list[str]:
+def some(names: list[str]) -> list[str]:
     """The first few, and how many more there are."""
-    return names if len(names) <= limit else [*names[:limit], f"{len(names) - limit} more"]
+    return names if len(names) <= 3 else [*names[:3], f"{len(names) - 3} more"]
 
 
 def seeds_text(groups: list[Group]) -> str:

@@ -22,6 +22,7 @@ from pgcli.collectors.completions import Decoding
 from pgcli.collectors.learned_reward import Reading, true_reward, worth
 from pgcli.collectors.reference import divergence, view
 from pgcli.errors import InputError, RunError
+from pgcli.functional.completions import preference_probability
 from pgcli.functional.masked import last_of, masked_mean
 from pgcli.seeding import derive, episode_seeds, numpy_generator
 from pgcli.types import (
@@ -102,10 +103,10 @@ def compare(first: Answers, second: Answers, law: Law, noise: np.ndarray) -> Pai
 
     noise: (B, 2) uniform: of the label, and of whether it is turned round.
     """
-    p = torch.sigmoid((first.reward - second.reward).double() / law.scale)
-    drawn, turned = torch.from_numpy(noise).to(p.device).unbind(1)
-    wins = (drawn < p) ^ (turned < law.flip)
-    labelled = law.flip + (1 - 2 * law.flip) * p
+    difference = (first.reward - second.reward).double()
+    drawn, turned = torch.from_numpy(noise).to(difference.device).unbind(1)
+    wins = (drawn < preference_probability(difference, scale=law.scale, flip=0)) ^ (turned < law.flip)
+    labelled = preference_probability(difference, scale=law.scale, flip=law.flip)
     gold = first.gold - second.gold
     return Pairs(
         _either(wins, first.texts, second.texts), _either(wins, second.texts, first.texts),

@@ -32,9 +32,9 @@ class Tokens(gymnasium.Env[State, np.int64]):
     `written` (how many of its first tokens are there).
     """
 
-    def __init__(self, task: TextTask, *, held_out: bool = False) -> None:
+    def __init__(self, task: TextTask) -> None:
         spec = task.spec
-        self.task, self.held_out = task, held_out
+        self.task = task
         self.action_space = Discrete(spec.vocabulary)
         self.observation_space = Dict(
             {
@@ -51,7 +51,7 @@ class Tokens(gymnasium.Env[State, np.int64]):
         if seed is None:
             seed = int(self.np_random.integers(2**31))
         spec = self.task.spec
-        self.prompt = self.task.prompts([seed], held_out=self.held_out)
+        self.prompt = self.task.prompts([seed], held_out=False)
         self.completion = torch.full((1, spec.completion_length), spec.pad)
         self.mask = torch.zeros_like(self.completion, dtype=torch.bool)
         self.written, self.turns, self.over = 0, 2 if spec.reply_length else 1, False

@@ -19,21 +19,21 @@ def soft_overlong(lengths: Tensor, *, limit: int, buffer: int) -> Tensor:
     return ((limit - buffer - lengths) / buffer).clamp(-1, 0)
 
 
-def preference_probability(gold_a: Tensor, gold_b: Tensor, *, scale: float, flip: float) -> Tensor:
+def preference_probability(difference: Tensor, *, scale: float, flip: float) -> Tensor:
     """How probably a labeller prefers a to b: Bradley-Terry, and a share `flip` of the labels turned round.
 
-        p = flip + (1 - 2 flip) sigmoid((gold_a - gold_b) / scale)
+        p = flip + (1 - 2 flip) sigmoid((r(a) - r(b)) / scale)
 
     The best possible judge is right with probability max(p, 1 - p): the ceiling of every reward model.
 
     Args:
-        gold_a, gold_b: (N,) true rewards of two completions of one prompt.
+        difference: (N,), r(a) - r(b) of two completions of one prompt.
         scale: the difference at which a is preferred to b in 73 of 100 cases (before flips).
         flip: in [0, 1/2).
 
     Returns: (N,). Source: Bradley and Terry 1952; Ouyang et al. 2022, section 3.5, of the labels that it models.
     """
-    return flip + (1 - 2 * flip) * torch.sigmoid((gold_a - gold_b) / scale)
+    return flip + (1 - 2 * flip) * torch.sigmoid(difference / scale)
 
 
 def tilt(log_reference: Tensor, rewards: Tensor, beta: float) -> Tensor:

@@ -27,30 +27,6 @@ def categorical(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     return log_probs, -(log_pi.exp() * log_pi).sum(0)
 
 
-def categorical_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
-    """Of actions: log pi(a) = logits[a] - logsumexp(logits).
-
-    Args:
-        logits: (..., A).
-        actions: (...) int64.
-
-    Returns: (...).
-    """
-    return torch.log_softmax(logits, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-
-
-def categorical_entropy(logits: Tensor) -> Tensor:
-    """H = -sum_a pi(a) log pi(a), in nats.
-
-    Args:
-        logits: (..., A), finite.
-
-    Returns: (...).
-    """
-    log_pi = torch.log_softmax(logits, -1)
-    return -(log_pi.exp() * log_pi).sum(-1)
-
-
 def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(p || q) = sum_a p(a) (log p(a) - log q(a)), exact.
 

@@ -5,7 +5,7 @@ S states, A actions. A policy is a table of probabilities, (S, A); a softmax pol
     what it is                            function                              Sutton & Barto 2018
     one step of looking ahead             lookahead                             eq. 4.6
     the Bellman equations, as backups     expectation_backup, optimality_backup eq. 4.5, 4.10
-    v of a policy                         policy_evaluation, evaluate_by_sweeps eq. 4.4, section 4.1
+    v of a policy                         policy_evaluation                     eq. 4.4
     the best policy                       policy_iteration, value_iteration     sections 4.3, 4.4
     v and q with a finite horizon         backward_induction                    eq. 4.5, one backup for each step
     where a policy spends its time        visits, discounted_visits             section 9.2, eq. 9.2
@@ -104,23 +104,6 @@ def policy_evaluation(mdp: MDP, policy: Tensor, *, gamma: float) -> Tensor:
     """
     rewards = (policy * mdp.expected_rewards).sum(-1)
     return torch.linalg.solve(_identity(mdp) - gamma * _chain(mdp, policy), rewards)
-
-
-def evaluate_by_sweeps(mdp: MDP, policy: Tensor, *, gamma: float, tolerance: float = 1e-12) -> Tensor:
-    """v_pi by repeating the backup from v = 0 until nothing moves by more than `tolerance`.
-
-    Each sweep brings v nearer by a factor of gamma.
-
-    Args:
-        policy: (S, A).
-
-    Returns: (S,). Source: Sutton & Barto 2018, section 4.1.
-    """
-    values, moved = torch.zeros_like(mdp.start), float("inf")
-    while moved > tolerance:
-        values, old = expectation_backup(mdp, policy, values, gamma=gamma), values
-        moved = float((values - old).abs().max())
-    return values
 
 
 class FiniteHorizon(NamedTuple):

@@ -40,10 +40,10 @@ def equal(
     return Check(algo, quantity, _size(a), _size(b), float((a - b).abs().max()), tolerance, note)
 
 
-def at_most(algo: str, quantity: str, bound: float, ours: float, *, tolerance: float = 0.0, note: str = "") -> Check:
+def at_most(algo: str, quantity: str, bound: float, ours: float, *, note: str = "") -> Check:
     """A number that must not exceed a bound: the error is by how much it does."""
     excess = max(0.0, ours - bound) if math.isfinite(ours) else ours
-    return Check(algo, f"{quantity} <= bound", bound, ours, excess, tolerance, note)
+    return Check(algo, f"{quantity} <= bound", bound, ours, excess, 0.0, note)
 
 
 def broken(algo: str, quantity: str, error: Exception) -> Check:
