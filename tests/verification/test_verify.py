@@ -229,6 +229,46 @@ def test_a_plug_in_with_a_wrong_sign_fails(plugin, capsys):
     assert rows["grad J"].error > 0.1
 
 
+OPTIMIST = (
+    RIGHT
+    + """
+    def prepare(self, rollout):
+        batch = super().prepare(rollout)
+        batch.advantages = batch.advantages.clamp(min=0.5)
+        return batch
+"""
+)
+DECLARED = """
+    @staticmethod
+    def expected_credit(config, rollout):
+        return rollout.rewards.flip(1).cumsum(1).flip(1).clamp(min=0.5)
+"""
+
+
+def test_a_plug_in_that_is_biased_on_purpose_says_what_it_expects(plugin):
+    plugin(OPTIMIST)
+    assert not verify("algo=mine").passed
+    plugin(OPTIMIST + DECLARED)
+    found = verify("algo=mine")
+    assert found.passed, found.failures
+    rows = {check.quantity: check for check in found.checks}
+    assert set(rows) == {
+        "biased grad J, as it declares", "grad, token_mean", "grad, sequence_mean", "grad, in 5 minibatches",
+        "grad of the entropy bonus", "grad of the value loss", "text: biased grad J, as it declares",
+    }  # fmt: skip
+    for name in ("biased grad J, as it declares", "text: biased grad J, as it declares"):
+        assert float(rows[name].note.partition(" degrees from grad J")[0]) > 1
+    assert verify("algo=reinforce").checks[0].exact != pytest.approx(
+        rows["biased grad J, as it declares"].exact, rel=0.1
+    )
+
+
+def test_a_plug_in_that_declares_another_bias_than_its_own_fails(plugin):
+    plugin(OPTIMIST + DECLARED.replace("0.5", "0.6"))
+    failing = {check.quantity for check in verify("algo=mine").failures}
+    assert {"biased grad J, as it declares", "text: biased grad J, as it declares"} <= failing
+
+
 def test_a_plug_in_that_learns_from_pairs_is_checked_like_a_built_in(plugin):
     source = RIGHT.replace("reinforce", "dpo").replace("Reinforce", "DPO")
     plugin(source, "dpo")

@@ -26,8 +26,9 @@ class Algorithm(Protocol):
 
     def update(self, rollout: Any) -> Metrics:
         """Learn from what the collector handed on. An algorithm may also have `behaviour()`: who acts while training,
-        where that is not the policy itself (it explores, or is a population), and `warnings(config)`: what it runs
-        though something is wrong with it.
+        where that is not the policy itself (it explores, or is a population), `warnings(config)`: what it runs though
+        something is wrong with it, and `expected_credit(config, rollout)`, where it is biased on purpose: (N, T), what
+        it credits each action with, E[-grad L] = E[sum_t credit_t grad log pi(a_t | s_t)], for `pgcli verify`.
         """
         ...
 

@@ -72,6 +72,9 @@ def _topics(method: Writer) -> Iterator[Callable[[Writer], Iterator[Check]]]:
     if method.has("selection"):
         yield imitation_of_the_best
         return
+    if method.declares:
+        yield as_it_declares
+        return
     yield gradient_of_the_reward
     yield a_reply_in_between
     yield token_by_token
@@ -101,6 +104,18 @@ def gradient_of_the_reward(method: Writer) -> Iterator[Check]:
     found = method.climbs(table, method.every(world, pi))[: exact.numel()].view_as(exact)
     note = "padding has its number, and it is taught where it is chosen"
     yield equal(method.option, f"text: {part}grad J, end tokens", exact[:, -1], found[:, -1], note=note)
+
+
+def as_it_declares(method: Writer) -> Iterator[Check]:
+    """The same of a method that is biased on purpose, and says what it credits each token with."""
+    world, policy = language(), language().table()
+    pi = world.probabilities(policy)
+    rollout, right = method.every(world, pi), slope(world.value(pi), policy, keep=True)
+    assert rollout.weights is not None
+    exact = world.expected_score(rollout, rollout.weights[:, None] * method.declared(rollout), pi.detach())
+    note = f"{angle(exact, right):.1f} degrees from grad J, and {float(exact.norm() / right.norm()):.2f} times as long"
+    ours = method.climbs(policy, rollout)
+    yield equal(method.option, "text: biased grad J, as it declares", exact, ours, note=note)
 
 
 def a_reply_in_between(method: Writer) -> Iterator[Check]:

@@ -85,6 +85,15 @@ class Method:
     def critic(self, **settings: Any) -> bool:
         return self.algorithm.needs(self.having(self.neutral, settings)).critic
 
+    @property
+    def declares(self) -> bool:
+        """Whether it is biased on purpose, and says what its gradient is expected to be."""
+        return hasattr(self.algorithm, "expected_credit")
+
+    def declared(self, rollout: Rollout) -> Tensor:
+        """(N, T): what it says that it credits each action with."""
+        return self.algorithm.expected_credit(self.neutral, rollout).expand_as(rollout.rewards)
+
     def make(self, table: Any, **settings: Any) -> Any:
         return self.algorithm(table, self.having(self.neutral, settings), total_steps=1_000, seed=0)
 
@@ -116,17 +125,19 @@ class Method:
 
 def case(method: Method) -> tuple[Oracle, Rollout, Tensor]:
     """What the method learns from, enumerated, and the gradient that it must have."""
-    if not method.grouped:
-        oracle = oracles.ending()
-        return oracle, oracle.rollout(oracle.solve().values), oracle.gradient()
-    oracle = oracles.small()
+    oracle = oracles.small() if method.grouped else oracles.ending()
+    rollout = oracle.groups(GROUP) if method.grouped else oracle.rollout(oracle.solve().values)
+    if method.declares:
+        return oracle, rollout, oracle.expected_score(rollout, method.declared(rollout))
     # A group's mean contains the episode's own return: a share 1/K of the gradient cancels itself.
-    share = (GROUP - 1) / GROUP if method.can("advantage", "centred") else 1.0
-    return oracle, oracle.groups(GROUP), oracle.gradient() * share
+    share = (GROUP - 1) / GROUP if method.grouped and method.can("advantage", "centred") else 1.0
+    return oracle, rollout, oracle.gradient() * share
 
 
 def credit_of(method: Method, rollout: Rollout) -> Tensor:
-    """(N, T): what an unbiased method credits an action with, up to what has no expectation."""
+    """(N, T): what a method credits an action with, up to what has no expectation."""
+    if method.declares:
+        return method.declared(rollout)
     if not method.grouped:
         # Earlier rewards and baselines drop out of an expectation only where every action has the same weight: here
         # the weight depends on the length. So they must be taken as the method has them.

@@ -49,7 +49,20 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
         yield maximum_likelihood
     if not method.collects("segments", "episodes", "groups", "gradients") or method.has("selection"):
         return  # the topics `language` and `preferences` speak of these
-    yield gradient_of_the_return
+    if method.declares:
+        yield as_it_declares
+    else:
+        yield gradient_of_the_return
+        yield from _of_an_unbiased(method)
+    yield adding_up
+    if method.has("entropy_coefficient"):
+        yield entropy_bonus
+    if method.has("value_coefficient") or hasattr(method.algorithm, "value_loss"):
+        yield fitting_the_values
+
+
+def _of_an_unbiased(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
+    """What follows from being one, and what becomes of it when a condition is taken away."""
     yield from (group_statistics, a_shift_of_the_reward) if method.grouped else (discounting, a_wrong_critic)
     if method.collects("segments", "gradients"):
         yield truncation
@@ -66,11 +79,6 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
         yield likelihood_of_success
     if method.has("clip_range_value"):
         yield value_clipping
-    yield adding_up
-    if method.has("entropy_coefficient"):
-        yield entropy_bonus
-    if method.has("value_coefficient") or hasattr(method.algorithm, "value_loss"):
-        yield fitting_the_values
 
 
 def gradient_of_the_return(method: Method) -> Iterator[Check]:
@@ -86,6 +94,15 @@ def gradient_of_the_return(method: Method) -> Iterator[Check]:
     if method.per_action:
         note = f"a mean over actions: times the mean length{'; ' * bool(note)}{note}"
     yield equal(method.option, f"{quantity}grad J", exact, method.ascent(oracle.table(), rollout), note=note)
+
+
+def as_it_declares(method: Method) -> Iterator[Check]:
+    """A method that is biased on purpose says what it credits each action with: that, and no longer grad J."""
+    oracle, rollout, exact = case(method)
+    right = oracle.gradient()
+    note = f"{angle(exact, right):.1f} degrees from grad J, and {float(exact.norm() / right.norm()):.2f} times as long"
+    ours = method.ascent(oracle.table(), rollout)
+    yield equal(method.option, "biased grad J, as it declares", exact, ours, note=note)
 
 
 def adding_up(method: Method) -> Iterator[Check]:
