@@ -84,7 +84,7 @@ def decode(
     logits, cache = _prefill(policy, observations)
     log_probs = logits.new_zeros(actions.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
     seen = logits.new_zeros((*actions.shape, logits.shape[1])) if keep_logits else ABSENT
-    rows = torch.arange(len(prompts), device=prompts.device)  # of the batch, as the cache has them
+    rows: slice | Tensor = slice(None)  # of the batch, as the cache has them; all of them cost no indexing
     for t in range(length):
         tokens, chosen = choose(logits, None if noise is None else noise[rows, t])
         choosing = ~(ended[rows] | forced[rows, t])
@@ -94,21 +94,22 @@ def decode(
         if keep_logits:
             seen[rows, t] = logits * choosing[:, None]
         over = choosing & (tokens == end)
-        ended[rows] |= over & last_turn[rows]
-        if replies is not None and t + 1 < length:
-            spoken = rows[over & ~last_turn[rows]]
-            if len(spoken):
+        if replies is not None:
+            now, over = over & ~last_turn[rows], over & last_turn[rows]
+            if t + 1 < length and now.any():
+                spoken = _among(rows, now.nonzero().squeeze(1))
                 said = replies(_of(observations, spoken), actions[spoken], mask[spoken])
                 until = min(t + 1 + said.shape[1], length)
                 actions[spoken, t + 1 : until] = said[:, : until - t - 1]
                 forced[spoken, t + 1 : until] = True
                 last_turn[spoken] = True
+        ended[rows] |= over
         writing = (~ended[rows]).nonzero().squeeze(1)
         if t + 1 == length or not len(writing):
             break
-        if len(writing) <= COMPACT * len(rows) and hasattr(cache, "keep"):
+        if len(writing) <= COMPACT * len(tokens) and hasattr(cache, "keep"):
             cache.keep(writing)
-            rows, tokens = rows[writing], tokens[writing]
+            rows, tokens = _among(rows, writing), tokens[writing]
         logits = policy.step(tokens, cache)
     return Decoded(actions, log_probs, mask, ended, seen)
 
@@ -131,6 +132,11 @@ def _prefill(policy: Decoder, observations: Observations) -> tuple[Tensor, Any]:
     return logits.repeat_interleave(counts, 0), cache
 
 
+def _among(rows: slice | Tensor, some: Tensor) -> Tensor:
+    """The numbers of `some` of the rows in the cache."""
+    return some if isinstance(rows, slice) else rows[some]
+
+
 def _of(observations: Observations, rows: Tensor) -> Observations:
     return each_tensor(observations, lambda x: x[rows])
 
@@ -145,7 +151,8 @@ def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         tokens = log_pi.argmax(-1)
     else:
         shares = log_pi.exp().double().cumsum(-1)
-        tokens = (shares < noise[:, None] * shares[:, -1:]).sum(-1)
+        tokens = torch.searchsorted(shares, noise[:, None] * shares[:, -1:]).squeeze(-1)
+        tokens.clamp_(max=shares.shape[-1] - 1)  # of logits that are NaN, so that the update can refuse them
     return tokens, log_pi.gather(-1, tokens[:, None]).squeeze(-1)
 
 

@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from pgcli.errors import InputError
 from pgcli.functional.distributions import Categorical, categorical
-from pgcli.policies import llama
+from pgcli.policies import llama, writing
 from pgcli.policies.products import Linear, linear, linear_once
 from pgcli.policies.reading import Reader, read, read_once
-from pgcli.policies.trunk import Cache, Trunk, TrunkSettings, matrix
+from pgcli.policies.trunk import Trunk, TrunkSettings, matrix
+from pgcli.policies.writing import Cache
 from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, Spec, State, Stochastic, TextSpec
 
 
@@ -110,13 +111,13 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def prefill(self, observations: dict[str, Tensor]) -> tuple[Tensor, Cache]:
         """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache that `step` goes on with."""
-        hidden, cache = self.trunk.prefill(observations["prompt"], _padding(observations))
+        hidden, cache = writing.prefill(self.trunk, observations["prompt"], _padding(observations))
         return self._logits(hidden), cache
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache remembers them."""
-        return self._logits(self.trunk.step(tokens, cache))
+        return self._logits(writing.step(self.trunk, tokens, cache))
 
     def _logits(self, hidden: Tensor, times: Linear = linear) -> Tensor:
         """(..., W) -> (..., V), of the very distribution that is sampled."""

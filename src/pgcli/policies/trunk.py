@@ -9,15 +9,13 @@ Shapes: N rows, S tokens of a row, W width, H heads, D = W / H, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import cast
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgcli.policies.products import Linear, linear, product
+from pgcli.policies.products import Linear, linear
 from pgcli.settings import Settings
 
 ROTARY_BASE = 10_000.0
@@ -57,9 +55,9 @@ class Trunk(nn.Module):
         padding: (N,), how many of a row's first tokens are not its own and must not be read; None: all of them are.
             Rotary attention sees only distances, so such a row has the hidden states that it has without its padding.
         """
-        return self._read(tokens, last, padding, times)[0]
+        return self.read(tokens, last, padding, times)[0]
 
-    def _read(
+    def read(
         self, tokens: Tensor, last: int, padding: Tensor | None, times: Linear
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The same, and each block's keys and values, (N, H, S, D)."""
@@ -73,54 +71,6 @@ class Trunk(nn.Module):
             x, *both = block(x, rotary, keep, allowed, times)
             read.append(both)
         return F.rms_norm(x, self.norm.shape, self.norm, EPSILON), read
-
-    def prefill(self, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, Cache]:
-        """(N, S) -> (N, W), what the last position has read, and a cache with room for more. No graph."""
-        hidden, read = self._read(tokens, 1, padding, linear)
-        (rows, heads, length, size), layers = read[0][0].shape, len(read)
-        cache = Cache(hidden.new_empty(self.capacity, layers, 2, heads, size, rows), length)
-        for layer, both in enumerate(read):
-            for part, x in enumerate(both):
-                cache.memory[:length, layer, part] = x.permute(2, 1, 3, 0)
-        if padding is not None:
-            positions = torch.arange(self.capacity, device=padding.device)
-            unreadable = positions[:, None, None] < padding
-            cache.bias = torch.zeros_like(unreadable, dtype=hidden.dtype).masked_fill(unreadable, -torch.inf)
-        return hidden[:, 0], cache
-
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """(N,), a further token of each row -> (N, W), what it has read. No graph."""
-        t, cache.length = cache.length, cache.length + 1
-        rotary = self.rotary[:, t].view(2, -1, 1)
-        bias = None if cache.bias is None else cache.bias[: t + 1]
-        x = F.embedding(tokens, self.embedding).t().contiguous()
-        for layer, block in enumerate(cast("list[Block]", self.blocks)):
-            x = block.step(x, rotary, cache.memory[: t + 1, layer], bias)
-        return _normed(x, self.norm).t()
-
-
-@dataclass
-class Cache:
-    """Keys and values of the tokens read so far, (capacity, layers, 2, H, D, N), of which `length` are filled.
-
-    bias: (capacity, 1, N), -inf where a row must not read; None: it may read everything.
-    """
-
-    memory: Tensor
-    length: int
-    bias: Tensor | None = None
-
-    def keep(self, rows: Tensor) -> None:
-        """From now on there are only `rows`: (n,) int64, their numbers, each as often as it is named."""
-        old = self.memory
-        self.memory = old.new_empty(*old.shape[:-1], len(rows))
-        torch.index_select(old[: self.length], -1, rows, out=self.memory[: self.length])
-        if self.bias is not None:
-            self.bias = self.bias.index_select(-1, rows)
-
-    def expand(self, counts: Tensor) -> None:
-        """Each row becomes `counts` (N,) rows like it, side by side."""
-        self.keep(torch.repeat_interleave(counts))
 
 
 class Block(nn.Module):
@@ -158,36 +108,6 @@ class Block(nn.Module):
         x = x + times(attended.transpose(1, 2).reshape(n, keep, width), self.out)
         gate, up = times(F.rms_norm(x, (width,), self.feed_norm, EPSILON), self.gate_up).chunk(2, dim=-1)
         return x + times(F.silu(gate) * up, self.down), keys, values
-
-    def step(self, x: Tensor, rotary: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
-        """The same for one further position of each row: (W, N) -> (W, N). No graph.
-
-        Rows are the last axis: each operation then runs along contiguous numbers, however narrow the heads are.
-
-        rotary: (2, D, 1). memory: (t + 1, 2, H, D, N), keys and values; the last are written here.
-        bias: (t + 1, 1, N), added to the scores.
-        """
-        width, rows = x.shape
-        qkv = _times(self.qkv, _normed(x, self.attention_norm)).view(3, self.heads, -1, rows)
-        queries, memory[-1, 0] = _rotate(qkv[:2], rotary, dim=-2)
-        memory[-1, 1] = qkv[2]
-        scores = (memory[:, 0] * (queries * queries.shape[1] ** -0.5)).sum(2)  # (t + 1, H, N)
-        if bias is not None:
-            scores += bias
-        attended = (memory[:, 1] * torch.softmax(scores, 0)[:, :, None]).sum(0)  # (H, D, N)
-        x = x + _times(self.out, attended.view(width, rows))
-        gate, up = _times(self.gate_up, _normed(x, self.feed_norm)).chunk(2)
-        return x + _times(self.down, F.silu(gate) * up)
-
-
-def _normed(x: Tensor, gains: Tensor) -> Tensor:
-    """F.rms_norm along the first axis, (W, N)."""
-    return x * torch.rsqrt(x.square().mean(0) + EPSILON) * gains[:, None]
-
-
-def _times(weight: Tensor, x: Tensor) -> Tensor:
-    """(m, n) times (n, N)."""
-    return product(weight, x.t())
 
 
 def _allowed(padding: Tensor, length: int) -> Tensor:

@@ -1,0 +1,143 @@
+"""How a trunk writes: token by token, remembering what it has read. No graph.
+
+It has the hidden states of `Trunk.forward` in few small operations, for a step of a few rows is little else:
+
+- Rows are the last axis of everything, and an operation runs along contiguous numbers however narrow the heads are.
+- The gains of a norm, the root of its mean and the scale of the scores are multiplied into the weights beforehand.
+- A rotation is a product with one matrix for all rows and heads: they all stand at the same position.
+
+Shapes: N rows, W width, H heads, D = W / H, L layers, C positions that there is room for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgcli.policies.products import linear, product
+from pgcli.policies.trunk import EPSILON, Block, Trunk
+
+
+class Weights(NamedTuple):
+    """Of a block, for a step."""
+
+    qkv: Tensor
+    """(3W, W), of queries and keys (D, 2, H) and of values (D, H)."""
+    out: Tensor
+    """(W, W), from (D, H)."""
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass
+class Cache:
+    """What a row has read, and what reads on.
+
+    memory: (L, 2, C, D, H, N), keys and values of the tokens so far, of which `length` are filled.
+    rotations: (C, D, D).
+    bias: (C, 1, N), -inf where a row must not read; None: it may read everything.
+    """
+
+    memory: Tensor
+    length: int
+    weights: list[Weights]
+    rotations: Tensor
+    bias: Tensor | None = None
+
+    def keep(self, rows: Tensor) -> None:
+        """From now on there are only `rows`: (n,) int64, their numbers, each as often as it is named."""
+        self._each(lambda x: x[..., rows])
+
+    def expand(self, counts: Tensor) -> None:
+        """Each row becomes `counts` (N,) rows like it, side by side."""
+        if bool((counts == counts[0]).all()):  # repeated by copying runs of them, in a tenth of the time
+            self._each(lambda x: x[..., None].expand(*x.shape, int(counts[0])).flatten(-2))
+        else:
+            self.keep(torch.repeat_interleave(counts))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+        """`change` the rows, the last axis, of all that is filled."""
+        filled = change(self.memory[:, :, : self.length])
+        self.memory = filled.new_empty(*self.memory.shape[:-1], filled.shape[-1])
+        self.memory[:, :, : self.length] = filled
+        self.bias = None if self.bias is None else change(self.bias)
+
+
+def prefill(trunk: Trunk, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, Cache]:
+    """(N, S) -> (N, W), what the last position has read, and a cache with room for more."""
+    if padding is not None and not bool(padding.any()):
+        padding = None
+    hidden, read = trunk.read(tokens, 1, padding, linear)
+    (rows, heads, length, size), layers = read[0][0].shape, len(read)
+    cos, sin = trunk.rotary[:, :, 0, 0]
+    cache = Cache(
+        memory=hidden.new_empty(layers, 2, trunk.capacity, size, heads, rows),
+        length=length,
+        weights=[_weights(block) for block in cast("list[Block]", trunk.blocks)],
+        rotations=torch.diag_embed(cos) + torch.diag_embed(sin).roll(size // 2, -1),
+    )
+    for layer, both in enumerate(read):
+        for part, x in enumerate(both):
+            cache.memory[layer, part, :length] = x.permute(2, 3, 1, 0)
+    if padding is not None:
+        positions = torch.arange(trunk.capacity, device=padding.device)
+        unreadable = positions[:, None, None] < padding
+        cache.bias = torch.zeros_like(unreadable, dtype=hidden.dtype).masked_fill(unreadable, -torch.inf)
+    return hidden[:, 0], cache
+
+
+def step(trunk: Trunk, tokens: Tensor, cache: Cache) -> Tensor:
+    """(N,), a further token of each row -> (N, W), what it has read."""
+    t, cache.length = cache.length, cache.length + 1
+    bias = None if cache.bias is None else cache.bias[: t + 1]
+    x = F.embedding(tokens, trunk.embedding).t().contiguous()
+    for weights, memory in zip(cache.weights, cache.memory, strict=True):
+        x = _step(x, weights, cache.rotations[t], memory[:, : t + 1], bias)
+    return (_normed(x) * (trunk.norm * math.sqrt(len(x)))[:, None]).t()
+
+
+def _step(x: Tensor, weights: Weights, rotation: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+    """A block, (W, N) -> (W, N). memory: (2, t + 1, D, H, N); the last keys and values are written here."""
+    (width, rows), size = x.shape, len(rotation)
+    keys, values = memory
+    projected = _times(weights.qkv, _normed(x))
+    turned = (rotation @ projected[: 2 * width].view(size, -1)).view(size, 2, -1, rows)
+    keys[-1] = turned[:, 1]
+    values[-1] = projected[2 * width :].view(size, -1, rows)
+    scores = (keys * turned[:, 0]).sum(1)  # (t + 1, H, N)
+    if bias is not None:
+        scores += bias
+    attended = (values * torch.softmax(scores, 0)[:, None]).sum(0)  # (D, H, N)
+    x = _times(weights.out, attended.view(width, rows)).add_(x)
+    gate, up = _times(weights.gate_up, _normed(x)).chunk(2)
+    return _times(weights.down, F.silu(gate).mul_(up)).add_(x)
+
+
+def _weights(block: Block) -> Weights:
+    width, heads = len(block.out), block.heads
+    gain = math.sqrt(width)
+    qkv = (block.qkv * block.attention_norm * gain).view(3, heads, -1, width)
+    qkv[0] *= qkv.shape[2] ** -0.5
+    by_dimension = qkv.transpose(1, 2)  # (3, D, H, W)
+    return Weights(
+        torch.cat([by_dimension[:2].transpose(0, 1).reshape(-1, width), by_dimension[2].reshape(-1, width)]),
+        block.out.view(width, heads, -1).transpose(1, 2).reshape(width, -1),
+        block.gate_up * block.feed_norm * gain,
+        block.down,
+    )
+
+
+def _normed(x: Tensor) -> Tensor:
+    """(W, N) -> x / rms(x) / sqrt(W)."""
+    return x * (x * x).sum(0).add_(EPSILON * len(x)).rsqrt_()
+
+
+def _times(weight: Tensor, x: Tensor) -> Tensor:
+    """(m, n) times (n, N)."""
+    return product(weight, x.t())
