@@ -16,10 +16,22 @@ recent AMD EPYC. It prepares itself for each new number of rows, which takes 0.4
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """x weight^T + bias, of (B, n), (m, n) and (m,) -> (B, m), or its positive part. No graph is built."""
-    if ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.shape[0] * weight.numel() >= LARGE:
+    if x.shape[0] * weight.numel() >= LARGE and _for_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
     found = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
     return found.relu_() if relu else found
+
+
+def columns(weight: Tensor, x: Tensor, added: Tensor | None = None) -> Tensor:
+    """weight x + added, of (m, n), (n, N) and (m, N) -> (m, N). No graph is built."""
+    if weight.numel() * x.shape[1] >= LARGE and _for_onednn(x):
+        found = product(weight, x.t())
+        return found if added is None else found.add_(added)
+    return torch.mm(weight, x) if added is None else torch.addmm(added, weight, x)
+
+
+def _for_onednn(x: Tensor) -> bool:
+    return ONEDNN and x.is_cpu and x.dtype == torch.float32
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:

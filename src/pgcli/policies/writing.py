@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgcli.policies.products import linear, product
+from pgcli.policies.products import columns, linear
 from pgcli.policies.trunk import EPSILON, Block, Trunk
 
 
@@ -28,7 +28,7 @@ class Weights(NamedTuple):
     """Of a block, for a step."""
 
     qkv: Tensor
-    """(3W, W), of queries and keys (D, 2, H) and of values (D, H)."""
+    """(3W, W), to (3, D, H)."""
     out: Tensor
     """(W, W), from (D, H)."""
     gate_up: Tensor
@@ -106,17 +106,18 @@ def _step(x: Tensor, weights: Weights, rotation: Tensor, memory: Tensor, bias: T
     """A block, (W, N) -> (W, N). memory: (2, t + 1, D, H, N); the last keys and values are written here."""
     (width, rows), size = x.shape, len(rotation)
     keys, values = memory
-    projected = _times(weights.qkv, _normed(x))
-    turned = (rotation @ projected[: 2 * width].view(size, -1)).view(size, 2, -1, rows)
-    keys[-1] = turned[:, 1]
+    projected = columns(weights.qkv, _normed(x))
+    turned = (rotation @ projected[: 2 * width].view(2, size, -1)).view(2, size, -1, rows)
+    keys[-1] = turned[1]
     values[-1] = projected[2 * width :].view(size, -1, rows)
-    scores = (keys * turned[:, 0]).sum(1)  # (t + 1, H, N)
+    scores = (keys * turned[0]).sum(1)  # (t + 1, H, N)
     if bias is not None:
         scores += bias
     attended = (values * torch.softmax(scores, 0)[:, None]).sum(0)  # (D, H, N)
-    x = _times(weights.out, attended.view(width, rows)).add_(x)
-    gate, up = _times(weights.gate_up, _normed(x)).chunk(2)
-    return _times(weights.down, F.silu(gate).mul_(up)).add_(x)
+    x = columns(weights.out, attended.view(width, rows), x)
+    both = columns(weights.gate_up, _normed(x))
+    half = len(both) // 2
+    return columns(weights.down, F.silu(both[:half]).mul_(both[half:]), x)
 
 
 def _weights(block: Block) -> Weights:
@@ -124,9 +125,8 @@ def _weights(block: Block) -> Weights:
     gain = math.sqrt(width)
     qkv = (block.qkv * block.attention_norm * gain).view(3, heads, -1, width)
     qkv[0] *= qkv.shape[2] ** -0.5
-    by_dimension = qkv.transpose(1, 2)  # (3, D, H, W)
     return Weights(
-        torch.cat([by_dimension[:2].transpose(0, 1).reshape(-1, width), by_dimension[2].reshape(-1, width)]),
+        qkv.transpose(1, 2).reshape(-1, width),
         block.out.view(width, heads, -1).transpose(1, 2).reshape(width, -1),
         block.gate_up * block.feed_norm * gain,
         block.down,
@@ -136,8 +136,3 @@ def _weights(block: Block) -> Weights:
 def _normed(x: Tensor) -> Tensor:
     """(W, N) -> x / rms(x) / sqrt(W)."""
     return x * (x * x).sum(0).add_(EPSILON * len(x)).rsqrt_()
-
-
-def _times(weight: Tensor, x: Tensor) -> Tensor:
-    """(m, n) times (n, N)."""
-    return product(weight, x.t())
