@@ -41,10 +41,10 @@ packages = ["corridor_plugin"]
     "corridor_plugin/__init__.py": "",
     "corridor_plugin/conf/env/alley.yaml": """\
 # A corridor of cells: the right end pays 1.
+defaults: [_normalise]
 name: alley
 cells: 4
 solved_at: 1.0
-normalise: {observations: false, rewards: false, clip: 10.0, gamma: 0.99, reward_scale: 1.0, reward_clip: null}
 """,
     "corridor_plugin/conf/algo/bold.yaml": "# Vanilla policy gradient.\ndefaults: [vanilla_pg]\nname: bold\n",
     "corridor_plugin/conf/device/desk.yaml": "# The processor on the desk.\nname: desk\nthreads: 1\n",

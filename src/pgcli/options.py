@@ -73,11 +73,12 @@ def find_file(group: str, option: str, folders: Iterable[Path]) -> Path | None:
 
 
 def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
-    """Option -> its file, by name."""
+    """Option -> its file, by name. What begins with `_` is no option: others start from it."""
     found: dict[str, Path] = {}
     for folder in folders:
         for file in sorted((folder / group).glob("*.yaml")):
-            found.setdefault(file.stem, file)
+            if not file.stem.startswith("_"):
+                found.setdefault(file.stem, file)
     return dict(sorted(found.items()))
 
 

@@ -366,6 +366,16 @@ def test_a_file_that_a_built_in_option_would_hide_is_refused(tmp_path):
     assert said == f"{tmp_path}/mine/algo/ppo.yaml has the name of a built-in option: give it another one than `ppo`"
 
 
+def test_a_file_of_ones_own_starts_from_what_is_no_option_itself(tmp_path):
+    folder = write(tmp_path, {"env/mine.yaml": "defaults: [_normalise]\nname: pendulum\nid: Pendulum-v1\n"
+                                               "max_episode_steps: 9\nsolved_at: null\n"})  # fmt: skip
+    config = compose(["algo=ppo", "env=mine", "algo.gamma=0.5"], config_dirs=[folder])
+    assert config.env.normalise == compose(["algo=ppo", "env=pendulum", "algo.gamma=0.5", "tuned=none"]).env.normalise
+    assert config.env.normalise.gamma == 0.5
+    with pytest.raises(InputError, match="no env is called `_normalise`"):
+        compose(["algo=ppo", "env=_normalise"])
+
+
 def test_a_whole_tree_of_ones_own_leads(tmp_path):
     mine = write(
         tmp_path,

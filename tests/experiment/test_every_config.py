@@ -20,7 +20,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def options(group):
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
 
 
 ENVIRONMENTS = [name for name in options("env") if name not in ("gymnasium", "jsonl")]
