@@ -138,7 +138,7 @@ class _Read(torch.autograd.Function):
         return None, of_embedding, of_norm, *found
 
 
-PARAMETERS, KEPT = 6, 17
+PARAMETERS, KEPT = 6, 18
 """Of a block: its weights, and the tensors that its backward pass needs."""
 
 
@@ -179,7 +179,7 @@ def _forward(x: Tensor, weights: tuple[Tensor, ...], plan: Plan, top: bool) -> t
     x = product(active, down).add_(x)
     return x, [
         folded_qkv, normed, scale, prompt_queries, shared, prompt_shares, prompt_read, queries, memory, shares, read,
-        attended, folded_gate_up, middle, middle_scale, both, active,
+        attended, folded_gate_up, middle, middle_scale, both, opened, active,
     ]  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def _backward(
     attention_gains, qkv, out, feed_gains, gate_up, down = weights
     (
         folded_qkv, normed, scale, prompt_queries, shared, prompt_shares, prompt_read, queries, memory, shares, read,
-        attended, folded_gate_up, middle, middle_scale, both, active,
+        attended, folded_gate_up, middle, middle_scale, both, opened, active,
     ) = kept  # fmt: skip
     P, G, T, N, H, D = plan.sizes
     asked, first = (plan.asked, plan.unread) if top else (P, 0)
@@ -200,7 +200,7 @@ def _backward(
     of_active = product(d, down.t())
     of_both = torch.empty_like(both)
     of_gate, of_up = of_both.chunk(2, 1)
-    torch.mul(of_active, F.silu(gate), out=of_up)
+    torch.mul(of_active, opened, out=of_up)
     torch.ops.aten.silu_backward.grad_input(of_active.mul_(up), gate, grad_input=of_gate)
     of_down = outer(d, active)
     of_folded_gate_up = outer(of_both, middle)
