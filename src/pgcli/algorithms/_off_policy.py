@@ -5,9 +5,10 @@ An algorithm says which loss is minimised and whose turn it is; nothing here kno
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from pgcli.algorithms._adam import AdamSettings
 from pgcli.algorithms._update import Terms
@@ -41,24 +42,21 @@ class Averages:
     """Means of what the gradient steps of one update report, each over the steps that reported it."""
 
     def __init__(self) -> None:
-        self.totals: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self.sums: dict[str, tuple[float, int]] = {}
 
+    @torch.no_grad()
     def add(self, terms: Terms, update: int) -> None:
         """Raises RunError, before a parameter has changed, where one is not finite."""
-        names, values = tuple(terms), torch.stack([term.detach() for term in terms.values()])
-        if not bool(torch.isfinite(values).all()):
-            bad = [f"{k} = {v}" for k, v in zip(names, values.tolist(), strict=True) if v - v != 0]
+        found = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        if not all(map(math.isfinite, found.values())):
+            bad = [f"{name} = {value}" for name, value in found.items() if not math.isfinite(value)]
             raise RunError(
                 f"update {update}: {', '.join(bad)}; stopped before the optimiser step. "
                 "Smaller learning rates or a max_grad_norm often help"
             )
-        total, count = self.totals.get(names, (torch.zeros_like(values), 0))
-        self.totals[names] = total + values, count + 1
+        for name, value in found.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + value, count + 1
 
     def metrics(self) -> Metrics:
-        sums: dict[str, list[float]] = {}
-        for names, (total, count) in self.totals.items():
-            for name, value in zip(names, total.tolist(), strict=True):
-                before = sums.setdefault(name, [0.0, 0.0])
-                sums[name] = [before[0] + value, before[1] + count]
-        return {name: total / count for name, (total, count) in sums.items()}
+        return {name: total / count for name, (total, count) in self.sums.items()}
