@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pgcli.errors import InputError
-from pgcli.experiment.config import compose, dump, expand, explain, load
+from pgcli.experiment.config import compose, dump, explain, load
+from pgcli.experiment.overrides import expand
 from pgcli.options import groups, headline
 
 CLASSES = """

@@ -49,7 +49,8 @@ def print_settings(overrides: list[str], config_dirs: Iterable[Path | str] = ())
 
 def _overview(config_dirs: Iterable[Path | str]) -> Iterator[Any]:
     from pgcli.cli._completion import _yaml
-    from pgcli.experiment.config import ExperimentConfig, settings_of
+    from pgcli.experiment.config import ExperimentConfig
+    from pgcli.experiment.validation import settings_of
     from pgcli.options import search_path
 
     for group, choices in groups(config_dirs).items():
@@ -64,7 +65,9 @@ def _overview(config_dirs: Iterable[Path | str]) -> Iterator[Any]:
 
 
 def _composition(overrides: list[str], config_dirs: Iterable[Path | str]) -> Iterator[Any]:
-    from pgcli.experiment.config import compose, dump, expand, settings_of
+    from pgcli.experiment.config import compose, dump
+    from pgcli.experiment.overrides import expand
+    from pgcli.experiment.validation import settings_of
 
     config = compose(expand(overrides)[0], config_dirs=config_dirs, trust=True)  # imports nothing that a file names
     data = dump(config)

@@ -41,7 +41,8 @@ def show(
 
 def config_lines(composition: "Composition") -> Iterator[str]:
     """YAML; behind each value its meaning, what is allowed, and where it comes from."""
-    from pgcli.experiment.config import dump, settings_of
+    from pgcli.experiment.config import dump
+    from pgcli.experiment.validation import settings_of
 
     config, origins = composition
     data = dump(config)

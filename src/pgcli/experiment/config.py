@@ -5,13 +5,8 @@
 A config is data: names, numbers, texts. No `_target_`, nothing evaluated; a name becomes a class by `registry.find`.
 """
 
-import copy
 import json
-import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -19,35 +14,29 @@ from pydantic import Field, field_validator
 
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError
-from pgcli.experiment.overrides import Assignment, expand, parse
-from pgcli.experiment.validation import Problem, nearest, settings_of, validate
-from pgcli.options import (
-    GROUPS,
-    PLURALS,
-    built_in_folder,
-    find_file,
-    groups,
-    options,
-    plugin_folders,
-    search_path,
-    short,
+from pgcli.experiment.files import (
+    Origins,
+    apply_tuned,
+    choose,
+    compose_groups,
+    find_tuned,
+    first_sentence,
+    label,
+    leaves,
+    merge,
+    read_yaml,
+    setting_file,
 )
+from pgcli.experiment.overrides import Assignment, parse
+from pgcli.experiment.validation import Problem, nearest, settings_of, validate
+from pgcli.options import GROUPS, built_in_folder, plugin_folders, search_path, short
 from pgcli.registry import find
 from pgcli.settings import Settings
-
-__all__ = [
-    "Composition", "ExperimentConfig", "compose", "dump", "expand", "explain", "groups", "load", "settings_of",
-]  # fmt: skip
-
-GYMNASIUM_ID = re.compile(r".*[:/].*|.+-v\d+")
-"""`LunarLander-v3`, `ALE/Pong-v5`, `my_package:MyEnv-v0`: a slip such as `cartpol` is not one."""
 
 Origin: TypeAlias = Callable[[str], Path | None]
 
 TRUNCATED = {"top_k", "top_p", "min_p"}
 """Settings of sampling that training must not have."""
-
-_hydra_is_a_singleton = threading.Lock()
 
 
 class Evaluation(Settings):
@@ -122,37 +111,6 @@ class ExperimentConfig(Settings):
     overrides: tuple[str, ...] = Field(exclude=True, description="the words that were typed")
 
 
-@dataclass(frozen=True)
-class Origins:
-    """Where each value of a composition comes from."""
-
-    choices: dict[str, str]
-    folders: list[Path]
-    typed: dict[str, str]
-    """Key -> the word of the command line that set it."""
-    tuned: Path | None
-    tuned_keys: frozenset[str]
-
-    def file(self, key: str) -> Path | None:
-        """The file that sets a key; None for the command line."""
-        if any(_overlap(key, k) for k in self.typed):
-            return None
-        if self.tuned and any(_overlap(key, k) for k in self.tuned_keys):
-            return self.tuned
-        group, _, rest = key.partition(".")
-        found = (
-            _source(group, self.choices[group], rest.partition(".")[0], self.folders)
-            if rest and group in GROUPS
-            else None
-        )
-        return found or self.folders[0] / "config.yaml"
-
-    def name(self, key: str) -> str:
-        """`command line`, or the file as a user knows it."""
-        file = self.file(key)
-        return _label(file) if file else "command line"
-
-
 class Composition(NamedTuple):
     config: ExperimentConfig
     origins: Origins
@@ -178,14 +136,14 @@ def explain(
     """`compose`, with the origin of each value."""
     folders = search_path(config_dirs)
     assignments = parse(overrides)
-    wanted = _choose([a for a in assignments if a.key in GROUPS], folders)
+    wanted = choose([a for a in assignments if a.key in GROUPS], folders)
     values = [*wanted.values, *(a for a in assignments if a.key not in (*GROUPS, "tuned"))]
-    data, choices = _compose_groups(wanted.options, folders)
+    data, choices = compose_groups(wanted.options, folders)
 
     overlay = next((a.value for a in reversed(assignments) if a.key == "tuned"), "auto")
     env_id = next((a.value for a in reversed(values) if a.key == "env.id"), data["env"].get("id"))
-    choices["tuned"], tuned = _find_tuned(overlay, choices["algo"], slug(str(env_id or choices["env"])), folders)
-    tuned_keys = frozenset(_apply_tuned(data, tuned)) if tuned else frozenset()
+    choices["tuned"], tuned = find_tuned(overlay, choices["algo"], slug(str(env_id or choices["env"])), folders)
+    tuned_keys = frozenset(apply_tuned(data, tuned)) if tuned else frozenset()
 
     typed = _assign(data, values)
     origins = Origins(choices, folders, typed, tuned, tuned_keys)
@@ -196,175 +154,7 @@ def explain(
     return Composition(config, origins)
 
 
-@dataclass
-class _Choice:
-    options: dict[str, str] = field(default_factory=dict)
-    values: list[Assignment] = field(default_factory=list)
-    """What a shorthand stands for: `env=LunarLander-v3` is env=gymnasium and env.id=LunarLander-v3."""
-
-
-def _choose(assignments: Iterable[Assignment], folders: list[Path]) -> _Choice:
-    choice = _Choice()
-    for group, value, text in assignments:
-        known = options(group, folders)
-        name, colon, index = str(value).partition(":")
-        if isinstance(value, dict | list):
-            raise InputError(f"`{text}`: {group} is chosen by name, one of {', '.join(known)}")
-        if str(value) in known:
-            choice.options[group] = str(value)
-            _refuse_hidden(group, str(value), folders)
-        elif group == "env" and GYMNASIUM_ID.fullmatch(str(value)):
-            choice.options[group] = "gymnasium"
-            choice.values.append(Assignment("env.id", value, text))
-        elif group == "device" and colon and name in known and index.isdecimal():
-            choice.options[group] = name
-            choice.values.append(Assignment("device.index", int(index), text))
-        else:
-            raise InputError(_unknown_option(group, str(value), known))
-    return choice
-
-
-def _unknown_option(group: str, value: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = nearest(value, known) or (_gymnasium_id(value) if group == "env" else None)
-    also = " or a Gymnasium id such as LunarLander-v3" if group == "env" else ""
-    return (
-        f"no {group} is called `{value}`"
-        + (f"; did you mean `{group}={close}`?" if close else "")
-        + (
-            f"   ({group} is one of {', '.join(known)}{also})"
-            if len(known) < 12
-            else f"   (pgcli list {PLURALS.get(group, group)}{also})"
-        )
-    )
-
-
-def _gymnasium_id(name: str) -> str | None:
-    """The newest version of what Gymnasium calls `name`, whatever its capitals and dashes."""
-    import gymnasium
-
-    def plain(text: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", text.lower())
-
-    found = [key for key, spec in gymnasium.registry.items() if plain(spec.name) == plain(name)]
-    return max(found, key=lambda key: gymnasium.registry[key].version or 0, default=None)
-
-
-def _refuse_hidden(group: str, option: str, folders: list[Path]) -> None:
-    """Two files of one name: the built-in one would be taken in silence, and the user's left aside."""
-    later = folders[folders.index(built_in_folder()) + 1 :]
-    hidden = find_file(group, option, [folder for folder in later if folder not in plugin_folders()])
-    if hidden and find_file(group, option, [built_in_folder()]):
-        raise InputError(f"{short(hidden)} has the name of a built-in option: give it another one than `{option}`")
-
-
-def _compose_groups(chosen: dict[str, str], folders: list[Path]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The files of the chosen options, merged by Hydra, interpolations kept; and the option of each group."""
-    files = (file for folder in folders for file in folder.glob("**/*.yaml"))
-    stamp = tuple((str(file), file.stat().st_mtime_ns) for file in files)
-    data, choices = copy.deepcopy(_ask_hydra(tuple(chosen.items()), tuple(folders), stamp))
-    for group in GROUPS:
-        if not isinstance(data.get(group), dict) or "name" not in data[group]:
-            file = find_file(group, choices.get(group, ""), folders)
-            raise InputError(
-                f"{short(file) if file else 'config.yaml'} must hold settings, `name` among them, for {group}"
-            )
-    return data, choices
-
-
-@lru_cache(maxsize=64)
-def _ask_hydra(
-    chosen: tuple[tuple[str, str], ...],
-    folders: tuple[Path, ...],
-    stamp: tuple[tuple[str, int], ...],
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Remembered, because it takes 50 ms and a sweep asks hundreds of times; `stamp` changes when a file does."""
-    import hydra
-    import yaml
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    first, *others = folders
-    paths = ",".join("'file://" + folder.as_posix().replace("'", "\\'") + "'" for folder in others)
-    words = [f"hydra.searchpath=[{paths}]", *(f"{group}='{option}'" for group, option in chosen)]
-    # 1.3 warns without a version_base, 1.4 warns with one.
-    version = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-    with _hydra_is_a_singleton:
-        outer = GlobalHydra.instance().hydra  # of a caller that is a Hydra application itself
-        GlobalHydra.instance().clear()
-        try:
-            with hydra.initialize_config_dir(str(first), job_name="pgcli", **version):
-                composed = hydra.compose("config", words, return_hydra_config=True)
-            runtime: Any = OmegaConf.to_container(composed.hydra.runtime.choices)
-            data: Any = OmegaConf.to_container(composed, resolve=False)
-        except yaml.YAMLError as error:
-            raise _bad_yaml(error) from error
-        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-            raise InputError(_first_sentence(error)) from error
-        finally:
-            GlobalHydra.instance().hydra = outer
-    data.pop("hydra")
-    return data, {group: runtime[group] for group in GROUPS if runtime.get(group)}
-
-
-def _bad_yaml(error: Exception) -> InputError:
-    """`conf/algo/mine.yaml, line 3: expected ',' or ']'`."""
-    mark = getattr(error, "problem_mark", None)
-    where = f"{short(Path(mark.name))}, line {mark.line + 1}: " if mark else ""
-    return InputError(f"{where}bad YAML: {getattr(error, 'problem', None) or _first_sentence(error)}")
-
-
-def _first_sentence(error: Exception) -> str:
-    """Hydra and OmegaConf add their search path, types and links on further lines."""
-    return str(error).partition("\n")[0].strip() or type(error).__name__
-
-
 # ---------------------------------------------------------------- the tuned overlay
-
-
-def _find_tuned(wanted: Any, algo: str, env: str, folders: list[Path]) -> tuple[str, Path | None]:
-    """The overlay's name (`none` where there is none) and file. A user's folder comes before pgcli's own."""
-    if wanted == "none" or wanted is None:
-        return "none", None
-    name = f"{algo}_{env}" if wanted == "auto" else str(wanted)
-    own = built_in_folder()
-    file = find_file("tuned", name, sorted(folders, key=lambda folder: folder == own))
-    if file is None and wanted != "auto":
-        raise InputError(_unknown_option("tuned", name, ["auto", "none", *options("tuned", folders)]))
-    return (name, file) if file else ("none", None)
-
-
-def _apply_tuned(data: dict[str, Any], file: Path) -> Iterator[str]:
-    """Overlay a tuned file; yields its keys. A group's section that states a `name` is for that class only, so that
-    `policy=cnn` is not given the settings that were tuned for the `mlp`.
-    """
-    overlay = _read_yaml(file)
-    if "defaults" in overlay:
-        raise InputError(f"{short(file)}: a tuned file sets values; it chooses no options, so it has no `defaults`")
-    for section, values in overlay.items():
-        if section in GROUPS and isinstance(values, dict):
-            if values.get("name", data[section]["name"]) != data[section]["name"]:
-                continue
-            values = {key: value for key, value in values.items() if key != "name"}  # noqa: PLW2901
-        _merge(data, section, values)
-        yield from _leaves(section, values)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
-    from omegaconf import OmegaConf
-
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except yaml.YAMLError as error:
-        raise _bad_yaml(error) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{short(file)} cannot be read: {_first_sentence(error)}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{short(file)} must hold settings (key: value)")
-    return content
 
 
 # ---------------------------------------------------------------- values
@@ -381,27 +171,10 @@ def _assign(data: dict[str, Any], values: Iterable[Assignment]) -> dict[str, str
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise InputError(_unknown_setting(key, list(_leaves("", data)), {}))
-        _merge(inner, last, value)
-        typed |= dict.fromkeys([key, *_leaves(key, value)], text)
+                raise InputError(_unknown_setting(key, list(leaves("", data)), {}))
+        merge(inner, last, value)
+        typed |= dict.fromkeys([key, *leaves(key, value)], text)
     return typed
-
-
-def _merge(target: dict[str, Any], key: str, value: Any) -> None:
-    """Settings are merged, all else replaced."""
-    if isinstance(value, dict) and isinstance(target.get(key), dict):
-        for inner, item in value.items():
-            _merge(target[key], inner, item)
-    else:
-        target[key] = value
-
-
-def _leaves(prefix: str, value: Any) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield prefix
-        return
-    for key, item in value.items():
-        yield from _leaves(f"{prefix}.{key}" if prefix else str(key), item)
 
 
 def _resolve(data: dict[str, Any]) -> dict[str, Any]:
@@ -415,7 +188,7 @@ def _resolve(data: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"`{error.full_key}` has no default: give it a value, {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise InputError((f"`{key}`: " if key else "") + _first_sentence(error)) from error
+        raise InputError((f"`{key}`: " if key else "") + first_sentence(error)) from error
     return resolved
 
 
@@ -441,7 +214,7 @@ def _typed_config(
 
 def _sentence(problem: Problem, keys: list[str], choices: Mapping[str, str], origin: Origin) -> str:
     file = None if problem.kind == "missing" else origin(problem.key)
-    where = f"{_label(file)}: " if file else ""
+    where = f"{label(file)}: " if file else ""
     if problem.kind == "unknown":
         return where + _unknown_setting(problem.key, keys, choices)
     return f"{where}`{problem.key}` {problem.text}"
@@ -463,29 +236,6 @@ def _unknown_setting(key: str, keys: list[str], choices: Mapping[str, str]) -> s
     )
 
 
-def _overlap(key: str, other: str) -> bool:
-    """One is the other, or holds it."""
-    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
-
-
-def _label(file: Path) -> str:
-    """`conf/algo/ppo.yaml`, wherever pgcli is installed."""
-    own = built_in_folder()
-    return f"conf/{file.relative_to(own).as_posix()}" if file.is_relative_to(own) else short(file)
-
-
-def _source(group: str, option: str, key: str, folders: list[Path]) -> Path | None:
-    """The file that sets a group's key: the option's own, or the last of its `defaults` that does."""
-    file = find_file(group, option, folders)
-    if file is None:
-        return None
-    content = _read_yaml(file)
-    if key in content:
-        return file
-    parents = [parent for parent in content.get("defaults", []) if isinstance(parent, str) and parent != "_self_"]
-    return next((found for p in reversed(parents) if (found := _source(group, p.lstrip("/"), key, folders))), None)
-
-
 # ---------------------------------------------------------------- trust
 
 
@@ -505,8 +255,8 @@ def _is_installed(config: ExperimentConfig, key: str, value: str) -> bool:
     The value is compared, because a file elsewhere can reach any key (`# @package _global_`).
     """
     name = key.removeprefix("env.")
-    file = _source("env", config.choices["env"], name, [built_in_folder(), *plugin_folders()])
-    return file is not None and _read_yaml(file).get(name) == value
+    file = setting_file("env", config.choices["env"], name, [built_in_folder(), *plugin_folders()])
+    return file is not None and read_yaml(file).get(name) == value
 
 
 def _untrusted(key: str, value: str, origin: str) -> InputError:
@@ -538,7 +288,7 @@ def load(
         file = Path(source) / "config.yaml" if Path(source).is_dir() else Path(source)
         if not file.is_file():
             raise InputError(f"{short(file)} does not exist")
-        data, name = _read_yaml(file), short(file)
+        data, name = read_yaml(file), short(file)
         if (run := file.with_name("run.json")).is_file():
             choices = json.loads(run.read_text()).get("choices", {})
     for group in GROUPS:

@@ -46,7 +46,7 @@ def sweep(
     All of them are checked before anything is written. `on_change` is called many times a second with how things stand.
     """
     import pgcli
-    from pgcli.experiment.config import expand
+    from pgcli.experiment.overrides import expand
 
     _check_workers(workers)
     folders = [str(folder) for folder in config_dirs]
