@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pgcli.collectors.open_episodes import OpenEpisodes
 from pgcli.environments.normalise import Normalised, as_normalised
 from pgcli.errors import InputError
-from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.seeding import numpy_generator
 from pgcli.types import Appended, Continuous, ControlSpec, Episode, State, Transitions, VectorEnvironment
 
 
@@ -33,22 +34,19 @@ class ReplayCollector:
                 f"algo.capacity={capacity} is too small: the memory must hold algo.learning_starts={learning_starts} "
                 f"transitions, and a step of all {env.num_envs} environments"
             )
-        self.env, self.num_steps, self.learning_starts, self.seed = env, num_steps, learning_starts, seed
+        self.env, self.num_steps, self.learning_starts = env, num_steps, learning_starts
         self.normalised = as_normalised(env)
         self.memory = Memory(env.spec, capacity, self.normalised, seed=seed, device=device)
         self.random = _Random(env.spec)
         self.generator = numpy_generator(seed, "actions")
-        self.begun = 0  # episodes so far: the next one's number, and so its seed
-        self.returns = np.zeros(env.num_envs)
-        self.lengths = np.zeros(env.num_envs, dtype=np.int64)
-        self.seeds = np.zeros(env.num_envs, dtype=np.int64)
+        self.open = OpenEpisodes(env, seed=seed)
         self.observations: np.ndarray | None = None  # raw
 
     def collect(self, policy: Any) -> Experience:
         """`num_steps` of every environment, and the memory that they went into."""
         N, steps, episodes = self.env.num_envs, self.num_steps, list[Episode]()
         if self.observations is None:
-            self.observations = self._reset(np.arange(N))
+            self.observations = self._begin(np.arange(N))
             warmup = -(-self.learning_starts // N)
             self._play(self.random, warmup, episodes)
             steps += warmup
@@ -64,46 +62,33 @@ class ReplayCollector:
             step = env.step(actions)
             following = step.observations if normalised is None else normalised.raw
             memory.append(current, actions, step.task_rewards, following, step.terminated)
-            self.returns += step.task_rewards
-            self.lengths += 1
+            self.open.earn(step.task_rewards)
             current = following
             done = step.terminated | step.truncated
             if done.any():
                 rows = np.flatnonzero(done)
-                episodes += self._finish(rows)
+                episodes += self.open.ended(rows)
                 current = following.copy()
-                current[rows] = self._reset(rows)
+                current[rows] = self._begin(rows)
         self.observations = current
 
-    def _reset(self, rows: np.ndarray) -> np.ndarray:
+    def _begin(self, rows: np.ndarray) -> np.ndarray:
         """Raw observations of new episodes, (k, *shape)."""
-        seeds = episode_seeds(self.seed, "train", range(self.begun, self.begun + len(rows)))
-        self.begun += len(rows)
-        self.returns[rows], self.lengths[rows], self.seeds[rows] = 0.0, 0, seeds
-        observations = self.env.reset(rows, seeds)
+        observations = self.open.begin(rows)
         return observations if self.normalised is None else self.normalised.raw
-
-    def _finish(self, rows: np.ndarray) -> list[Episode]:
-        return list(map(Episode, self.returns[rows].tolist(), self.lengths[rows].tolist(), self.seeds[rows].tolist()))
 
     def state_dict(self) -> State:
         return {
-            "begun": self.begun,
+            **self.open.state_dict(),
             "generator": self.generator.bit_generator.state,
-            "returns": self.returns,
-            "lengths": self.lengths,
-            "seeds": self.seeds,
             "observations": self.observations,
-            "env": self.env.state_dict(),
             "memory": self.memory.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.begun = state["begun"]
+        self.open.load_state_dict(state)
         self.generator.bit_generator.state = state["generator"]
-        self.returns[:], self.lengths[:], self.seeds[:] = state["returns"], state["lengths"], state["seeds"]
         self.observations = state["observations"]
-        self.env.load_state_dict(state["env"])
         self.memory.load_state_dict(state["memory"])
 
 

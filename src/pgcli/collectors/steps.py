@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.collectors.open_episodes import OpenEpisodes
+from pgcli.seeding import numpy_generator
 from pgcli.types import Continuous, Episode, Rollout, State, VectorEnvironment
 
 
@@ -19,12 +20,9 @@ class SegmentCollector:
     """
 
     def __init__(self, env: VectorEnvironment, *, num_steps: int, seed: int, device: torch.device) -> None:
-        self.env, self.num_steps, self.seed, self.device = env, num_steps, seed, device
+        self.env, self.num_steps, self.device = env, num_steps, device
         self.generator = numpy_generator(seed, "actions")
-        self.begun = 0  # episodes so far: the next one's number, and so its seed
-        self.returns = np.zeros(env.num_envs)
-        self.lengths = np.zeros(env.num_envs, dtype=np.int64)
-        self.seeds = np.zeros(env.num_envs, dtype=np.int64)
+        self.open = OpenEpisodes(env, seed=seed)
         self.observations: np.ndarray | None = None
         self.memory: dict[str, np.ndarray] | None = None  # what a policy that has one remembers of the open episodes
 
@@ -32,10 +30,10 @@ class SegmentCollector:
         """`num_steps` of every environment: a Rollout of (num_envs, num_steps)."""
         env, T, N = self.env, self.num_steps, self.env.num_envs
         if self.observations is None:
-            self.observations = self._reset(np.arange(N))
+            self.observations = self.open.begin(np.arange(N))
         sampler = policy.sampler()
         sampler.start(N, self.memory)
-        first = self.lengths == 0
+        first = self.open.lengths == 0
         noise = sampler.noise(self.generator, (T, N))
 
         # Time-major while collecting, so that each step writes one contiguous block.
@@ -56,16 +54,15 @@ class SegmentCollector:
             step = env.step(actions[t])
             rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
             current = step.observations
-            self.returns += step.task_rewards
-            self.lengths += 1
+            self.open.earn(step.task_rewards)
             done = step.terminated | step.truncated
             if done.any():
                 rows = np.flatnonzero(done)
                 cut.append((t, rows, current[rows]))
-                episodes += self._finish(rows)
+                episodes += self.open.ended(rows)
                 sampler.forget(rows)
                 current = current.copy()
-                current[rows] = self._reset(rows)
+                current[rows] = self.open.begin(rows)
         observations[T] = current
         self.observations = current
 
@@ -125,30 +122,15 @@ class SegmentCollector:
     def _rows_first(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array.swapaxes(0, 1))).to(self.device)
 
-    def _reset(self, rows: np.ndarray) -> np.ndarray:
-        seeds = episode_seeds(self.seed, "train", range(self.begun, self.begun + len(rows)))
-        self.begun += len(rows)
-        self.returns[rows], self.lengths[rows], self.seeds[rows] = 0.0, 0, seeds
-        return self.env.reset(rows, seeds)
-
-    def _finish(self, rows: np.ndarray) -> list[Episode]:
-        return list(map(Episode, self.returns[rows].tolist(), self.lengths[rows].tolist(), self.seeds[rows].tolist()))
-
     def state_dict(self) -> State:
         return {
-            "begun": self.begun,
+            **self.open.state_dict(),
             "generator": self.generator.bit_generator.state,
-            "returns": self.returns,
-            "lengths": self.lengths,
-            "seeds": self.seeds,
             "observations": self.observations,
             "memory": self.memory,
-            "env": self.env.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.begun = state["begun"]
+        self.open.load_state_dict(state)
         self.generator.bit_generator.state = state["generator"]
-        self.returns[:], self.lengths[:], self.seeds[:] = state["returns"], state["lengths"], state["seeds"]
         self.observations, self.memory = state["observations"], state["memory"]
-        self.env.load_state_dict(state["env"])

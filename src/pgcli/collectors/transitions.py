@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.collectors.open_episodes import OpenEpisodes
+from pgcli.seeding import numpy_generator
 from pgcli.types import ABSENT, Episode, State, Steps, Transitions, VectorEnvironment
 
 
@@ -19,12 +20,9 @@ class TransitionCollector:
     """
 
     def __init__(self, env: VectorEnvironment, *, looks_ahead: bool, seed: int, device: torch.device) -> None:
-        self.env, self.looks_ahead, self.seed, self.device = env, looks_ahead, seed, device
+        self.env, self.looks_ahead, self.device = env, looks_ahead, device
         self.generator = numpy_generator(seed, "actions")
-        self.begun = 0  # episodes so far: the next one's number, and so its seed
-        self.returns = np.zeros(env.num_envs)
-        self.lengths = np.zeros(env.num_envs, dtype=np.int64)
-        self.seeds = np.zeros(env.num_envs, dtype=np.int64)
+        self.open = OpenEpisodes(env, seed=seed)
         self.observations: np.ndarray | None = None
         self.chosen: np.ndarray | None = None  # actions that were chosen ahead
         self.fresh = np.ones(env.num_envs, dtype=bool)  # rows whose episode has only begun: nothing was chosen
@@ -32,7 +30,7 @@ class TransitionCollector:
     def collect(self, policy: Any) -> Steps:
         """One transition of each environment, (num_envs,)."""
         if self.observations is None:
-            self.observations = self._reset(np.arange(self.env.num_envs))
+            self.observations = self.open.begin(np.arange(self.env.num_envs))
         sampler, observations = policy.sampler(), self.observations
         actions = self.chosen
         if actions is None or self.fresh.any():
@@ -47,17 +45,15 @@ class TransitionCollector:
             next_observations=self._tensor(step.observations.copy()), terminated=self._tensor(step.terminated),
             next_actions=ABSENT if self.chosen is None else self._tensor(self.chosen),
         )  # fmt: skip
-        self.returns += step.task_rewards
-        self.lengths += 1
+        self.open.earn(step.task_rewards)
         self.fresh = step.terminated | step.truncated
         self.observations = step.observations
         episodes: list[Episode] = []
         if self.fresh.any():
             rows = np.flatnonzero(self.fresh)
-            finished = (self.returns[rows].tolist(), self.lengths[rows].tolist(), self.seeds[rows].tolist())
-            episodes = list(map(Episode, *finished))
+            episodes = self.open.ended(rows)
             self.observations = step.observations.copy()
-            self.observations[rows] = self._reset(rows)
+            self.observations[rows] = self.open.begin(rows)
         return Steps(transitions, episodes)
 
     def _choose(self, sampler: Any, observations: np.ndarray) -> np.ndarray:
@@ -66,28 +62,16 @@ class TransitionCollector:
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def _reset(self, rows: np.ndarray) -> np.ndarray:
-        seeds = episode_seeds(self.seed, "train", range(self.begun, self.begun + len(rows)))
-        self.begun += len(rows)
-        self.returns[rows], self.lengths[rows], self.seeds[rows] = 0.0, 0, seeds
-        return self.env.reset(rows, seeds)
-
     def state_dict(self) -> State:
         return {
-            "begun": self.begun,
+            **self.open.state_dict(),
             "generator": self.generator.bit_generator.state,
-            "returns": self.returns,
-            "lengths": self.lengths,
-            "seeds": self.seeds,
             "observations": self.observations,
             "chosen": self.chosen,
             "fresh": self.fresh,
-            "env": self.env.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.begun = state["begun"]
+        self.open.load_state_dict(state)
         self.generator.bit_generator.state = state["generator"]
-        self.returns[:], self.lengths[:], self.seeds[:] = state["returns"], state["lengths"], state["seeds"]
         self.observations, self.chosen, self.fresh = state["observations"], state["chosen"], state["fresh"]
-        self.env.load_state_dict(state["env"])
