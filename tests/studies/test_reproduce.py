@@ -231,7 +231,7 @@ def test_a_failed_run_is_named_and_the_exit_code_says_so(folder, capsys):
     write(folder, "half", TINY | {"rows": rows})
     assert run("half", "--config-dir", "conf", "--seeds=1") == 1
     out = capsys.readouterr().out
-    assert "ppo on cartpole reward_shift=1e30: 1 of 1 runs have not finished" in " ".join(out.split())
+    assert "ppo on cartpole reward_shift=1e30: 1 of 1 runs failed (update 1: loss/value = inf" in " ".join(out.split())
     assert "loss/value = inf" in out
     assert "Theirs" in out  # what there is, is told
 

@@ -86,9 +86,7 @@ def conclude(
         trials = sweep.trials[i * seeds : (i + 1) * seeds]
         found = [curve for trial in trials if (curve := _curve(study, sweep, trial)) is not None]
         if len(found) < len(trials):
-            absent = sum(trial.status != "finished" for trial in trials)
-            why = f"{absent} of {len(trials)} runs have not finished" if absent else unknown
-            missing.append(f"{cell.method} on {cell.environment}: {why}")
+            missing.append(f"{cell.method} on {cell.environment}: {_why(trials) or unknown}")
         curves.append((cell, found))
         seconds += [float(curve.run.info["summary"]["seconds"]) for curve in found]
     results = [
@@ -101,6 +99,14 @@ def conclude(
     return Reproduction(
         name, title, study, fraction, seeds, sweep, cells, _lines(study, values), results, median, missing
     )
+
+
+def _why(trials: list[Trial]) -> str:
+    """What became of the runs that have no result."""
+    failed = [trial for trial in trials if trial.status == "failed"]
+    open_ = sum(trial.status not in ("finished", "failed") for trial in trials)
+    parts = [f"{len(failed)} of {len(trials)} runs failed ({failed[0].reason})"] if failed else []
+    return "; ".join(parts + ([f"{open_} of {len(trials)} runs have not finished"] if open_ else []))
 
 
 def _curve(study: Study, sweep: Sweep, trial: Trial) -> Curve | None:
