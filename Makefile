@@ -37,7 +37,7 @@ format: install  ## put the code into format
 bench: install  ## measure speed, beside the peers that are installed (see benchmarks/)
 	$(BIN)/python benchmarks/run.py
 
-rlhf: install  ## reward hacking happening, in text and as a curve, and the KL penalty that prevents it (three minutes)
+rlhf: install  ## reward hacking happening, in text and as a curve, and the KL penalty that prevents it (a minute or two)
 	$(BIN)/pgcli pipeline overoptimisation
 
 study: install  ## the learning claims again: every method over ten seeds, and on language over five (writes docs/results)

@@ -29,7 +29,7 @@ COMPONENTS = {
     "reward": "what is trained: proxy",
     "proxy": "the trained reward",
     "gold": "the task's own reward",
-    "gap": "proxy minus gold (of a preference model, gold in deviations from the initial policy's mean)",
+    "gap": "proxy minus gold (of a preference model, gold in deviations from the reference's mean)",
     "disagreement": "deviation of the ensemble's members, which stands for what they do not know",
 }
 """Of a task whose reward a model gives."""
@@ -82,7 +82,7 @@ class Judge(nn.Module):
         return (worth(self.scorer, task, texts, self.reading) - self.mean) / self.std
 
     def calibrate(self, task: Any, texts: Completions, gold: Tensor) -> None:
-        """On completions of the initial policy, and their true rewards (N,). A probability has a zero and a unit."""
+        """On completions, the reference's, and their true rewards (N,). A probability has a zero and a unit."""
         if self.reading == "preference":
             values = self.worth(task, texts)
             self.mean.copy_(values.mean(1, keepdim=True))

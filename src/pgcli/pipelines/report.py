@@ -30,7 +30,7 @@ COLUMNS = {
 """Key of a row -> its heading; a column that no row has is left out."""
 EXPLAINED = {
     "reward": "what the last stage is paid",
-    "proxy": "the reward model's score, in deviations from the initial policy's mean",
+    "proxy": "the reward model's score, in deviations from the reference's mean",
     "gold": "the task's true reward",
     "finished": "share of completions that ended by themselves",
     "kl": "nats from {baseline}, exact in each state and summed; of the best of n, log n - (n - 1) / n",
