@@ -12,46 +12,12 @@ from pgcli.errors import InputError, RunError
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, dump
 from pgcli.experiment.loop import Pending
-from pgcli.functional.off_policy import bellman_targets, follow, mean, soft_value, squared_errors, temperature_loss
 
 SMALL = ["policy.hidden=[16,16]", "algo.learning_starts=64", "algo.batch_size=32", "device=cpu", "tuned=none"]
 
 
 def parts(algo, *words, env="pendulum"):
     return build(compose([f"algo={algo}", f"env={env}", *SMALL, *words]))
-
-
-def test_a_terminated_transition_is_not_bootstrapped():
-    rewards, following = torch.tensor([1.0, 1.0]), torch.tensor([4.0, 4.0])
-    targets = bellman_targets(rewards, following, torch.tensor([False, True]), gamma=0.5)
-    assert targets.tolist() == [3, 1]
-
-
-def test_the_lowest_critic_counts_less_the_price_of_certainty():
-    values = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
-    soft = soft_value(values, torch.tensor([-1.0, 2.0]), torch.tensor(0.5))
-    assert soft.tolist() == [1 + 0.5, 2 - 1]
-
-
-def test_squared_errors_add_over_critics_and_weigh_over_transitions():
-    errors = squared_errors(torch.tensor([[1.0, 0.0], [3.0, 2.0]]), torch.tensor([1.0, 0.0]))
-    assert errors.tolist() == [0 + 4, 0 + 4]
-    assert mean(torch.tensor([2.0, 6.0]), None) == 4
-    assert mean(torch.tensor([2.0, 6.0]), torch.tensor([0.75, 0.25])) == 3
-
-
-def test_the_temperature_falls_while_there_is_too_much_entropy():
-    # log-probs -3 and -1: the entropy is 2. Slope by log alpha: 2 - target.
-    for target, slope in ((0.5, 1.5), (3.0, -1.0)):
-        log_alpha = torch.tensor(0.3, requires_grad=True)
-        temperature_loss(log_alpha, torch.tensor([-3.0, -1.0]), target).mean().backward()
-        assert log_alpha.grad == pytest.approx(slope)
-
-
-def test_a_target_follows_by_tau():
-    target = torch.tensor([1.0, 0.0])
-    follow(target, torch.tensor([3.0, 8.0]), tau=0.25)
-    assert target.tolist() == [1.5, 2]
 
 
 def snapshot(parts):

@@ -8,7 +8,7 @@ import torch
 
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose
-from pgcli.functional.value_based import epsilon_greedy
+from pgcli.functional.temporal_difference import epsilon_greedy
 from pgcli.policies.action_values import EpsilonGreedy
 from pgcli.registry import find
 from pgcli.types import ActionTable, ActionValues, Continuous, ControlSpec, Discrete, Stochastic, TextSpec

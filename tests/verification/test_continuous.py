@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pgcli.algorithms import ddpg, sac
+from pgcli.types import Transitions
 from pgcli.verification import continuous
 from pgcli.verification.continuous import GAIN, GAMMA, START, A, B, C, R, best_gain, checks, cost_to_go
 
@@ -40,14 +41,12 @@ def broken(monkeypatch, module, name, replacement):
 
 
 BREAKS = {
-    "no discount": ("bellman_targets", lambda r, v, end, gamma: (r + v * ~end).detach(), {"ddpg", "td3", "sac"}),
-    "bootstraps behind the end": (
-        "bellman_targets",
-        lambda r, v, end, gamma: (r + gamma * v).detach(),
-        {"ddpg", "td3"},
-    ),
-    "one critic only": ("squared_errors", lambda q, y: (q[:1] - y).square().sum(0), {"td3", "sac"}),
-    "no weights": ("mean", lambda x, weights: x.mean(), {"ddpg", "td3", "sac"}),
+    "no discount": ("bellman_target", lambda r, v, end, gamma: r + v * ~end, {"ddpg", "td3", "sac"}),
+    "bootstraps behind the end": ("bellman_target", lambda r, v, end, gamma: r + gamma * v, {"ddpg", "td3"}),
+    "one critic learns": ("squared", lambda errors: errors[:1].square() / 2, {"sac"}),
+    "the error itself": ("squared", lambda errors: errors, {"sac"}),
+    "the first critic judges": ("lowest", lambda q: q[0], {"td3"}),
+    "the last critic judges": ("lowest", lambda q: q[-1], {"td3"}),
     "entropy with the wrong sign": ("soft_value", lambda q, log_pi, alpha: q.amin(0) + alpha * log_pi, {"sac"}),
     "the highest critic": ("soft_value", lambda q, log_pi, alpha: q.amax(0) - alpha * log_pi, {"sac"}),
     "temperature with the wrong sign": ("temperature_loss", lambda a, log_pi, h: a * (log_pi.detach() + h), {"sac"}),
@@ -60,3 +59,7 @@ def test_a_broken_formula_is_noticed(monkeypatch, name, replacement, caught):
         if hasattr(module, name):
             with monkeypatch.context() as patch:
                 assert broken(patch, module, name, replacement) >= caught & own
+
+
+def test_forgotten_weights_are_noticed(monkeypatch):
+    assert broken(monkeypatch, Transitions, "mean", lambda self, x: x.mean()) >= {"ddpg", "td3", "sac"}

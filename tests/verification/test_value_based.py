@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pgcli.algorithms import dqn, q_learning, sarsa
-from pgcli.functional import value_based
+from pgcli.functional import temporal_difference
 from pgcli.verification.value_based import checks
 
 MODULES = {"dqn": dqn, "q_learning": q_learning, "sarsa": sarsa}
@@ -28,7 +28,7 @@ MUTATIONS = {
     "an end everywhere": ("bellman_target", lambda r, v, end, gamma: r),
     "no discount": ("bellman_target", lambda r, v, end, gamma: r + v * ~end),
     "a sign": ("bellman_target", lambda r, v, end, gamma: r - gamma * v * ~end),
-    "the wrong action": ("select", lambda q, a: value_based.select(q, (a + 1) % q.shape[1])),
+    "the wrong action": ("select", lambda q, a: temporal_difference.select(q, (a + 1) % q.shape[1])),
     "twice the step": ("squared", lambda errors: errors.square()),
     "ascent": ("squared", lambda errors: -errors.square() / 2),
 }
@@ -50,10 +50,10 @@ def test_a_gradient_through_the_target_is_noticed(monkeypatch):
 
 
 def test_a_huber_loss_that_does_not_clip_is_noticed(monkeypatch):
-    monkeypatch.setattr(dqn, "huber", value_based.squared)
+    monkeypatch.setattr(dqn, "huber", temporal_difference.squared)
     assert failing() == {"dqn"}
 
 
 def test_a_policy_that_explores_more_than_it_says_is_noticed(monkeypatch):
-    monkeypatch.setattr(sarsa, "epsilon_greedy", lambda q, epsilon: value_based.epsilon_greedy(q, 2 * epsilon))
+    monkeypatch.setattr(sarsa, "epsilon_greedy", lambda q, epsilon: temporal_difference.epsilon_greedy(q, 2 * epsilon))
     assert failing() == {"sarsa"}

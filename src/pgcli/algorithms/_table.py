@@ -17,7 +17,7 @@ from pgcli.algorithms._exploration import Exploration
 from pgcli.algorithms._update import Loss
 from pgcli.collectors.settings import Fresh
 from pgcli.errors import RunError
-from pgcli.functional.value_based import visit_step_sizes
+from pgcli.functional.temporal_difference import visit_step_sizes
 from pgcli.types import Metrics, State, Steps
 
 METRICS = _exploration.METRICS | {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgcli.functional.value_based import follow
+from pgcli.functional.temporal_difference import follow
 
 
 class Target:

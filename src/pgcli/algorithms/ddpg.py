@@ -27,7 +27,7 @@ from pgcli.algorithms._off_policy import Averages, OffPolicySettings
 from pgcli.algorithms._update import Terms
 from pgcli.collectors.exploration import Exploring, OrnsteinUhlenbeck, WhiteNoise
 from pgcli.collectors.settings import Replay as ReplaySettings
-from pgcli.functional.off_policy import bellman_targets, follow, lowest, mean, squared_errors
+from pgcli.functional.temporal_difference import bellman_target, follow, lowest
 from pgcli.types import ActorCritics, ActorWithQ, Metrics, Needs, Replay, State, Transitions
 
 
@@ -71,18 +71,18 @@ class DDPG:
         smoothing = (c.target_noise * noise).clamp(-c.target_noise_clip, c.target_noise_clip)
         next_actions = policy.target_act(batch.next_observations, smoothing)
         next_values = lowest(policy.target_values(batch.next_observations, next_actions))
-        targets = bellman_targets(c.reward_scale * batch.rewards, next_values, batch.terminated, gamma=c.gamma)
+        targets = bellman_target(c.reward_scale * batch.rewards, next_values, batch.terminated, gamma=c.gamma)
         values = policy.values(batch.observations, batch.actions)
-        loss = mean(squared_errors(values, targets), batch.weights)
+        loss = batch.mean((values - targets).square().sum(0))
         return loss, {
             "loss/critic": loss,
-            "value/q": mean(values.mean(0), batch.weights),
-            "value/target": mean(targets, batch.weights),
+            "value/q": batch.mean(values.mean(0)),
+            "value/target": batch.mean(targets),
         }
 
     def actor_loss(self, policy: ActorCritics, batch: Transitions, noise: Tensor) -> tuple[Tensor, Terms]:
         actions, _ = policy.act(batch.observations, noise)
-        loss = -mean(policy.fixed_values(batch.observations, actions)[0], batch.weights)
+        loss = -batch.mean(policy.fixed_values(batch.observations, actions)[0])
         return loss, {"loss/actor": loss}
 
     def loss(self, policy: ActorCritics, batch: Transitions, noise: Tensor) -> tuple[Tensor, Terms]:

@@ -26,7 +26,7 @@ from pgcli.algorithms._exploration import Exploration
 from pgcli.algorithms._target import Target
 from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
 from pgcli.collectors.settings import Replay as ReplaySettings
-from pgcli.functional.value_based import bellman_target, huber, select, squared
+from pgcli.functional.temporal_difference import bellman_target, huber, select, squared
 from pgcli.types import ActionValues, Metrics, Needs, Replay, State, Transitions
 
 AT_ONCE = 1024

@@ -26,7 +26,7 @@ from pgcli.algorithms._adam import Adam, flatten
 from pgcli.algorithms._off_policy import Averages, OffPolicySettings
 from pgcli.algorithms._update import Terms
 from pgcli.collectors.settings import Replay as ReplaySettings
-from pgcli.functional.off_policy import bellman_targets, follow, mean, soft_value, squared_errors, temperature_loss
+from pgcli.functional.temporal_difference import bellman_target, follow, soft_value, squared, temperature_loss
 from pgcli.types import ActorCritics, ActorWithQ, Metrics, Needs, Replay, State, Transitions
 
 
@@ -81,13 +81,13 @@ class SAC:
             next_actions, next_log_probs = policy.act(batch.next_observations, noise.next)
             judged = policy.target_values(batch.next_observations, next_actions)
             next_values = soft_value(judged, next_log_probs, self.log_temperature.exp())
-        targets = bellman_targets(c.reward_scale * batch.rewards, next_values, batch.terminated, gamma=c.gamma)
+            targets = bellman_target(c.reward_scale * batch.rewards, next_values, batch.terminated, gamma=c.gamma)
         values = policy.values(batch.observations, batch.actions)
-        loss = 0.5 * mean(squared_errors(values, targets), batch.weights)
+        loss = batch.mean(squared(values - targets).sum(0))
         return loss, {
             "loss/critic": loss,
-            "value/q": mean(values.mean(0), batch.weights),
-            "value/target": mean(targets, batch.weights),
+            "value/q": batch.mean(values.mean(0)),
+            "value/target": batch.mean(targets),
         }
 
     def actor_loss(self, policy: ActorCritics, batch: Transitions, noise: Noise) -> tuple[Tensor, Terms]:
@@ -95,12 +95,12 @@ class SAC:
         actions, log_probs = policy.act(batch.observations, noise.now)
         judged = policy.fixed_values(batch.observations, actions)
         temperature = self.log_temperature.detach().exp()
-        actor = -mean(soft_value(judged, log_probs, temperature), batch.weights)
-        adapted = mean(temperature_loss(self.log_temperature, log_probs, self.target_entropy), batch.weights)
+        actor = -batch.mean(soft_value(judged, log_probs, temperature))
+        adapted = batch.mean(temperature_loss(self.log_temperature, log_probs, self.target_entropy))
         return actor + adapted, {
             "loss/actor": actor,
             "loss/temperature": adapted,
-            "policy/entropy": -mean(log_probs, batch.weights),
+            "policy/entropy": -batch.mean(log_probs),
             "policy/temperature": temperature.squeeze(),
         }
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from pgcli.algorithms import _table
 from pgcli.algorithms._table import TableSettings, TableUpdater
 from pgcli.algorithms._update import Terms
-from pgcli.functional.value_based import bellman_target, epsilon_greedy, select, squared
+from pgcli.functional.temporal_difference import bellman_target, epsilon_greedy, select, squared
 from pgcli.types import ActionTable, Metrics, Needs, State, Steps, Transitions
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pgcli.errors import InputError
-from pgcli.functional.value_based import epsilon_greedy
+from pgcli.functional.temporal_difference import epsilon_greedy
 from pgcli.policies.actor_critic import ArrayNetwork
 from pgcli.types import ControlSpec, Discrete, Memoryless
 
@@ -72,7 +72,7 @@ class Exploring:
 
 
 class EpsilonGreedy(Memoryless):
-    """Draws actions in NumPy: exactly `functional.value_based.epsilon_greedy`, ties broken evenly."""
+    """Draws actions in NumPy: exactly `functional.temporal_difference.epsilon_greedy`, ties broken evenly."""
 
     def __init__(self, network: ArrayNetwork, actions: int, epsilon: float) -> None:
         self.network, self.actions, self.epsilon = network, actions, epsilon

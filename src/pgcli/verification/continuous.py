@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pgcli.algorithms.sac import Noise
 from pgcli.experiment.config import compose
 from pgcli.functional.distributions import gauss_hermite
-from pgcli.functional.off_policy import soft_value
+from pgcli.functional.temporal_difference import soft_value
 from pgcli.registry import find
 from pgcli.types import ABSENT, Transitions
 from pgcli.verification.check import Check, equal
@@ -262,11 +262,14 @@ def smoothing() -> Iterator[Check]:
         )  # fmt: skip
 
     true = quadratic_value(p, 0)
-    policy = LinearQuadratic(GAIN, torch.stack([true, true]))
-    with torch.no_grad():
-        policy.target_critics.tensors[0][1, 0] += 1  # an overestimate: nobody listens
-    total, _ = make("td3", policy, "algo.target_noise=0").critic_loss(policy, *transitions(SIGNS))
-    yield equal("td3", "critic's slope, one target too high", torch.zeros(2, 11), *slopes(total, policy.critics))
+    for k, which in enumerate(("first", "second")):
+        policy = LinearQuadratic(GAIN, torch.stack([true, true]))
+        with torch.no_grad():
+            policy.target_critics.tensors[0][k, 0] += 1  # an overestimate: nobody listens
+        total, _ = make("td3", policy, "algo.target_noise=0").critic_loss(policy, *transitions(SIGNS))
+        yield equal(
+            "td3", f"critic's slope, {which} target too high", torch.zeros(2, 11), *slopes(total, policy.critics)
+        )
 
 
 def soft() -> Iterator[Check]:
@@ -319,9 +322,15 @@ def soft() -> Iterator[Check]:
     )  # fmt: skip
     with torch.no_grad():
         policy.critics.tensors[0].sub_(SHIFT)
-        policy.target_critics.tensors[0][0, 0] += 1
-    total, _ = algorithm.critic_loss(policy, batch, noise)
-    yield equal("sac", "critic's slope, one target too high", torch.zeros(2, 11), *slopes(total, policy.critics))
+    for k, which in enumerate(("first", "second")):
+        with torch.no_grad():
+            policy.target_critics.tensors[0][k, 0] += 1
+        total, _ = algorithm.critic_loss(policy, batch, noise)
+        yield equal(
+            "sac", f"critic's slope, {which} target too high", torch.zeros(2, 11), *slopes(total, policy.critics)
+        )
+        with torch.no_grad():
+            policy.target_critics.tensors[0][k, 0] -= 1
 
 
 def temperature() -> Iterator[Check]:

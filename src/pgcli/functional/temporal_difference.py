@@ -1,4 +1,7 @@
-"""Temporal differences of action values: what Q(s, a) is moved towards. Sutton & Barto 2018, chapter 6."""
+"""Temporal differences of action values: what Q(s, a) is moved towards. Sutton & Barto 2018, chapter 6.
+
+Shapes: B transitions, n actions, K critics.
+"""
 
 import torch
 from torch import Tensor
@@ -11,6 +14,8 @@ def bellman_target(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, 
         Q_target(s', argmax_a Q(s', a))           double DQN (van Hasselt et al. 2016, eq. 4)
         Q(s', a'),  a' the action taken next      SARSA (Rummery & Niranjan 1994)
         sum_a pi(a | s') Q(s', a)                 expected SARSA (van Seijen et al. 2009, eq. 5)
+        Q_target(s', mu_target(s'))               DDPG (Lillicrap et al. 2016, algorithm 1)
+        `soft_value` of the target critics        SAC (Haarnoja et al. 2018, eq. 8)
 
     Args:
         rewards, next_values, terminated: (B,). A truncated episode is bootstrapped like any other.
@@ -50,6 +55,40 @@ def huber(errors: Tensor, *, threshold: float = 1.0) -> Tensor:
 def squared(errors: Tensor) -> Tensor:
     """e^2 / 2, so that the gradient is the error itself."""
     return errors.square() / 2
+
+
+def soft_value(values: Tensor, log_probs: Tensor, temperature: Tensor) -> Tensor:
+    """One sample of V(s) = E[ min_k Q_k(s, a) - alpha log pi(a | s) ].
+
+    Args:
+        values: (K, B). Their minimum counters the overestimation of a maximum (Fujimoto et al. 2018, equation 10).
+        log_probs: (B,).
+        temperature: alpha, a scalar.
+
+    Returns: (B,). Source: Haarnoja et al. 2018, equation 3.
+    """
+    return lowest(values) - temperature * log_probs
+
+
+def lowest(values: Tensor) -> Tensor:
+    """min_k Q_k, (K, B) -> (B,), each with the gradient of the one that was chosen."""
+    return values.min(0).values  # the gradient of amin, which shares among equals, takes several times as long
+
+
+def temperature_loss(log_temperature: Tensor, log_probs: Tensor, target_entropy: float) -> Tensor:
+    """-log alpha (log pi + H_target): its slope by log alpha is H - H_target in the mean, so alpha falls while there is
+    more entropy than asked for.
+
+    The published objective has alpha in place of log alpha (Haarnoja et al. 2018b, equation 18); this is their code's.
+    Both have the same sign and the same zero.
+
+    Args:
+        log_temperature: a scalar.
+        log_probs: (B,). No gradient flows into them.
+
+    Returns: (B,).
+    """
+    return -log_temperature * (log_probs.detach() + target_entropy)
 
 
 def follow(target: Tensor, online: Tensor, *, tau: float) -> None:

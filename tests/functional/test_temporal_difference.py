@@ -2,13 +2,15 @@ import pytest
 import torch
 
 from pgcli.functional.schedules import between
-from pgcli.functional.value_based import (
+from pgcli.functional.temporal_difference import (
     bellman_target,
     epsilon_greedy,
     follow,
     huber,
     select,
+    soft_value,
     squared,
+    temperature_loss,
     visit_step_sizes,
 )
 
@@ -44,6 +46,20 @@ def test_huber_is_a_parabola_near_zero_and_a_line_beyond():
 def test_the_gradient_of_the_squared_error_is_the_error():
     errors = torch.tensor([-3.0, 0.5], requires_grad=True)
     assert torch.autograd.grad(squared(errors).sum(), errors)[0].tolist() == [-3, 0.5]
+
+
+def test_the_lowest_critic_counts_less_the_price_of_certainty():
+    values = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
+    soft = soft_value(values, torch.tensor([-1.0, 2.0]), torch.tensor(0.5))
+    assert soft.tolist() == [1 + 0.5, 2 - 1]
+
+
+def test_the_temperature_falls_while_there_is_too_much_entropy():
+    # log-probs -3 and -1: the entropy is 2. Slope by log alpha: 2 - target.
+    for target, slope in ((0.5, 1.5), (3.0, -1.0)):
+        log_alpha = torch.tensor(0.3, requires_grad=True)
+        temperature_loss(log_alpha, torch.tensor([-3.0, -1.0]), target).mean().backward()
+        assert log_alpha.grad == pytest.approx(slope)
 
 
 def test_a_target_network_follows_by_tau():
