@@ -3,7 +3,7 @@ import pytest
 from pgcli.cli import _completion
 from pgcli.errors import InputError
 from pgcli.pipelines import pipeline
-from pgcli.pipelines.definition import load, names, plan, with_stages
+from pgcli.pipelines.definition import load, names, plan
 
 
 def write(conf, text):
@@ -22,13 +22,6 @@ def test_overrides_go_to_one_stage_or_to_all():
     assert words["sft"][-2:] == ["seed=3", "total_steps=50"]
     assert words["grpo"][-2:] == ["seed=3", "algo.learning_rate=1e-4"]
     assert "init=sft" in words["grpo"]
-
-
-def test_a_stage_s_name_stands_for_its_run_and_any_other_word_for_itself(tmp_path):
-    words = ["algo=ppo", "init=sft", "reward=rm", "reference=runs/sft", "env.name=sft"]
-    found = with_stages(words, {"sft": tmp_path / "sft", "rm": tmp_path / "rm"})
-    assert found[:3] == ["algo=ppo", f"init='{tmp_path}/sft'", f"reward='{tmp_path}/rm'"]
-    assert found[3:] == ["reference=runs/sft", "env.name=sft"]
 
 
 def test_every_built_in_pipeline_can_be_planned():

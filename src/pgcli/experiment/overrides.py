@@ -1,15 +1,21 @@
-"""The words of a command line: `key=value` in Hydra's grammar, one run (`parse`) or the product of many (`expand`)."""
+"""The words of a command line: `key=value` in Hydra's grammar, one run (`parse`) or the product of many (`expand`).
+
+Some values name other runs (`SOURCES`). In a study or a pipeline they name stages, whose runs are made first.
+"""
 
 import itertools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pgcli.errors import InputError
 from pgcli.options import groups
 
 KEY = re.compile(r"[\w@/-]+(\.[\w-]+)*")
+SOURCES = ("init", "reference", "reward")
+"""Settings that name another run."""
 
 
 class Assignment(NamedTuple):
@@ -34,6 +40,24 @@ def parse(overrides: Sequence[str]) -> list[Assignment]:
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """The product of the alternatives `a,b`, `range(0,5)`, `[64,64],[32,32]`; the last one varies fastest."""
     return [list(run) for run in itertools.product(*map(_alternatives, overrides))]
+
+
+def with_runs(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
+    """The words, with the run of each stage in place of its name: `init=sft` -> `init=runs/sft`."""
+    found = []
+    for word in words:
+        key, _, value = word.partition("=")
+        found.append(f"{key}={quoted(str(runs[value]))}" if key in SOURCES and value in runs else word)
+    return found
+
+
+def quoted(value: str) -> str:
+    """As Hydra's grammar reads a string that may have anything in it, such as a path."""
+    if re.fullmatch(r"[\w.-]*/[\w./-]*", value):
+        return value
+    escaped = re.sub(r"(\\*)'", lambda backslashes: 2 * backslashes[1] + "\\'", value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{trailing * chr(92)}'"
 
 
 def _alternatives(text: str) -> list[str]:

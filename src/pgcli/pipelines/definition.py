@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig, compose
-from pgcli.experiment.overrides import parse
+from pgcli.experiment.overrides import SOURCES, parse, with_runs
 from pgcli.experiment.validation import read_file
 from pgcli.options import GROUPS, headline, options, search_path
 from pgcli.settings import Settings
 
 FOLDER = "pipeline"
-SOURCES = ("init", "reference", "reward")
-"""Settings that name another run: here, an earlier stage."""
 OWN = ("runs_dir",)
 """Settings that a pipeline decides."""
 
@@ -94,7 +92,7 @@ def plan(
     for i, (name, own_words) in enumerate(words.items()):
         try:
             _check_sources(own_words, name, known[:i], known)
-            compose(with_stages(own_words, {stage: Path(stage) for stage in known}), config_dirs=folders, trust=trust)
+            compose(with_runs(own_words, {stage: Path(stage) for stage in known}), config_dirs=folders, trust=trust)
         except InputError as error:
             raise InputError("\n".join(f"stage {name}: {line}" for line in str(error).splitlines())) from error
     return words
@@ -112,15 +110,6 @@ def _check_sources(words: Sequence[str], name: str, earlier: Sequence[str], know
             raise InputError(f"`{text}` is {what}: a stage builds on earlier ones")
         if not (Path(str(value)) / "run.json").is_file():
             raise InputError(f"`{text}` is neither a stage nor a run" + _hint(str(value), known))
-
-
-def with_stages(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
-    """The words, with the run of a stage in place of its name."""
-    found = []
-    for word in words:
-        key, _, value = word.partition("=")
-        found.append(f"{key}='{runs[value]}'" if key in SOURCES and value in runs else word)
-    return found
 
 
 def _keys() -> set[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pgcli.errors import InputError, PgcliError, RunError
+from pgcli.experiment.overrides import with_runs
 from pgcli.pipelines import definition
 from pgcli.pipelines.definition import Report
 from pgcli.runs import Run, files, lock
@@ -121,7 +122,7 @@ def _run(found: Pipeline, stage: str, before: Run | None, *, quiet: bool, sample
         if path.exists():  # killed before it was a run
             (found.path / DISCARDED).mkdir(exist_ok=True)
             files.rename(path, found.path / DISCARDED / f"{stage}-{secrets.token_hex(3)}")
-        words = definition.with_stages(found.words[stage], {name: found.run_path(name) for name in found.words})
+        words = with_runs(found.words[stage], {name: found.run_path(name) for name in found.words})
         return train(
             *words, run_dir=path, config_dirs=found.config_dirs, trust=found.trust, quiet=quiet, samples=samples
         )

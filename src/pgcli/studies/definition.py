@@ -11,7 +11,7 @@ in a later stage, stands for the run of that stage with the same seed.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from math import sqrt
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from pgcli.errors import InputError
-from pgcli.experiment.overrides import expand, parse
+from pgcli.experiment.overrides import SOURCES, expand, parse
 from pgcli.experiment.validation import nearest, read_file
 from pgcli.options import headline, options, search_path
 from pgcli.settings import Settings
@@ -30,8 +30,6 @@ MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py"}
 """Gymnasium's extra -> what it brings."""
 OWN = ("seed", "total_steps", "eval.every", "runs_dir")
 """Settings that a study sets by keys of its own."""
-SOURCES = ("init", "reference", "reward")
-"""Settings that name another run: here, a stage."""
 MEASURES = ("training_return", "evaluation_return", "greedy_return", "learning")
 
 
@@ -185,12 +183,6 @@ def _check_sources(words: Sequence[str], stages: Sequence[str]) -> None:
             if value not in stages:
                 known = f"the stages before it are {', '.join(stages)}" if stages else "there is no stage before it"
                 raise InputError(f"`{word}`: {value} is not a stage; {known}")
-
-
-def with_sources(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
-    """The words, with the run of each stage in place of its name."""
-    pairs = [word.partition("=") for word in words]
-    return [f"{key}={runs[value]}" if key in SOURCES else f"{key}{equals}{value}" for key, equals, value in pairs]
 
 
 def require(name: str, study: Study) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose
+from pgcli.experiment.overrides import with_runs
 from pgcli.options import headline, options, search_path
 from pgcli.runs import files
 from pgcli.studies import definition, report
-from pgcli.studies.definition import FOLDER, BestOf, Cell, Study, with_sources
+from pgcli.studies.definition import FOLDER, BestOf, Cell, Study
 from pgcli.studies.outcome import Points, Reproduction, conclude
 from pgcli.sweeps import Sweep, complete
 from pgcli.sweeps.driver import run_command
@@ -69,12 +70,12 @@ def reproduce(
         compose(combination, config_dirs=folders, trust=trust)
     made: list[dict[str, Path]] = [{} for _ in range(number)]  # of each seed, stage -> its run
     for stage, own in zip(study.stages, stages, strict=True):
-        sweep = bring([with_sources(words, runs) for words, runs in zip(own, made, strict=True)])
+        sweep = bring([with_runs(words, runs) for words, runs in zip(own, made, strict=True)])
         if sweep.having("planned", "interrupted", "failed"):
             return conclude(name, title, study, fraction=fraction, seeds=number, sweep=sweep, cells=[])
         for runs, trial in zip(made, sweep.trials, strict=True):
             runs[stage] = sweep.run_path(trial)
-    words = [with_sources(own, made[i % number]) for i, own in enumerate(words)]
+    words = [with_runs(own, made[i % number]) for i, own in enumerate(words)]
     found = conclude(name, title, study, fraction=fraction, seeds=number, sweep=bring(words), cells=chosen)
     if study.best_of and found.finished:
         found = replace(found, best=_best_of(study.best_of, path, made, folders))
@@ -92,7 +93,7 @@ def _best_of(wanted: BestOf, path: Path, made: list[dict[str, Path]], folders: l
         for seed, runs in enumerate(made):
             file = path / f"best_of_{wanted.largest}_{reward}_s{seed}.json"
             if not file.exists():
-                words = with_sources([*wanted.words, f"reward={reward}"], runs)
+                words = with_runs([*wanted.words, f"reward={reward}"], runs)
                 settings = compose([*words, f"seed={seed}"], config_dirs=folders)
                 points = best_of(settings, largest=wanted.largest, prompts=wanted.prompts)
                 files.replace(file, json.dumps([point._asdict() for point in points]).encode())
