@@ -160,7 +160,7 @@ def installed(built, tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_package_and_conf(built):
     names = zipfile.ZipFile(built["wheel"]).namelist()
     assert sorted(name.removeprefix("pgcli/") for name in names if name.startswith("pgcli/conf/")) == CONF
-    assert "pgcli/cli/train.py" in names
+    assert {"pgcli/cli/train.py", "pgcli/py.typed"} <= set(names)  # a user's type checker reads the annotations
 
 
 def test_the_sdist_holds_all_that_is_needed_to_build_test_and_read(built):

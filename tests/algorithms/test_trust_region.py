@@ -125,7 +125,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(algo):
     rollout = rewarded(parts)
     rollout.rewards[0, 0] = math.nan
     before = snapshot(parts.policy)
-    with pytest.raises(RunError, match=r"update 1: .*policy/grad_norm = nan.*stopped before the step"):
+    with pytest.raises(RunError, match=r"update 1: .*policy/grad_norm = nan.*stopped before the optimiser step"):
         parts.algorithm.update(rollout)
     assert changed(parts.policy, before) == set()
 

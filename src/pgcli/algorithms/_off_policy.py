@@ -5,14 +5,12 @@ An algorithm says which loss is minimised and whose turn it is; nothing here kno
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pydantic import Field
 
 from pgcli.algorithms._adam import AdamSettings
+from pgcli.algorithms._finite import finite
 from pgcli.algorithms._update import Terms
-from pgcli.errors import RunError
 from pgcli.types import Metrics
 
 METRICS = {
@@ -48,13 +46,7 @@ class Averages:
     def add(self, terms: Terms, update: int) -> None:
         """Raises RunError, before a parameter has changed, where one is not finite."""
         found = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-        if not all(map(math.isfinite, found.values())):
-            bad = [f"{name} = {value}" for name, value in found.items() if not math.isfinite(value)]
-            raise RunError(
-                f"update {update}: {', '.join(bad)}; stopped before the optimiser step. "
-                "Smaller learning rates or a max_grad_norm often help"
-            )
-        for name, value in found.items():
+        for name, value in finite(found, update).items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = total + value, count + 1
 

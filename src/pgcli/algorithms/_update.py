@@ -5,7 +5,6 @@ An algorithm hands over its `loss(policy, batch, noise) -> (total, terms)`, whic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
@@ -17,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pgcli import processes
 from pgcli.algorithms._adam import Adam, AdamSettings
-from pgcli.errors import RunError
+from pgcli.algorithms._finite import finite
 from pgcli.types import Batch, Distribution, Evaluation, Metrics, PolicyFunction, Rollout, State, each_tensor
 
 Terms: TypeAlias = dict[str, Tensor]
@@ -144,8 +143,7 @@ class Updater:
             norm = self.adam.norm()
             names = ["loss/total", "optimiser/grad_norm", *terms]
             values: list[float] = torch.stack([total, norm, *terms.values()]).tolist()
-            if not all(map(math.isfinite, values)):
-                self._refuse(names, values)
+            finite(dict(zip(names, values, strict=True)), self.updates)
             self.adam.step(learning_rate, values[1])
             steps.append(values)
             if target_kl is not None and terms["policy/approx_kl"] > target_kl:
@@ -191,9 +189,7 @@ class Updater:
         self.updates += 1
         self.adam.gradient.copy_(gradient)
         norm = self.adam.norm()
-        metrics = {"optimiser/grad_norm": float(norm), **terms}
-        if not all(map(math.isfinite, metrics.values())):
-            self._refuse(list(metrics), list(metrics.values()))
+        metrics = finite({"optimiser/grad_norm": float(norm), **terms}, self.updates)
         if adaptive:
             self.adam.step(learning_rate, norm)
         else:
@@ -215,15 +211,6 @@ class Updater:
     def schedule(self) -> float:
         """The factor of the next update's step size."""
         return self.settings.factor(update=self.updates + 1, steps=self.steps, total_steps=self.total_steps)
-
-    def _refuse(self, names: list[str], values: list[float]) -> None:
-        bad = [f"{name} = {value}" for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
-        # The total and the gradient follow from the terms: name the cause if there is one.
-        causes = [text for text in bad if not text.startswith(("loss/total", "optimiser/"))] or bad
-        raise RunError(
-            f"update {self.updates}: {', '.join(causes)}; stopped before the optimiser step. "
-            "A smaller algo.learning_rate or a max_grad_norm often helps"
-        )
 
     def state_dict(self) -> State:
         return {
@@ -292,11 +279,3 @@ def held_still(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for p in parameters:
             p.requires_grad_(True)
-
-
-def finite(metrics: Metrics, update: int) -> Metrics:
-    """The metrics, if they are numbers. Raises RunError, which names those that are not, before a step is taken."""
-    bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        raise RunError(f"update {update}: {', '.join(bad)}; stopped before the step")
-    return metrics

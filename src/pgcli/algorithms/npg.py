@@ -22,12 +22,12 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.algorithms import _update
+from pgcli.algorithms._finite import finite
 from pgcli.algorithms._update import (
     OptimiserSettings,
     Terms,
     Updater,
     by_unit,
-    finite,
     held_still,
     present_distribution,
     twice_differentiable,
