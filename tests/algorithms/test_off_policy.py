@@ -78,6 +78,22 @@ def test_a_fixed_temperature_stays():
     assert p.algorithm.log_temperature.item() == pytest.approx(math.log(0.2))
 
 
+def test_the_actor_waits_for_critic_steps_not_for_updates():
+    p = parts("td3", "algo.gradient_steps=2")
+    before = snapshot(p)
+    assert "loss/actor" in p.algorithm.update(p.collector.collect(p.behaviour()))
+    assert "actor" in moved(p, before)
+
+
+def test_the_temperature_has_a_target_and_a_learning_rate_of_its_own():
+    p = parts("sac", "algo.temperature_learning_rate=0.1", "algo.actor_learning_rate=1e-4")
+    assert p.algorithm.target_entropy == -1  # Pendulum has one action component
+    before = p.algorithm.log_temperature.item()
+    p.algorithm.update(p.collector.collect(p.behaviour()))
+    # Adam's first step is its learning rate, whatever the gradient's size.
+    assert abs(p.algorithm.log_temperature.item() - before) == pytest.approx(0.1, rel=1e-3)
+
+
 def test_several_gradient_steps_are_averaged():
     p = parts("td3", "algo.gradient_steps=5")
     metrics = p.algorithm.update(p.collector.collect(p.behaviour()))

@@ -195,7 +195,7 @@ MOVES = {
     "reflected": ([1.5], [REFLECTED], [[0, 0], REFLECTED, [2, 0]], [1, 1.5, 2]),
     "as good as the best": ([1], [REFLECTED], [[0, 0], REFLECTED, [2, 0]], [1, 1, 2]),
     "expanded": ([0.5, 0.2], [REFLECTED, EXPANDED], [EXPANDED, [0, 0], [2, 0]], [0.2, 1, 2]),
-    "expanded in vain": ([0.5, 0.5], [REFLECTED, EXPANDED], [REFLECTED, [0, 0], [2, 0]], [0.5, 1, 2]),
+    "expanded in vain": ([0.1, 0.1], [REFLECTED, EXPANDED], [REFLECTED, [0, 0], [2, 0]], [0.1, 1, 2]),
     "contracted outside": ([3, 3], [REFLECTED, OUTSIDE], [[0, 0], [2, 0], OUTSIDE], [1, 2, 3]),
     "as good as the second worst": ([2, 1.5], [REFLECTED, OUTSIDE], [[0, 0], OUTSIDE, [2, 0]], [1, 1.5, 2]),
     "contracted inside": ([5, 4], [REFLECTED, INSIDE], [[0, 0], [2, 0], INSIDE], [1, 2, 4]),

@@ -63,6 +63,10 @@ def test_whitened_values_have_mean_zero_and_standard_deviation_one():
     assert_close(white[MASK].std(correction=0), torch.tensor(1.0, dtype=torch.float64))
 
 
+def test_without_a_mask_whitening_is_over_everything():
+    assert_close(whiten(real(1, 2, 6, 3), None), real(-2, -1, 3, 0) / 3.5**0.5)
+
+
 def test_whitening_what_does_not_vary_gives_zeros():
     assert_close(whiten(real(2, 2, 2), torch.ones(3, dtype=torch.bool)), real(0, 0, 0))
 

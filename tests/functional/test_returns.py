@@ -48,6 +48,13 @@ def test_a_trajectorys_return_is_its_first_reward_to_go():
     assert_close(trajectory_returns(rewards, mask, gamma=0.9)[:, 0], first)
 
 
+def test_what_the_policy_did_not_choose_takes_no_time():
+    # The second column is a task's reply: from the first action the reward of 4 is one step away, and gamma is 1/2.
+    chosen, done = flags(True, False, True), flags(False, False, True)
+    assert_close(discounted_returns(row(1, 0, 4), done, gamma=0.5, mask=chosen)[:, [0, 2]], row(3, 4))
+    assert_close(trajectory_returns(row(1, 0, 4), chosen, gamma=0.5), row(3, 3, 3))
+
+
 def test_nan_on_padding_does_not_reach_a_trajectorys_return():
     returns = trajectory_returns(row(1, 2, float("nan")), flags(True, True, False), gamma=1.0)
     assert_close(returns, row(3, 3, 3))

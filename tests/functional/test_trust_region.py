@@ -154,6 +154,13 @@ def test_where_there_is_no_gradient_there_is_no_step():
     assert found.direction.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize(("tolerance", "iterations"), [(0.61, 1), (0.59, 2)])
+def test_conjugate_gradient_stops_at_its_share_of_the_gradient_s_length(tolerance, iterations):
+    # M = diag(1, 4), b = (1, 1): alpha = 2/5 leaves r = (0.6, -0.6), which is 0.6 of b's length.
+    found = conjugate_gradient(lambda v: real(1, 4) * v, real(1, 1), iterations=9, tolerance=tolerance)
+    assert found.iterations == iterations
+
+
 # ---------------------------------------------------------------- the line search
 
 

@@ -104,7 +104,7 @@ class NelderMead:
             case "expand" if loss < self.reflected_loss:
                 self.asked = self._replace(self.asked[0], loss)
             case "expand":
-                self.asked = self._replace(self.reflected, torch.tensor(self.reflected_loss))
+                self.asked = self._replace(self.reflected, losses.new_tensor(self.reflected_loss))
             case "contract_outside" if loss <= self.reflected_loss:
                 self.asked = self._replace(self.asked[0], loss)
             case "contract_inside" if loss < worst:

@@ -85,7 +85,7 @@ class Reinforce:
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:
-        returns = discounted_returns(self.kl.rewards(rollout), rollout.done, gamma=self.config.gamma)
+        returns = discounted_returns(self.kl.rewards(rollout), rollout.done, gamma=self.config.gamma, mask=rollout.mask)
         match self.config.baseline:
             case "none":
                 advantages = returns

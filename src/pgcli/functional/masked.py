@@ -81,8 +81,9 @@ def whiten(x: Tensor, mask: Tensor | None, *, eps: float = 1e-8) -> Tensor:
 
 
 def aggregation_weights(
-    mask: Tensor, mode: Aggregation, *, row_weights: Tensor | None = None, constant: float | None = None
-) -> Tensor:
+    mask: Tensor, mode: Aggregation, *, row_weights: Tensor | None = None, constant: float | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
     """How much each action counts in the loss: `loss = weighted_sum(per_action, weights)`.
 
         token_mean     m / sum(m)           every action alike: a long row counts more       DAPO (Yu et al. 2025)
@@ -98,12 +99,15 @@ def aggregation_weights(
         mode: one of the four.
         row_weights: (N,), the probability of each row where the rows enumerate a distribution; replaces 1 / N.
         constant: of the mode `constant`: a length, such as the limit of a completion.
+        dtype: of the weights; None: torch's default.
 
     Returns: (N, T), 0 on padding.
     """
     lengths = mask.sum(dim=1, keepdim=True)
     taken = lengths > 0
-    rows = row_weights[:, None] if row_weights is not None else taken / taken.sum()
+    rows = (
+        row_weights[:, None] if row_weights is not None else taken.to(dtype or torch.get_default_dtype()) / taken.sum()
+    )
     match mode:
         case "token_mean":
             weights = rows / (rows * lengths).sum()

@@ -26,7 +26,7 @@ def reverse_recurrence(x: Tensor, done: Tensor, *, decay: float | Tensor) -> Ten
     return torch.stack(columns[::-1], dim=1)
 
 
-def discounted_returns(rewards: Tensor, done: Tensor, *, gamma: float) -> Tensor:
+def discounted_returns(rewards: Tensor, done: Tensor, *, gamma: float, mask: Tensor | None = None) -> Tensor:
     """Reward-to-go: what follows an action, in the same episode.
 
         G_t = r_t + gamma * (1 - done_t) * G_{t+1}
@@ -38,22 +38,25 @@ def discounted_returns(rewards: Tensor, done: Tensor, *, gamma: float) -> Tensor
     Args:
         rewards: (N, T), 0 on padding.
         done: (N, T) bool, terminated or truncated.
+        mask: (N, T) bool, 1 where the policy chose the action; None: everywhere. What it did not choose in the middle
+            of an episode (a task's reply) takes no time, as in `advantages.gae`.
 
     Returns: (N, T). Source: Williams 1992; Sutton and Barto 2018, eq. 3.9.
     """
-    return reverse_recurrence(rewards, done, decay=gamma)
+    decay = gamma if mask is None else torch.ones_like(rewards).masked_fill(mask, gamma)
+    return reverse_recurrence(rewards, done, decay=decay)
 
 
 def trajectory_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """The discounted return of a whole episode, the same for each of its actions. A row is one episode.
 
-        R = sum_t gamma**t * r_t
+        R = sum_t gamma**t * r_t             t counts the policy's own actions
 
     Args:
         rewards: (N, T).
-        mask: (N, T) bool, 1 up to the episode's last action.
+        mask: (N, T) bool, 1 where the policy chose the action; 0 behind the episode's last action, and on a reply.
 
     Returns: (N, T), equal along a row; `[:, 0]` is one number per episode.
     """
-    discounts = gamma ** torch.arange(rewards.shape[1], dtype=rewards.dtype, device=rewards.device)
+    discounts = gamma ** (mask.cumsum(dim=1) - mask.long()).to(rewards.dtype)
     return torch.where(mask, discounts * rewards, 0).sum(dim=1, keepdim=True).expand_as(rewards)

@@ -113,9 +113,9 @@ class NaturalGradient(NamedTuple):
     iterations: int
 
     def length(self, max_kl: float) -> float:
-        """How many times the direction reaches `max_kl` in the quadratic model KL(old || old + d) = d^T F d / 2.
+        """How many times the direction reaches `max_kl` in the damped model of the KL, d^T (F + damping I) d / 2.
 
-            sqrt(2 max_kl / x^T F x)
+            sqrt(2 max_kl / x^T (F + damping I) x)          a little less than the KL itself would allow
 
         Source: Schulman et al. 2015, appendix C; Rajeswaran et al. 2017, eq. 5. Zero where there is nowhere to go.
         """
@@ -141,7 +141,7 @@ def natural_gradient(
     gradient = flatten(torch.autograd.grad(objective, parameters, retain_graph=True))
     product = fisher_vector_product(kl, parameters, damping=damping)
     solution = conjugate_gradient(product, gradient, iterations=iterations, tolerance=tolerance)
-    # One product more, rather than x^T g, which equals it only as far as the equations are solved.
+    # One product more, rather than x^T g: the two are equal only up to rounding.
     curvature = float(solution.x @ product(solution.x))
     return NaturalGradient(gradient, solution.x, curvature, solution.residual, solution.iterations)
 

@@ -95,10 +95,11 @@ class Rollout:
         constant: float | None = None,
     ) -> Batch:
         """What the loss reads. `advantages`, `returns`: (N, T); `aggregation`: how the policy loss adds up."""
-        per_action = aggregation_weights(self.mask, "token_mean", row_weights=self.weights)
+        given: Any = {"row_weights": self.weights, "dtype": advantages.dtype}
+        per_action = aggregation_weights(self.mask, "token_mean", **given)
         weights = per_action
         if aggregation != "token_mean":
-            weights = aggregation_weights(self.mask, aggregation, row_weights=self.weights, constant=constant)
+            weights = aggregation_weights(self.mask, aggregation, constant=constant, **given)
         return Batch(
             observations=self.observations, actions=self.actions, mask=self.mask, weights=weights,
             per_action=per_action, advantages=advantages, returns=returns, log_probs=self.log_probs, values=self.values,

@@ -9,10 +9,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from pgcli.algorithms.grpo import EPSILON
 from pgcli.functional import dynamic_programming as dp
 from pgcli.verification import oracle as oracles
 from pgcli.verification.check import Check, equal
-from pgcli.verification.method import EPSILON, GROUP, Method
+from pgcli.verification.method import GROUP, KEEPS_DISCOUNT, Method
 from pgcli.verification.moments import (
     LAMBDAS,
     gae_gradient,
@@ -38,8 +39,9 @@ def discounting(method: Method) -> Iterator[Check]:
     ours = method.ascent(oracle.table(), oracle.rollout(oracle.solve(gamma).values), gamma=gamma)
     exact, usual = oracle.gradient(gamma), oracle.gradient(gamma, discounted_states=False)
     bias, turned = float((usual - exact).norm()), angle(usual, exact)
-    kept = (ours - exact).norm() < (ours - usual).norm()
-    if kept:
+    # A plug-in may do either; of a built-in method it is known.
+    nearer = bool((ours - exact).norm() < (ours - usual).norm())
+    if method.option in KEEPS_DISCOUNT if method.built_in else nearer:
         yield equal(method.option, f"grad J, gamma {gamma}", exact, ours, note="unbiased: gamma^t is kept")
     else:
         note = f"drops gamma^t: predicted bias {bias:.3g}, {turned:.1f} degrees from grad J"
@@ -53,7 +55,8 @@ def a_wrong_critic(method: Method) -> Iterator[Check]:
     oracle = oracles.ending()
     ours = method.ascent(oracle.table(), oracle.rollout())
     exact, biased = oracle.gradient(), gae_gradient(oracle, 0.0)
-    if (ours - exact).norm() < (ours - biased).norm():
+    # A plug-in may bootstrap without a setting for it; no built-in method does at lambda 1.
+    if method.built_in or (ours - exact).norm() < (ours - biased).norm():
         yield equal(method.option, "grad J, wrong V", exact, ours, note="V is a baseline only")
     else:
         bias = float((biased - exact).norm())

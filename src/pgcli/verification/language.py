@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgcli.algorithms.grpo import EPSILON
 from pgcli.functional import dynamic_programming as dp
 from pgcli.functional.completions import tilt
 from pgcli.functional.kl import k1, k2, k3, k3_corrected
 from pgcli.functional.masked import masked_sum
 from pgcli.types import ABSENT, Rollout
 from pgcli.verification.check import Check, at_most, equal, of_each, safely
-from pgcli.verification.method import EPSILON, GROUP, Method
+from pgcli.verification.method import GROUP, Method
 from pgcli.verification.oracle import angle, reward_to_go
 from pgcli.verification.text_oracle import Language, Table, Whole, language, minimise, settings, slope
 

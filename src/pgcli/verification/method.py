@@ -30,10 +30,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "kl_penalty": ({"coefficient": 0.0, "target": None},),
 }
 """Setting -> the first of these values that it can have."""
+KEEPS_DISCOUNT = ("vanilla_pg",)
+"""Built-in methods whose gradient has the factor gamma^t; all others drop it, as nearly everyone does (Thomas 2014)."""
 GROUP = 2
 """Members of a group, where groups are enumerated."""
-EPSILON = 1e-6
-"""What a group's deviation is increased by before it divides (`algorithms.grpo`)."""
 
 
 @cache
@@ -84,6 +84,10 @@ class Method:
 
     def critic(self, **settings: Any) -> bool:
         return self.algorithm.needs(self.having(self.neutral, settings)).critic
+
+    @property
+    def built_in(self) -> bool:
+        return self.algorithm.__module__.startswith("pgcli.algorithms.")
 
     @property
     def declares(self) -> bool:
