@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from torch.testing import assert_close
 
 from pgcli.errors import InputError
 from pgcli.experiment import train
@@ -38,12 +39,23 @@ def test_the_trained_reward_is_trained_and_the_tasks_own_is_reported(judge):
     built = parts(judge, "algo=rloo", *SORT, "algo.num_groups=4", "algo.group_size=2")
     rollout = built.collector.collect(built.policy)
     found = rollout.aux
-    assert found["reward"].tolist() == found["proxy"].tolist()
+    cut = rollout.truncated.any(1)
+    assert found["reward"][~cut].tolist() == found["proxy"][~cut].tolist()
     assert set(found["gold"].tolist()) <= {0, 1}
     assert {f"reward/{name}" for name in ("proxy", "gold", "gap", "disagreement", "exact_match")} <= set(
         rollout.metrics
     )
     assert set(found) - {"reward"} <= set(built.environment.COMPONENTS)
+
+
+def test_a_completion_that_the_limit_cut_earns_what_the_task_allows_whoever_judges(judge):
+    built = parts(judge, "algo=rloo", *SORT, "env.cut_reward=-0.5", "judge.calibration=2000")
+    found = built.evaluator.play(built.policy, list(range(50)), np.random.default_rng(0))
+    cut, aux = found.truncated.any(1), found.aux
+    assert cut.any()
+    most = (-0.5 - built.frozen["reward"].gold_mean) / built.frozen["reward"].gold_std  # in the model's unit
+    assert_close(aux["reward"][cut], aux["proxy"][cut].clamp(max=float(most)))
+    assert (aux["reward"] < aux["proxy"])[cut].any()
 
 
 def test_on_completions_of_the_initial_policy_the_scores_have_mean_0_and_deviation_1(judge):

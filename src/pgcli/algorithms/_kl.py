@@ -73,12 +73,17 @@ class KLSettings(Settings):
             )
         return self
 
-    def warnings(self, *, gamma: float = 1.0, gae_lambda: float = 1.0) -> list[str]:
-        """What is biased and runs all the same."""
+    def warnings(self, *, gamma: float = 1.0, gae_lambda: float = 1.0, steps: int = 1) -> list[str]:
+        """What is biased and runs all the same. `steps`: gradient steps on each batch."""
         found = []
         if self.bias:
             better = "; k3_corrected has the right one" if self.placement == "loss" else "; k1 has the right one"
             found.append(f"algo.kl: {self.estimator} in the {self.placement} {self.bias}{better}")
+        if self.coefficient and (self.placement, self.estimator) == ("loss", "k2") and steps > 1:
+            found.append(
+                f"algo.kl: k2 in the loss has the gradient of the KL on actions of the present policy only, and of the "
+                f"{steps} gradient steps on a batch all but the first move away from it; k3_corrected has it in all"
+            )
         if self.coefficient and self.placement == "reward" and (gamma, gae_lambda) != (1.0, 1.0):
             found.append(
                 f"algo.kl: with gamma {gamma:g} and lambda {gae_lambda:g} a price in the reward is not the KL of whole "

@@ -36,6 +36,7 @@ from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
 from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater
 from pgcli.collectors.settings import InformativeGroups
+from pgcli.errors import RunError
 from pgcli.functional.advantages import (
     batch_standardise,
     group_centre,
@@ -105,6 +106,11 @@ class GRPO:
                     f"gspo has one ratio and one term an episode; with aggregation={self.aggregation} a long one would "
                     "count more often: take aggregation=sequence_mean"
                 )
+            if self.advantage == "maxrl" and self.kl.coefficient > 0 and self.kl.placement == "reward":
+                raise ValueError(
+                    "maxrl divides by a group's mean return, which a price in the reward makes small or negative: "
+                    "take kl.placement=loss with kl.estimator=k3_corrected"
+                )
             if self.dual_clip is not None and self.surrogate not in ("clipped", "gspo"):
                 raise ValueError(f"dual_clip bounds a clipped objective, and {self.surrogate} has none")
             return self
@@ -132,7 +138,7 @@ class GRPO:
 
     @staticmethod
     def warnings(config: Config) -> list[str]:
-        return config.kl.warnings()
+        return config.kl.warnings(steps=config.epochs * config.minibatches)
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
@@ -152,6 +158,11 @@ class GRPO:
             case "leave_one_out":
                 advantages = leave_one_out(returns, rollout.groups)
             case "maxrl":
+                if (returns < 0).any():
+                    raise RunError(
+                        f"advantage=maxrl is for rewards of 0 or 1, and a return was {float(returns.min()):.3g}: its "
+                        "group's mean says nothing of success; take another algo.advantage"
+                    )
                 advantages = group_relative(returns, rollout.groups)
             case "batch":
                 advantages = batch_standardise(returns, rollout.groups, EPSILON)

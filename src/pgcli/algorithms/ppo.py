@@ -112,7 +112,9 @@ class PPO:
 
     @staticmethod
     def warnings(config: Config) -> list[str]:
-        return config.kl.warnings(gamma=config.gamma, gae_lambda=config.gae_lambda)
+        return config.kl.warnings(
+            gamma=config.gamma, gae_lambda=config.gae_lambda, steps=config.epochs * config.minibatches
+        )
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.policy, self.config = policy, config

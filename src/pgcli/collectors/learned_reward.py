@@ -4,7 +4,11 @@
                      initial policy: a Bradley-Terry score has neither a zero nor a unit of its own
         outcome      sigmoid of the score at the last token: the chance that the completion is right
         process      the product of the sigmoids where steps end: the chance that all of them are right
-                     (Lightman et al. 2023), received step by step, each the change that it makes
+                     (Lightman et al. 2023), received step by step, each the change that it makes; with the last token
+                     1 is taken back where no step was written
+
+Whoever judges, a completion that the limit cut earns `env.cut_reward` at most, and `env.overlong_buffer` takes what it
+takes: both in the task's own unit, which stands to a preference model's as their deviations on those completions do.
 
 An ensemble's members are calibrated each by itself, and then combined (Coste et al. 2024):
 
@@ -19,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pgcli.environments.text._settings import settle
 from pgcli.functional.masked import last_of, masked_sum
 from pgcli.types import ABSENT, Completions, Observations, TextSpec, Written
 
@@ -26,7 +31,7 @@ Reading: TypeAlias = Literal["preference", "outcome", "process"]
 """What the scores of a model mean."""
 Combination: TypeAlias = Literal["mean", "min", "mean_minus_variance"]
 COMPONENTS = {
-    "reward": "what is trained: proxy",
+    "reward": "what is trained: proxy, at most cut_reward if the limit cut it",
     "proxy": "the trained reward",
     "gold": "the task's own reward",
     "gap": "proxy minus gold (of a preference model, gold in deviations from the reference's mean)",
@@ -50,12 +55,15 @@ def last_score(scores: Tensor, mask: Tensor) -> Tensor:
 
 def worth(policy: Any, task: Any, texts: Completions, reading: Reading) -> Tensor:
     """What a model of the role `Scores` makes of completions: (members, N, 1), or (members, N, T) of a process model:
-    after each token. The last is what the completion is worth; one without any step is worth nothing.
+    after each token, of which it has read nothing that comes later. The last column is what the completion is worth.
+
+    A process model's worth is 1 until a step ends, and 0 from the last token on if none ever did.
     """
     scores = policy(texts.observations, texts.actions)
     if reading == "process":
         ends = step_ends(task, texts)
-        return torch.where(ends, torch.sigmoid(scores), 1).cumprod(dim=2) * ends.any(1)[:, None]
+        over = torch.arange(ends.shape[1], device=ends.device) >= last_of(texts.mask)[:, None]
+        return torch.where(ends, torch.sigmoid(scores), 1).cumprod(dim=2).masked_fill(over & ~ends.any(1)[:, None], 0)
     last = last_score(scores, texts.mask)[..., None]
     return torch.sigmoid(last) if reading == "outcome" else last
 
@@ -110,11 +118,18 @@ class LearnedReward:
         members = self.judge.worth(self.task, Completions(observations, completions, mask, ABSENT))
         combined = self._combine(members)  # (N, 1) or (N, T)
         proxy, gold = combined[:, -1], true_reward(own, mask)
-        reward = proxy
+        mean, std = self.judge.gold_mean, self.judge.gold_std
+        in_its_unit = proxy * std + mean  # the task's, which its limits are in
+        settled = settle(getattr(self.task, "config", None), self.spec, completions, mask, in_its_unit)
+        taken = (settled["reward"] - in_its_unit) / std
         if self.judge.reading == "process":  # each step is paid what it changes; together they are the last column
-            reward = torch.cat([combined[:, :1], combined.diff(dim=1)], dim=1)
-        parts = own | {"reward": reward, "proxy": proxy, "gold": gold}
-        parts["gap"] = proxy - (gold - self.judge.gold_mean) / self.judge.gold_std
+            steps = torch.cat([combined[:, :1], combined.diff(dim=1)], dim=1)
+            last = torch.arange(mask.shape[1], device=mask.device) == last_of(mask)[:, None]
+            reward = steps + last * taken[:, None]
+        else:
+            reward = proxy + taken
+        parts = own | settled | {"reward": reward, "proxy": proxy, "gold": gold}
+        parts["gap"] = proxy - (gold - mean) / std
         if self.judge.members > 1:
             parts["disagreement"] = members[..., -1].std(0, correction=0)
         return parts

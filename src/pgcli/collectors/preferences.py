@@ -158,7 +158,11 @@ def write_pairs(
     """
     given = given_pairs(decoding.task, held_out=held_out)
     if given is not None:
-        return read_pairs(decoding, policy, *given)
+        pairs = read_pairs(decoding, policy, *given)
+        pairs = pick(pairs, ~identical(pairs))
+        if not len(pairs.gold):
+            raise InputError("every pair of the file is the same completion twice: nothing can be preferred")
+        return pairs
     noise = numpy_generator(seed, "actions")
     first, second = (write(decoding, policy, seeds, noise, held_out=held_out) for _ in range(2))
     pairs = compare(first, second, law, numpy_generator(seed, "labels").random((len(seeds), 2)))
@@ -284,6 +288,12 @@ class CheckedData:
             mask = self.texts.mask
             scored = ~written.reward.isnan()
             self.known = torch.zeros_like(mask).scatter_(1, last_of(mask)[:, None], scored[:, None])
+            labels = written.reward[scored].clamp(0, 1)  # what a cut one earns may be less than nothing
+            if not ((labels == 0) | (labels == 1)).all():
+                raise InputError(
+                    "an outcome reward model learns from rewards of 0 or 1; this task also gives parts of 1 "
+                    "(see env.partial, env.reward_kind, env.overlong_buffer)"
+                )
             self.right = written.reward.nan_to_num().clamp(0, 1)[:, None].expand_as(mask)
 
     def __len__(self) -> int:

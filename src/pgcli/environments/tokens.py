@@ -71,13 +71,21 @@ class Tokens(gymnasium.Env[State, np.int64]):
         terminated = self.turns == 0
         truncated = not terminated and self.written == spec.completion_length
         self.over = terminated or truncated
-        parts = self.task.rewards(self.prompt, self.completion, self.mask)
+        parts = self.task.rewards(*self._judged())
         reward = parts["reward"]
         if reward.dim() == 1:  # the whole completion's, received with its last token
             reward = reward[:, None].expand_as(self.completion) if self.over else torch.zeros_like(self.completion)
         received = float(reward[0, t])
         told = {name: float(value) for name, value in parts.items() if name != "reward"} if self.over else {}
         return self._state(), received, terminated, truncated, told
+
+    def _judged(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """What the task is asked about. A prefix stands as if it ended next: the limit takes nothing of it yet."""
+        if self.over:
+            return self.prompt, self.completion, self.mask
+        completion, mask = self.completion.clone(), self.mask.clone()
+        completion[0, self.written], mask[0, self.written] = self.task.spec.end, True
+        return self.prompt, completion, mask
 
     def _listen(self) -> None:
         """Append what the task says to a first turn, as far as there is room."""

@@ -166,8 +166,9 @@ def passes(successes: np.ndarray) -> Metrics:
 
 
 def win_rate(own: Rollout, other: Rollout) -> float:
-    """How often the one is better than the other, prompt by prompt; a tie counts half."""
+    """How often the one is better than the other, prompt by prompt, where both could be scored; a tie counts half."""
     difference = _worth(own) - _worth(other)
+    difference = difference[~difference.isnan()]
     return float(((difference > 0).double() + (difference == 0).double() / 2).mean())
 
 

@@ -66,7 +66,13 @@ def make_reference(config: ExperimentConfig, spec: Spec, sources: Sources, polic
     A policy that trains little of itself offers a `twin`, which has that little again and shares the rest.
     """
     if sources.reference is not None:  # it may be of another size
-        reference = make_policy(sources.reference.config.model_copy(update={"seed": config.seed}), spec, Stochastic())
+        own = sources.reference.config
+        settings = own.policy
+        if hasattr(settings, "temperature") and hasattr(config.policy, "temperature"):
+            # Of one temperature, or two policies of the same weights would be apart.
+            settings = settings.model_copy(update={"temperature": config.policy.temperature})
+        own = own.model_copy(update={"seed": config.seed, "policy": settings})
+        reference = make_policy(own, spec, Stochastic())
         initialise(reference, sources.reference.policy, f"reference={config.reference}")
         return reference.requires_grad_(False)
     twin = policy.twin() if hasattr(policy, "twin") else None

@@ -158,4 +158,5 @@ def ratio_statistics(log_ratios: Tensor, weights: Tensor, *, low: float, high: f
     ])  # fmt: skip
     total = weights.sum()
     kl, over, under, mean, square = (rows @ weights / total).unbind()
-    return RatioStatistics(kl, over, under, *torch.aminmax(ratio), mean.square() / square)
+    taken = ratio[weights != 0]
+    return RatioStatistics(kl, over, under, *torch.aminmax(taken), mean.square() / square)

@@ -119,7 +119,7 @@ def _measure(found: Pipeline, writers: dict[str, Parts]) -> dict[str, Any]:
 
 
 def _row(rollout: Rollout, standard: Rollout | None) -> dict[str, Any]:
-    row = {name: float(rollout.aux[name].mean()) for name in COLUMNS if name in rollout.aux}
+    row = {name: float(rollout.aux[name].nanmean()) for name in COLUMNS if name in rollout.aux}
     row["finished"] = float(rollout.terminated.any(1).float().mean())
     _drop_doubles(row)
     if standard is not None:
@@ -141,9 +141,12 @@ def _truth(rollout: Rollout) -> Any:
 
 
 def _wins(difference: Any) -> dict[str, Any]:
-    """The share of prompts on which one is better, a tie half; with Student's interval over prompts."""
+    """The share of prompts on which one is better, a tie half, where both could be scored; with Student's interval
+    over prompts.
+    """
     from pgcli.analysis.statistics import Moments, mean_interval
 
+    difference = difference[~difference.isnan()]
     wins = (difference > 0).double() + (difference == 0).double() / 2
     estimate = mean_interval(Moments(float(wins.mean()), float(wins.std()), len(wins)))
     low, high = estimate.low, estimate.high

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 from torch import Tensor
 
@@ -26,13 +28,17 @@ class TextSettings(Settings):
     label_flip: float = Field(ge=0, lt=0.5, description="share of labels that are turned round, at any difference")
 
 
-def settle(
-    config: TextSettings, spec: TextSpec, completions: Tensor, mask: Tensor, earned: Tensor
-) -> dict[str, Tensor]:
-    """The component `reward`, (N,), and `overlong` where it is switched on. `earned`: had there been no limit."""
-    finished = ((completions == spec.end) & mask).any(dim=1)
-    reward = earned.where(finished, earned.clamp(max=config.cut_reward))
-    if config.overlong_buffer is None:
+def settle(config: Any, spec: TextSpec, completions: Tensor, mask: Tensor, earned: Tensor) -> dict[str, Tensor]:
+    """The component `reward`, (N,), and `overlong` where it is switched on.
+
+    config: a task's own, of which `cut_reward` and `overlong_buffer` are read, if it has them.
+    earned: (N,), had there been no limit.
+    """
+    reward = earned
+    if getattr(config, "cut_reward", None) is not None:
+        finished = ((completions == spec.end) & mask).any(dim=1)
+        reward = earned.where(finished, earned.clamp(max=config.cut_reward))
+    if getattr(config, "overlong_buffer", None) is None:
         return {"reward": reward}
     overlong = soft_overlong(mask.sum(dim=1), limit=spec.completion_length, buffer=config.overlong_buffer)
     return {"reward": reward + overlong, "overlong": overlong}
