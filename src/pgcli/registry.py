@@ -47,5 +47,17 @@ def find(group: str, name: str) -> type:
                 return value
     for entry in plugins(group):
         if entry.name == name:
-            return entry.load()
+            return _load(entry)
     raise InputError(f"no {group} is called `{name}`")
+
+
+def _load(entry: "EntryPoint") -> type:
+    """Raises InputError, which names the plug-in, if it cannot be imported or its class declares no `Config`."""
+    where = f"plug-in {entry.name} ({entry.value} of {entry.dist.name if entry.dist else 'an installed package'})"
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise InputError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(found, "Config"):
+        raise InputError(f"{where} declares no Config, the settings that it has")
+    return found

@@ -145,7 +145,7 @@ def test_gspo_refuses_to_count_a_long_episode_more_often(aggregation):
         (["algo=cispo", "algo.dual_clip=3"], "dual_clip bounds a clipped objective, and cispo has none"),
         (["algo=cpi", "algo.dual_clip=3"], "it needs a clip_range"),
         (["algo=ppo", "algo.microbatch=2"], "take normalise_advantages=batch"),
-        (["algo=grpo", "algo.group_size=1"], "integer >= 2"),
+        (["algo=grpo", "algo.group_size=1"], "compared with itself, so it needs 2 or more"),
         (["algo=grpo", "algo.dual_clip=1"], "number > 1"),
     ],
 )

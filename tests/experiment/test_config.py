@@ -5,12 +5,15 @@ A plug-in of four toy classes lies in a temporary folder, so that the exact text
 
 import importlib
 import os
+import re
 import sys
 import threading
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from pgcli import registry
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose, dump, explain, load
 from pgcli.experiment.overrides import expand
@@ -280,6 +283,25 @@ def test_what_is_suggested_when_quoted_is_accepted():
 def test_an_unknown_algorithm_names_the_nearest_and_where_the_options_are():
     said = refusal("algo=ppoo", "env=land")
     assert said == "no algo is called `ppoo`; did you mean `algo=ppo`?   (pgcli list algos)"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("no_such_module:Mine", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("collections:OrderedDict", "declares no Config, the settings that it has"),
+    ],
+)
+def test_a_broken_plug_in_is_named(monkeypatch, value, said):
+    entry = EntryPoint("mine", value, "pgcli.algorithms")
+    monkeypatch.setattr(registry, "plugins", lambda group: [entry])
+    with pytest.raises(InputError, match=re.escape(f"plug-in mine ({value} of an installed package) {said}")):
+        registry.find("algo", "mine")
+
+
+def test_minibatches_of_one_action_cannot_normalise_its_advantage():
+    said = refusal("algo=ppo", "env=cartpole", "algo.minibatches=100000")
+    assert "minibatches=100000 of 1024 actions have one each, whose advantage, normalised by itself, is 0" in said
 
 
 def test_options_are_those_of_plug_ins_too():

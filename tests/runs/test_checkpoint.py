@@ -236,6 +236,13 @@ def test_a_folder_without_checkpoints_is_an_error_not_a_fresh_start(tmp_path):
         checkpoint.load_newest(tmp_path)
 
 
+def test_who_only_looks_is_not_shown_an_older_checkpoint_for_a_damaged_one(three):
+    assert checkpoint.load_last(three).step == 300
+    flip(three / "step-000000300" / "model.safetensors", -1)
+    with pytest.raises(InputError, match=r"step-000000300.*newest intact one is of step 200, which pgcli"):
+        checkpoint.load_last(three)
+
+
 def test_a_checkpoint_under_the_name_of_another_step_is_damaged(three):
     (three / "step-000000300").rename(three / "step-000000400")
     with pytest.raises(Damaged, match="says step 300"):

@@ -377,6 +377,17 @@ def test_damage_is_warned_about_set_aside_and_written_anew(new_run, state_at):
     assert (broken.parent / "discarded-step-000000200" / "model.safetensors").read_bytes() == b""
 
 
+@pytest.mark.parametrize("lost", ["metrics.jsonl", "episodes.csv"])
+def test_a_run_that_has_lost_its_rows_is_refused_and_stays_what_it_was(new_run, state_at, lost):
+    run = new_run()
+    run.save(10, state_at(10))
+    run.finish("completed", None, {})
+    (run.path / lost).unlink()
+    with pytest.raises(InputError, match=f"has lost its {lost}"):
+        RunWriter.reopen(run.path)
+    assert Run(run.path).status == "completed"
+
+
 def test_a_run_without_an_intact_checkpoint_is_refused_and_let_go(new_run, state_at):
     run = new_run()
     run.save(0, state_at(0))

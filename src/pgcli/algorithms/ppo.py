@@ -80,6 +80,12 @@ class PPO:
         def _fits_together(self) -> PPO.Config:
             if self.dual_clip is not None and self.clip_range is None:
                 raise ValueError("dual_clip bounds a clipped objective: it needs a clip_range")
+            smallest = self.num_envs * self.num_steps // self.minibatches
+            if self.collect != "episodes" and self.normalise_advantages == "minibatch" and smallest < 2:
+                raise ValueError(
+                    f"minibatches={self.minibatches} of {self.num_envs * self.num_steps} actions have one each, "
+                    "whose advantage, normalised by itself, is 0: take fewer, or normalise_advantages=batch"
+                )
             if self.microbatch is not None and self.normalise_advantages == "minibatch":
                 raise ValueError(
                     "a microbatch does not see the minibatch whose advantages are normalised; "

@@ -74,9 +74,23 @@ def _config() -> Iterator[Finding]:
             yield Finding("PGCLI_CONF", str(folder))
         for folder in plugin_folders():
             yield Finding("plug-in", str(folder))
+        yield from _plugins()
         yield Finding("options", ", ".join(f"{len(choices)} {group}" for group, choices in groups().items()))
     except PgcliError as error:
         yield Finding("conf", str(error), good=False)
+
+
+def _plugins() -> Iterator[Finding]:
+    from pgcli.registry import KINDS, find, plugins
+
+    for group in KINDS:
+        for entry in plugins(group):
+            try:
+                find(group, entry.name)
+            except PgcliError as error:
+                yield Finding("plug-in", str(error), good=False)
+            else:
+                yield Finding("plug-in", f"{group}={entry.name}")
 
 
 def clashes(package: Path, command: str | None) -> Iterator[Finding]:

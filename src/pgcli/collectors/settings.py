@@ -1,8 +1,8 @@
 """How much to collect at once. An algorithm's Config takes those that its `collects` names."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pgcli.settings import Settings
 
@@ -24,7 +24,16 @@ class Groups(Settings):
     """For `groups`: whole episodes that share their initial state (or prompt) in groups."""
 
     num_groups: int = Field(ge=1, description="initial states (or prompts) per update")
-    group_size: int = Field(ge=2, description="episodes (or completions) from each of them")
+    group_size: int = Field(ge=1, description="episodes (or completions) from each of them, 2 or more")
+
+    @model_validator(mode="after")
+    def _of_several(self) -> Self:
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size={self.group_size}: a group is compared with itself, so it needs 2 or more; "
+                "without groups, try algo=reinforce or algo=ppo"
+            )
+        return self
 
 
 class InformativeGroups(Groups):

@@ -168,13 +168,18 @@ def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
     )
 
 
-def _fitting(world: World, kind: str | None = None) -> str:
-    """The built-in algorithms that can learn in a world, from actions of a kind: `ddpg, ppo or sac`."""
+def _fitting(world: World, kind: str | None = None, *, countable: bool = True) -> str:
+    """The built-in algorithms that can learn in a world, from actions of a kind: `ddpg, ppo or sac`.
+
+    countable: whether its states can be counted; those that learn from single transitions keep a table of them.
+    """
     names = [module.name for module in iter_modules(algorithms.__path__) if not module.name.startswith("_")]
     classes: dict[str, Any] = {name: find("algo", name) for name in names}
     fit = [
         name for name, found in classes.items()
-        if set(found.collects) & set(world.offers) and (kind is None or kind in found.actions)
+        if set(found.collects) & set(world.offers)
+        and (kind is None or kind in found.actions)
+        and (countable or "transitions" not in found.collects)
     ]  # fmt: skip
     return " or ".join(filter(None, [", ".join(fit[:-1]), fit[-1]]))
 
@@ -184,7 +189,8 @@ def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec, w
     if kind not in algorithm_class.actions:
         raise InputError(
             f"algo={config.choices['algo']} is for {' or '.join(algorithm_class.actions)} actions; "
-            f"those of env={getattr(config.env, 'id', config.env.name)} are {kind}: try algo={_fitting(world, kind)}"
+            f"those of env={getattr(config.env, 'id', config.env.name)} are {kind}: "
+            f"try algo={_fitting(world, kind, countable=getattr(spec, 'states', None) is not None)}"
         )
 
 

@@ -47,7 +47,7 @@ def sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
     """
 
     def policy(name: str) -> State:
-        return checkpoint.load_newest(find_run(name).path / "checkpoints", memory=False).state["policy"]
+        return checkpoint.load_last(find_run(name).path / "checkpoints", memory=False).state["policy"]
 
     def trained(name: str | None) -> Trained | None:
         return Trained(load(find_run(name).path), policy(name)) if name is not None else None

@@ -251,6 +251,19 @@ def load_newest(folder: Path, *, memory: bool = True) -> Loaded:
     raise InputError(f"no checkpoint to go on from, start the run again: {reason}")
 
 
+def load_last(folder: Path, *, memory: bool = True) -> Loaded:
+    """The newest checkpoint, for whoever only looks at it. Raises InputError if that one is damaged: an older policy in
+    its place would be another one, and nobody would know.
+    """
+    loaded = load_newest(folder, memory=memory)
+    if loaded.warnings:
+        damage = loaded.warnings[0].removesuffix("; this checkpoint was skipped")
+        raise InputError(
+            f"{damage}; the newest intact one is of step {loaded.step:,}, which pgcli resume {folder.parent} takes"
+        )
+    return loaded
+
+
 def find_best(folder: Path) -> Path | None:
     """The last checkpoint that was the best when it was written. `prune` never removes it."""
     for path in reversed(list_checkpoints(folder)):

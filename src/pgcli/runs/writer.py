@@ -104,6 +104,9 @@ class RunWriter:
         """
         run = Run(path)
         keep = run.config["checkpoint"]["keep"]
+        for name in ("metrics.jsonl", "episodes.csv"):
+            if not (run.path / name).exists():
+                raise InputError(f"{path} has lost its {name}, so that it cannot go on; it can be evaluated as it is")
         try:
             lock.acquire(run.path)
         except OSError as error:
