@@ -8,7 +8,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# NumPy's linear algebra reads this once, when it is loaded. On matrices as small as ours its second thread only spins;
+# NumPy's linear algebra reads this once, when it is loaded. On small matrices its second thread only costs time;
 # torch's threads are set by `device.threads`.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -1,4 +1,4 @@
-"""What a user may read when something is wrong. Each error is one line, and knows the exit code of the process."""
+"""Errors that are shown to the user. Each is one line, and has the exit code of the process."""
 
 
 class PgcliError(Exception):

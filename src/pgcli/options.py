@@ -1,6 +1,6 @@
-"""What there is to choose from: the folders of YAML files that a config is composed of, and the options in them.
+"""The folders of YAML files that a config is composed of, and the options in them.
 
-Nothing heavy is imported here: `pgcli --help`, `pgcli list` and completion stand on it.
+Nothing slow is imported here, because `pgcli --help`, `pgcli list` and shell completion use it.
 """
 
 import importlib.util
@@ -13,9 +13,9 @@ from pgcli.errors import InputError
 from pgcli.registry import KINDS, plugins
 
 GROUPS = tuple(KINDS)
-"""The config groups of which one option each is chosen by name."""
+"""The config groups; in each, one option is chosen by name."""
 PLURALS = {"algo": "algos", "env": "envs", "policy": "policies", "device": "devices"}
-"""As `pgcli list` calls them."""
+"""The groups' names in `pgcli list`."""
 
 
 def built_in_folder() -> Path:
@@ -44,7 +44,7 @@ def user_folders(config_dirs: Iterable[Path | str] = ()) -> list[Path]:
 
 
 def plugin_folders() -> list[Path]:
-    """`conf/` of each installed package that declares an entry point of ours. The packages are found, not imported."""
+    """`conf/` of each installed package that declares an entry point of pgcli. Packages are found, not imported."""
     packages = {entry.value.partition(":")[0].partition(".")[0]: None for group in GROUPS for entry in plugins(group)}
     folders = []
     for package in packages:
@@ -56,7 +56,7 @@ def plugin_folders() -> list[Path]:
 
 
 def search_path(config_dirs: Iterable[Path | str] = ()) -> list[Path]:
-    """Every folder of YAML files; where two have the same file the first one counts.
+    """Every folder of YAML files; if two have the same file the first one counts.
 
     The first is the one that holds `config.yaml`: pgcli's own, unless a user's folder is a whole tree and has one too.
     """
@@ -73,7 +73,7 @@ def find_file(group: str, option: str, folders: Iterable[Path]) -> Path | None:
 
 
 def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
-    """Option -> its file, by name. What begins with `_` is no option: others start from it."""
+    """Option -> its file, by name. A file that begins with `_` is not an option but a base of others."""
     found: dict[str, Path] = {}
     for folder in folders:
         for file in sorted((folder / group).glob("*.yaml")):
@@ -83,7 +83,7 @@ def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def groups(config_dirs: Iterable[Path | str] = ()) -> dict[str, dict[str, str]]:
-    """Group -> option -> what it is, in one line: the first comment of its file."""
+    """Group -> option -> its description in one line: the first comment of its file."""
     folders = search_path(config_dirs)
     return {group: {name: headline(file) for name, file in options(group, folders).items()} for group in GROUPS}
 
@@ -99,7 +99,7 @@ def headline(file: Path) -> str:
 
 
 def short(path: Path) -> str:
-    """A path as a user would write it: relative where that is shorter."""
+    """A path for messages: relative to the working directory if it is inside it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

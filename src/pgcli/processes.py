@@ -1,13 +1,13 @@
-"""The processes of a run that `torchrun` has started: one optimiser step everywhere, on rows that are shared out.
+"""The processes of a run started by `torchrun`: all take the same optimiser steps, and rows are divided among them.
 
 All processes have the same seeds, so that each of them draws the same prompts, computes the same advantages and the
-same loss from the same numbers. Only what is expensive is divided: each decodes its share of the rows and evaluates the
-policy on them, and hands on what it found; and each differentiates the whole loss through its own rows. The sum of
+same loss from the same numbers. Only expensive work is divided: each process decodes its share of the rows, evaluates
+the policy on them and gathers the results; and each differentiates the whole loss through its own rows. The sum of
 those gradients is the gradient:
 
     L(l_1, ..., l_N),  l_i = log pi of row i        grad L = sum over processes p of  sum_{i of p} dL/dl_i grad l_i
 
-Process 0 writes and speaks. Alone, all of this does nothing.
+Rank 0 writes files and prints. With a single process these functions do nothing.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from torch import distributed as dist
 from pgcli.errors import RunError
 
 FAILURE = "pgcli/failure"
-"""Where a process leaves its last words."""
+"""Key under which a failing process reports its error."""
 
 
 class _Team:
-    """Those who have joined; alone, until then."""
+    """The process group; a single process until `joined`."""
 
     size, rank, local_rank = 1, 0, 0
     store: Any = None
 
 
 def size() -> int:
-    """How many there are."""
+    """Number of processes."""
     return _Team.size
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Number of this process, from 0."""
     return _Team.rank
 
 
 def local_rank() -> int:
-    """Which of those on this machine, from 0."""
+    """Number of this process on its machine, from 0."""
     return _Team.local_rank
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Together with the others. Whoever fails leaves word for process 0, which is the one to say it."""
+    """Joins the process group; a failing rank reports its error to rank 0, which prints it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield
         return
@@ -73,12 +73,12 @@ def joined() -> Iterator[None]:
 
 
 class Lost(RunError):  # noqa: N818  (what another process is)
-    """Another process is no longer there."""
+    """Another process has ended."""
 
 
 @contextmanager
 def _heard() -> Iterator[None]:
-    """Raises RunError with the last words of a process that has failed, where a word to all of them does not arrive."""
+    """If a collective operation fails, raises RunError with the error of the process that failed."""
     try:
         yield
     except RuntimeError as error:
@@ -89,13 +89,13 @@ def _heard() -> Iterator[None]:
         raise Lost(said) from error
 
 
-# ---------------------------------------------------------------- who has what
+# ---------------------------------------------------------------- dividing and gathering rows
 
 
 def share(rows: int) -> slice:
-    """Of so many rows, those of this process: consecutive ones, and of all processes together each row once.
+    """Rows of this process, of `rows` in all: consecutive, and each row belongs to exactly one process.
 
-    Fewer rows than processes are everybody's.
+    If there are fewer rows than processes, each process has all rows.
     """
     return _share(rows, rank())
 
@@ -107,7 +107,7 @@ def _share(rows: int, process: int) -> slice:
 
 
 def gather(own: Tensor, rows: int) -> Tensor:
-    """Everybody's rows from each one's own: (n, ...) -> (rows, ...). No gradient."""
+    """All processes' rows from each one's own: (n, ...) -> (rows, ...). No gradient."""
     if rows < size() or size() == 1:
         return own
     kind = own.dtype
@@ -122,14 +122,14 @@ def gather(own: Tensor, rows: int) -> Tensor:
 
 
 def add_up(tensor: Tensor) -> None:
-    """The sum of everybody's, in place."""
+    """Sum over all processes, in place."""
     if size() > 1:
         with _heard():
             dist.all_reduce(tensor)
 
 
 def anybody(flag: bool) -> bool:
-    """Whether it is so in any of the processes."""
+    """Whether `flag` is true in any process."""
     if size() == 1:
         return flag
     found = torch.tensor(int(flag))
@@ -138,7 +138,7 @@ def anybody(flag: bool) -> bool:
 
 
 def tell(text: str) -> str:
-    """What process 0 says, everywhere."""
+    """Rank 0's text, in every process."""
     if size() == 1:
         return text
     length = torch.tensor([len(text.encode())])
@@ -155,7 +155,7 @@ def tell(text: str) -> str:
 
 
 class _Whole(torch.autograd.Function):
-    """`gather`, whose gradient is that of this process's own rows."""
+    """`gather` with a gradient: that of this process's own rows."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, rows: int) -> Tensor:
@@ -168,7 +168,7 @@ class _Whole(torch.autograd.Function):
 
 
 def shared(policy: Callable[..., Any]) -> Callable[..., Any]:
-    """The policy, evaluated by each process on its share of the rows: the gradients of all processes `add_up`."""
+    """The policy, evaluated by each process on its share of the rows; `add_up` then sums the processes' gradients."""
     if size() == 1:
         return policy
 
@@ -188,7 +188,7 @@ def shared(policy: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Everybodys:
-    """A distribution over the actions of all rows: gathered when somebody looks, for it can be large."""
+    """A distribution over the actions of all rows, gathered only when it is used, because it can be large."""
 
     def __init__(self, own: Any, rows: int) -> None:
         self._own, self._rows = own, rows

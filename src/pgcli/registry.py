@@ -20,18 +20,18 @@ KINDS = {"algo": "algorithms", "env": "environments", "policy": "policies", "dev
 
 def plugins(group: str) -> "list[EntryPoint]":
     """The entry points that installed packages declare for a config group (`algo`, `env`, `policy`, `device`)."""
-    from importlib.metadata import entry_points  # not for `--help`, which it would slow down by a tenth
+    from importlib.metadata import entry_points  # imported here, because it would slow `--help` down by a tenth
 
     return list(entry_points(group=f"pgcli.{KINDS[group]}"))
 
 
 def has_class(group: str, name: str) -> bool:
-    """Whether `find` has one: an option that only changes another's values has not."""
+    """Whether `find` has a class of this name: an option that only changes another's values has no class."""
     return _module(group, name) is not None or name in {e.name for e in plugins(group)}
 
 
 def _module(group: str, name: str) -> str | None:
-    """The built-in module called `name`; None where there is none."""
+    """The built-in module called `name`; None if there is none."""
     rooms = [KINDS[group], "environments.text"] if group == "env" else [KINDS[group]]
     paths = (f"pgcli.{room}.{name}" for room in rooms if name.isidentifier() and not name.startswith("_"))
     return next((path for path in paths if importlib.util.find_spec(path)), None)

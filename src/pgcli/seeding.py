@@ -1,4 +1,4 @@
-"""Every random number of a run comes from its seed and the name of what it is for. There is no global random state."""
+"""Every random number of a run comes from its seed and the name of its purpose. There is no global random state."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -7,19 +7,19 @@ import numpy as np
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 31-bit seed for the purpose that `names` spell, independent between purposes and the same on every machine."""
+    """A 31-bit seed for the purpose `names`, independent between purposes and the same on every machine."""
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") & 0x7FFF_FFFF
 
 
 def episode_seeds(seed: int, stream: str, numbers: Iterable[int]) -> list[int]:
-    """Seeds of the episodes `numbers` of a stream (`train`, `evaluate`, ...), known without playing the others."""
+    """Seeds of the episodes `numbers` of a stream (`train`, `evaluate`, ...), independent of other episodes."""
     prefix = hashlib.blake2b(f"{seed}/{stream}/".encode(), digest_size=4)
     return [_continue(prefix, number) for number in numbers]
 
 
 def _continue(prefix: "hashlib.blake2b", number: int) -> int:
-    """`derive` with all but the last name hashed already: an episode of a few steps would feel the difference."""
+    """`derive` with all but the last name already hashed, because the time matters for episodes of a few steps."""
     digest = prefix.copy()
     digest.update(b"%d" % number)
     return int.from_bytes(digest.digest(), "little") & 0x7FFF_FFFF
@@ -38,12 +38,12 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def keys_of(seeds: Sequence[int]) -> np.ndarray:
-    """(N,) uint64, well mixed: what `uniforms` draws by."""
+    """(N,) uint64, well mixed: keys for `uniforms`."""
     return mix(np.asarray(seeds, dtype=np.int64).astype(np.uint64))
 
 
 def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
-    """(N,) uint64 keys -> (N, count) float64 in (0, 1): row i is a function of key i alone, not of its neighbours."""
+    """(N,) uint64 keys -> (N, count) float64 in (0, 1): row i is a function of key i alone."""
     with np.errstate(over="ignore"):
         counters = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
         bits = mix(mix(keys)[:, None] ^ counters)

@@ -1,4 +1,4 @@
-"""Student's t without SciPy: how far the mean of a few values may be from the mean of all."""
+"""Student's t distribution without SciPy, for intervals of the mean of a few values."""
 
 from collections.abc import Callable
 from math import atan, cos, inf, pi, sin, sqrt
@@ -30,7 +30,7 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def bisect(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function that is negative at `low` and positive at `high` crosses zero, to 1e-12 of the bracket."""
+    """The zero of a function that is negative at `low` and positive at `high`, to 1e-12 of the bracket."""
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) < 0 else (low, middle)

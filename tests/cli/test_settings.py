@@ -47,8 +47,9 @@ def test_help_fits_eighty_columns(out, words):
 
 def test_help_with_choices_shows_their_settings_with_value_bounds_and_meaning(out):
     text = " ".join(out("train", "algo=ppo", "algo.clip_range=0.3", "--help").split())
-    assert "algo.clip_range 0.3 eps: how far the ratio may move and still gain; null: any [number > 0 or null]" in text
-    assert "policy.activation tanh of the hidden layers [tanh | relu]" in text
+    meaning = "eps: how far from 1 the ratio may move and still gain; null: any distance"
+    assert f"algo.clip_range 0.3 {meaning} [number > 0 or null]" in text
+    assert "policy.activation tanh activation of the hidden layers [tanh | relu]" in text
     assert "eval.episodes 20 " in text
 
 
@@ -71,7 +72,7 @@ def test_shown_config_says_where_each_value_comes_from(out, tmp_path):
     (tmp_path / "mine" / "tuned" / "dr_grpo_cartpole.yaml").write_text("algo: {epochs: 7}\n")
     text = out("show", "config", "algo=dr_grpo", "env=cartpole", "seed=3", "--config-dir", "mine")
     lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
-    assert lines["seed"].endswith("# all random numbers of a run come from it [integer >= 0], from command line")
+    assert lines["seed"].endswith("# seed of all random numbers of a run [integer >= 0], from command line")
     assert lines["advantage"].endswith(", from conf/algo/dr_grpo.yaml")
     assert lines["group_size"].endswith(", from conf/algo/grpo.yaml")
     assert lines["epochs"].endswith(", from mine/tuned/dr_grpo_cartpole.yaml")

@@ -125,7 +125,7 @@ def test_a_writer_that_always_writes_the_same_cannot_be_compared_with_itself():
         def prefill(self, observations):
             return super().prefill(observations)[0] + torch.tensor([0, -1e9, -1e9, 0, 0]), None
 
-    with pytest.raises(InputError, match="writes the same twice each time"):
+    with pytest.raises(InputError, match="both completions of every prompt are identical"):
         dataset(decoding(), Stubborn(), SURE, pairs=4, seed=0)
 
 

@@ -245,7 +245,7 @@ def test_a_hydra_application_may_call_us_and_goes_on(tmp_path):
         ("algo.clip.low=0.9", "`algo` is refused: clip.low must not exceed clip.high"),
         ("algo.name=ppo", "`algo.name=ppo`: the algo is chosen with algo=ppo"),
         ("seed=", "`seed=` has no value; leave it out to keep the default"),
-        ("seed=-1", "`seed` must be an integer >= 0, not -1   (all random numbers of a run come from it)"),
+        ("seed=-1", "`seed` must be an integer >= 0, not -1   (seed of all random numbers of a run)"),
         ("runs_dir=''", "`runs_dir` must be non-empty text, not ''   (folder of the run directories)"),
         ("+algo.extra=1", "`+algo.extra=1` is refused: settings are set (key=value), not added"),
         ("++algo.gamma=1", "`++algo.gamma=1` is refused: settings are set (key=value), not added"),

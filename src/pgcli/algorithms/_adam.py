@@ -1,4 +1,4 @@
-"""Adam on one flat buffer, and the schedule of its step size: what every method that takes gradient steps has."""
+"""Adam on one flat buffer, and the schedule of its step size, for every method that takes gradient steps."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pgcli.types import State
 
 
 class AdamSettings(Settings):
-    """All but the learning rate, of which some methods have several."""
+    """Everything but the learning rate, because some methods have several."""
 
     schedule: Literal["constant", "linear", "robbins_monro"] = Field(
-        description="of every learning rate; linear falls to 0 at total_steps, robbins_monro is c / (k + offset)"
+        description="factor on every learning rate: constant 1; linear falls to 0 at total_steps; robbins_monro is c / "
+        "(k + offset) in update k"
     )
-    schedule_c: float = Field(gt=0, description="c of the robbins_monro schedule; 1 with offset 0 is 1/k")
-    schedule_offset: float = Field(ge=0, description="offset of the robbins_monro schedule")
-    adam_epsilon: float = Field(gt=0, lt=1, description="added to Adam's denominator")
-    max_grad_norm: float | None = Field(gt=0, description="gradients are scaled down to this norm; null: never")
+    schedule_c: float = Field(gt=0, description="c of schedule=robbins_monro; c = 1 with offset 0 gives 1/k")
+    schedule_offset: float = Field(ge=0, description="offset of schedule=robbins_monro")
+    adam_epsilon: float = Field(gt=0, lt=1, description="constant added to Adam's denominator")
+    max_grad_norm: float | None = Field(gt=0, description="norm to which larger gradients are scaled down; null: never")
 
     @property
     def depends_on_total(self) -> bool:
@@ -31,7 +32,7 @@ class AdamSettings(Settings):
         return self.schedule == "linear"
 
     def factor(self, *, update: int, steps: int, total_steps: int) -> float:
-        """On every learning rate, in update number `update` (from 1), after `steps` actions."""
+        """The factor on every learning rate, in update number `update` (from 1), after `steps` actions."""
         match self.schedule:
             case "constant":
                 return constant(1.0)
@@ -42,7 +43,7 @@ class AdamSettings(Settings):
 
 
 def flatten(parameters: Iterable[Tensor]) -> Tensor:
-    """Make them views of one flat buffer, and return it: what moves them is then one operation."""
+    """Make the parameters views of one flat buffer and return it, so that one operation moves all of them."""
     parameters = list(parameters)
     flat = torch.cat([p.detach().flatten() for p in parameters])
     for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
@@ -51,10 +52,10 @@ def flatten(parameters: Iterable[Tensor]) -> Tensor:
 
 
 class Adam:
-    """Moves some parameters. Kingma & Ba 2015, algorithm 1.
+    """Adam over some parameters. Kingma & Ba 2015, algorithm 1.
 
-    All of them become views of one flat buffer, and their gradients of another: clipping, the check for NaN and the
-    step are each one operation on it instead of one a parameter.
+    The parameters become views of one flat buffer, and their gradients views of another: clipping, the check for NaN
+    and the step are then one operation each instead of one per parameter.
     """
 
     def __init__(self, parameters: Iterable[Tensor], settings: AdamSettings) -> None:
@@ -68,17 +69,17 @@ class Adam:
         self.count = torch.zeros((), device=self.flat.device)
 
     def norm(self) -> Tensor:
-        """Of the gradient, before it is clipped."""
+        """Norm of the gradient, before it is clipped."""
         return torch.linalg.vector_norm(self.gradient)
 
     def clip(self, norm: Tensor | float) -> None:
-        """Scale the gradient, whose norm this is, down to the limit."""
+        """Scale the gradient down to `max_grad_norm`; `norm` is its present norm."""
         limit = self.settings.max_grad_norm
         if limit is not None and norm > limit:
             self.gradient.mul_(limit / (float(norm) + 1e-6))
 
     def step(self, learning_rate: float, norm: Tensor | float) -> None:
-        """Along the gradient, whose norm this is, clipped."""
+        """One step along the clipped gradient; `norm` is its norm before clipping."""
         self.clip(norm)
         # What torch.optim.Adam(fused=True) calls, without the wrapping, which takes longer than the step itself.
         self.count += 1
@@ -88,7 +89,7 @@ class Adam:
         )  # fmt: skip
 
     def state_dict(self) -> State:
-        """Without the parameters, which are the policy's to save."""
+        """Without the parameters, because the policy saves them."""
         return {"first": self.first, "second": self.second, "count": self.count}
 
     def load_state_dict(self, state: State) -> None:

@@ -1,12 +1,13 @@
 """A price on moving away from a frozen reference policy: in the reward, or in the loss. Never in both.
 
-                 what it stands for                                     its gradient is right
-    in reward    r_t - beta * log(pi(a_t | s_t) / ref(a_t | s_t))       for k1, with gamma = lambda = 1: KL of episodes
-    in loss      L + beta * E[ KL(pi || ref) at the states that were    for k2 on-policy; for k3_corrected on actions of
-                 visited ], weighted as the policy loss is              the behaviour policy too
+                 what it adds up to                                     estimators with the right gradient
+    in reward    r_t - beta * log(pi(a_t | s_t) / ref(a_t | s_t))       k1, with gamma = lambda = 1: KL of episodes
+    in loss      L + beta * E[ KL(pi || ref) at the states that were    k2 on-policy; k3_corrected also on actions of
+                 visited ], weighted as the policy loss is              the behaviour policy
 
-The other combinations measure the KL and climb something else (`pgcli verify` prints what): they are refused, or run
-with a warning. Which actions are rare under the reference is the policy's business: its own log-probs stay exact.
+The other combinations measure the KL but have the gradient of something else (`pgcli verify` prints of what): they are
+refused, or run with a warning. The log-probs of actions that are rare under the reference have no floor: they stay
+exact.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pgcli.types import Batch, Metrics, Rollout, State
 METRICS = {
     "loss/kl": "beta times the estimated KL to the reference, weighted as the policy loss; with kl.placement=loss",
     "kl/coefficient": "beta in this update: the price of a nat of KL to the reference",
-    "kl/price": "what the KL took from an episode's return, mean; with kl.placement=reward",
+    "kl/price": "KL penalty subtracted from an episode's return, mean over episodes; with kl.placement=reward",
 }
 BIAS = {
     ("loss", "k1"): "has an expected gradient of zero, so that it holds nothing",
@@ -36,21 +37,26 @@ BIAS = {
 }
 """Placement and estimator -> what is wrong with the gradient."""
 PUBLISHED = ("loss", "k3")
-"""GRPO's own (Shao et al. 2024, eq. 4): biased, and run without asking."""
+"""GRPO's own combination (Shao et al. 2024, eq. 4): biased, but it needs no allow_biased and only warns."""
 
 
 class KLSettings(Settings):
     coefficient: float = Field(ge=0, description="beta: price of a nat of KL(policy || reference); 0: none")
-    placement: Literal["reward", "loss"] = Field(description="taken from each action's reward, or added to the loss")
+    placement: Literal["reward", "loss"] = Field(
+        description="where the price is paid: subtracted from each action's reward, or added to the loss"
+    )
     estimator: Literal["k1", "k2", "k3", "k3_corrected"] = Field(
-        description="of the KL, from the actions: k1 fits the reward; k2 or k3_corrected the loss"
+        description="how the KL is estimated from the actions: k1 fits placement=reward; k2 or k3_corrected "
+        "placement=loss"
     )
     target: float | None = Field(
-        gt=0, description="KL of an episode, in nats, that beta is adapted to; null: beta is fixed"
+        gt=0, description="KL of an episode, in nats, towards which beta is adapted; null: beta is fixed"
     )
-    gain: float = Field(gt=0, le=1, description="with a target: beta changes by at most a fifth of this an update")
-    measure: bool = Field(description="log the KL to the reference even where it costs nothing")
-    allow_biased: bool = Field(description="run an estimator whose gradient is wrong where it stands: for studies")
+    gain: float = Field(
+        gt=0, le=1, description="how fast beta follows the target: it changes by at most a fifth of this per update"
+    )
+    measure: bool = Field(description="log the KL to the reference even if coefficient is 0")
+    allow_biased: bool = Field(description="allow an estimator whose gradient is wrong in its placement, for studies")
 
     @property
     def refers(self) -> bool:
@@ -93,7 +99,7 @@ class KLSettings(Settings):
 
 
 class KL:
-    """The price, as one algorithm pays it. Holds beta, which a target adapts from update to update."""
+    """The KL price of one algorithm. Holds beta, which a target adapts from update to update."""
 
     def __init__(self, settings: KLSettings) -> None:
         self.settings = settings
@@ -102,11 +108,11 @@ class KL:
         self.in_loss = settings.coefficient > 0 and settings.placement == "loss"
 
     def rewards(self, rollout: Rollout) -> Tensor:
-        """(N, T): the rewards, less the price where it stands there. The rollout's own are never changed."""
+        """(N, T): the rewards, less the price if it is placed there. The rollout's own rewards never change."""
         return rollout.rewards - self._prices(rollout) if self.in_reward else rollout.rewards
 
     def returns(self, rollout: Rollout, *, clip: float | None) -> Tensor:
-        """(N,): what each row received, held within plus and minus `clip`, and then less the price."""
+        """(N,): each row's return, clipped to plus and minus `clip`, and then less the price."""
         returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
         if clip is not None:
             returns = returns.clamp(-clip, clip)
@@ -133,7 +139,7 @@ class KL:
                 return k3_corrected(log_probs, reference, old)
 
     def finish(self, rollout: Rollout) -> Metrics:
-        """Beta of the update that ends here and what it cost; then beta is set for the next one."""
+        """Metrics of this update's beta and its price; afterwards beta is set for the next update."""
         if not self.settings.refers:
             return {}
         metrics = {"kl/coefficient": self.coefficient}

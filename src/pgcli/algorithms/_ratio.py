@@ -1,7 +1,7 @@
-"""What a method that reuses a batch has to say of it: how far each action's probability has moved, and by whom.
+"""Metrics of methods that reuse a batch: how far each action's probability has moved since it was sampled.
 
-A loss reports the log-ratios of its actions; they are looked at once an update, together, so that the gradient steps
-wait for nothing.
+A loss reports the log-ratios of its actions; the metrics are computed from all of them once per update, so that no
+gradient step waits for them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pgcli.functional.policy_loss import ratio_statistics
 from pgcli.types import Batch, Metrics
 
 MISMATCH = {
-    "policy/mismatch_mean": "mean |log pi - log pi_sampled| at the first gradient step, where both are one policy",
-    "policy/mismatch_max": "the largest of them: far above rounding, sampling and training differ",
+    "policy/mismatch_mean": "mean |log pi - log pi_sampled| at the first gradient step, where both are the same policy",
+    "policy/mismatch_max": "largest |log pi - log pi_sampled| at the first gradient step; far above rounding, sampling "
+    "and training compute different policies",
 }
 ADVANTAGES = {
     "advantage/mean": "mean advantage over actions, before any scaling by minibatch",
@@ -32,12 +33,12 @@ METRICS = {
     "policy/clip_fraction_low": "share of actions whose ratio fell below the clip range",
     "policy/ratio_min": "the smallest ratio pi / pi_old of the update",
     "policy/ratio_max": "the largest ratio pi / pi_old of the update",
-    "policy/effective_samples": "share of the actions that as many equally weighted ones would be (Kish): 1 on-policy",
+    "policy/effective_samples": "effective sample size of the ratios (Kish), as a share of the actions; 1 on-policy",
 }
 
 
 def mismatch(log_ratios: Sequence[Tensor], weights: Sequence[Tensor]) -> Metrics:
-    """Of the first gradient step: how far what was sampled is from what is trained."""
+    """Of the first gradient step: how far the log-probs of sampling are from those of training."""
     first = log_ratios[0].masked_fill(weights[0] == 0, 0).abs()
     share = weights[0] / weights[0].sum().clamp(min=1e-12)  # a minibatch may be all padding
     values = torch.stack([(first * share).sum(), first.max()])
@@ -47,7 +48,7 @@ def mismatch(log_ratios: Sequence[Tensor], weights: Sequence[Tensor]) -> Metrics
 def movement(
     log_ratios: Sequence[Tensor], weights: Sequence[Tensor], *, low: float, high: float, by_row: bool = False
 ) -> Metrics:
-    """Of the pieces of an update, one a gradient step. `by_row`: the ratio that is clipped is a whole row's."""
+    """Over all gradient steps of an update, one tensor each. `by_row`: the clipped ratio is a whole row's."""
     moved, weight = torch.cat(list(log_ratios)), torch.cat(list(weights))
     found = ratio_statistics(moved, weight, low=low, high=high)
     clipped = ratio_statistics(row_mean(moved, weight > 0), weight, low=low, high=high) if by_row else found
@@ -63,6 +64,6 @@ def movement(
 
 
 def spread(batch: Batch) -> Metrics:
-    """Of a batch's advantages."""
+    """Mean and standard deviation of a batch's advantages."""
     mean, std = masked_mean(batch.advantages, batch.mask), masked_std(batch.advantages, batch.mask)
     return {"advantage/mean": float(mean), "advantage/std": float(std)}

@@ -1,7 +1,7 @@
 """What tabular temporal-difference methods share: a step towards each transition's target, without an optimiser.
 
-An algorithm hands over its `loss(policy, transitions, noise) -> (total, terms)`, whose gradient with respect to an
-entry of the table is minus its temporal-difference errors, weighted.
+An algorithm provides `loss(policy, transitions, noise) -> (total, terms)`, whose gradient with respect to an entry of
+the table is minus the weighted sum of its temporal-difference errors.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ METRICS = _exploration.METRICS | {
     "value/td_error": "mean absolute temporal-difference error",
     "value/mean": "mean of Q(s, a) over the transitions, before the update",
     "optimiser/step_size": "mean step size alpha of the transitions",
-    "table/visited": "share of the states and actions that were ever tried",
+    "table/visited": "share of the pairs of state and action that were tried at least once",
 }
 
 
 class TableSettings(Exploration, Fresh):
-    """What every tabular method can set."""
+    """Settings of every tabular method."""
 
     gamma: float = Field(ge=0, le=1, description="discount per step")
     learning_rate: float = Field(gt=0, le=1, description="step size alpha at the first visit of a state and action")
     schedule: Literal["constant", "robbins_monro"] = Field(
-        description="of alpha; robbins_monro: learning_rate * c / (k + offset) at the k-th visit of a state and action"
+        description="how alpha changes: constant, or robbins_monro: learning_rate * c / (k + offset) at the k-th visit "
+        "of a state and action"
     )
-    schedule_c: float = Field(gt=0, description="c of the robbins_monro schedule; 1 with offset 0 is 1/k")
-    schedule_offset: float = Field(ge=0, description="offset of the robbins_monro schedule")
+    schedule_c: float = Field(gt=0, description="c of schedule=robbins_monro; c = 1 with offset 0 gives 1/k")
+    schedule_offset: float = Field(ge=0, description="offset of schedule=robbins_monro")
 
 
 class TableUpdater:
     """Q(s, a) <- Q(s, a) + alpha (target - Q(s, a)), and the count of visits that alpha may depend on.
 
-    Where several environments try the same state and action at once, their alphas together are at most 1: Q goes to the
-    mean of their targets at most, and never beyond.
+    Where several environments try the same state and action at once, the sum of their alphas is limited to 1: Q moves
+    at most to the mean of their targets, never beyond.
     """
 
     def __init__(self, policy: Any, settings: TableSettings) -> None:

@@ -1,4 +1,4 @@
-"""A target network: a copy of the policy that follows it at a distance."""
+"""A target network: a copy of the policy that lags behind it."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ class Target:
         return self._evaluate(observations)
 
     def follow(self, online: Tensor, *, tau: float) -> None:
-        """Towards the policy's parameters, (P,): all the way if `tau` is 1."""
+        """Move towards the policy's parameters, (P,): all the way if `tau` is 1."""
         follow(self.flat, online, tau=tau)

@@ -1,6 +1,6 @@
-"""From a loss to new parameters: epochs of minibatches, honest averages, refusals of what is not finite.
+"""From a loss to new parameters: epochs of minibatches, averages over all gradient steps, errors for NaN and infinity.
 
-An algorithm hands over its `loss(policy, batch, noise) -> (total, terms)`, which knows nothing of what is here.
+An algorithm provides `loss(policy, batch, noise) -> (total, terms)`, which knows nothing of optimisers.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pgcli.algorithms._finite import finite
 from pgcli.types import Batch, Distribution, Evaluation, Metrics, PolicyFunction, Rollout, State, each_tensor
 
 Terms: TypeAlias = dict[str, Tensor]
-"""What a loss reports of itself: 0-d tensors, by metric key, each a sum over the rows of its batch.
+"""What a loss reports besides its total: 0-d tensors by metric key, each a sum over the rows of its batch.
 
-Under `LOG_RATIOS`, if it is there, log pi - log pi_old of each action, for `Updater.epochs(watch=...)`.
+The optional key `LOG_RATIOS` holds log pi - log pi_old of each action, for `Updater.epochs(watch=...)`.
 """
 LOG_RATIOS = "log_ratios"
 Loss: TypeAlias = Callable[[Any, Any, None], tuple[Tensor, Terms]]
-"""Of a policy function, a `Batch` or `Transitions`, and noise."""
+"""(policy function, `Batch` or `Transitions`, noise) -> (total, terms)."""
 Watch: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Metrics]
 
 METRICS = {
-    "loss/total": "what was minimised, averaged over the update's gradient steps",
+    "loss/total": "the loss that was minimised, averaged over the update's gradient steps",
     "optimiser/learning_rate": "Adam's step size in this update",
     "optimiser/grad_norm": "norm of the gradient before clipping, averaged over the update's gradient steps",
     "optimiser/gradient_steps": "gradient steps taken in this update",
@@ -38,7 +38,7 @@ METRICS = {
 
 
 class OptimiserSettings(AdamSettings):
-    """What every algorithm that trains all of its policy by one loss can set."""
+    """Settings of every algorithm that trains its whole policy with one loss."""
 
     learning_rate: float = Field(gt=0, le=10, description="Adam's step size at the start")
 
@@ -48,8 +48,8 @@ class Microbatched(OptimiserSettings):
 
     microbatch: int | None = Field(
         ge=1,
-        description="rows (completions; single actions without a memory) in memory at once: a gradient is added up "
-        "from as many backward passes as that takes, and stays the same; null: all at once",
+        description="rows per backward pass (completions, or single actions for a policy without memory): several "
+        "passes add up to the same gradient and take less memory; null: all rows in one pass",
     )
 
 
@@ -93,12 +93,12 @@ class Updater:
         """`epochs` passes over the batch in `minibatches` random pieces; ends after a step whose KL exceeds the target.
 
         Args:
-            steps: actions that were taken for this batch, where not all of them are in it.
-            watch: what to make of the log-ratios that the loss reports and of the weights of their actions: one pair of
-                tensors a gradient step.
+            steps: actions that were taken for this batch, if not all of them are in it.
+            watch: makes metrics of the log-ratios that the loss reports and of the weights of their actions; each list
+                has one tensor per gradient step.
 
-        Returns the mean of each term over all gradient steps, not that of the last one, and what `watch` found.
-        Raises RunError, before the parameters change, where a loss or a gradient is not finite.
+        Returns the mean of each term over all gradient steps (not the last one's), and the metrics of `watch`.
+        Raises RunError, before the parameters change, if a loss or a gradient is not finite.
         """
         learning_rate = self._learning_rate()
         self.steps += int(batch.mask.sum()) if steps is None else steps
@@ -108,7 +108,7 @@ class Updater:
         return self._descend(loss, pieces, learning_rate, target_kl, evaluate, watch, self.microbatch)
 
     def draws(self, loss: Loss, batches: Iterable[Any], *, steps: int) -> Metrics:
-        """A gradient step on each of the batches, as they come; `steps`: actions taken since the last update."""
+        """One gradient step on each batch, in order; `steps`: actions taken since the last update."""
         learning_rate = self._learning_rate()
         self.steps += steps
         self.updates += 1
@@ -161,14 +161,14 @@ class Updater:
         return by_unit(self.policy, batch), evaluate
 
     def policy_gradient(self, loss: Loss, batch: Batch) -> Tensor:
-        """The gradient of the loss's policy term alone, (P,). The parameters stay."""
+        """The gradient of the loss's policy term alone, (P,). The parameters do not change."""
         batch, evaluate = self._as_the_loss_reads(batch)
         self.adam.gradient.zero_()
         loss(evaluate, batch, None)[1]["loss/policy"].backward()
         return self.adam.gradient.clone()
 
     def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The gradient on the whole batch, (P,), and what the loss reports of itself. The parameters stay."""
+        """The gradient on the whole batch, (P,), and the loss's terms. The parameters do not change."""
         batch = by_unit(self.policy, batch)
         total, terms = loss(processes.shared(self.policy.once_differentiable()), batch, None)
         self.adam.gradient.zero_()
@@ -181,8 +181,8 @@ class Updater:
     def apply(self, gradient: Tensor, terms: Metrics, *, steps: int, adaptive: bool = True) -> Metrics:
         """One step along a gradient that was computed elsewhere, of a loss on `steps` actions.
 
-        `adaptive`: Adam's; otherwise learning rate times gradient.
-        Raises RunError, before the parameters change, where it or a term is not finite.
+        `adaptive`: Adam's step; otherwise learning rate times gradient.
+        Raises RunError, before the parameters change, if the gradient or a term is not finite.
         """
         learning_rate = self._learning_rate()
         self.steps += steps
@@ -227,7 +227,7 @@ class Updater:
 
 
 def _add_up(loss: Loss, evaluate: PolicyFunction, piece: Batch, size: int) -> tuple[Tensor, Terms]:
-    """A backward pass for each `size` rows: their weights are those of the whole, so that the gradients add up."""
+    """One backward pass per `size` rows, with their weights in the whole batch, so that the gradients add up."""
     totals, reports = [], []
     for first in range(0, len(piece), size):
         total, terms = loss(evaluate, piece[first : first + size], None)
@@ -241,7 +241,7 @@ def _add_up(loss: Loss, evaluate: PolicyFunction, piece: Batch, size: int) -> tu
 
 
 def by_rows(policy: Any, evaluate: PolicyFunction) -> PolicyFunction:
-    """A policy's evaluation of (N, T) whole rows, padding included, though it may know single actions only."""
+    """Evaluates whole rows (N, T), padding included, also with a policy that takes single actions only."""
     if policy.unit == "sequence":
         return evaluate
 
@@ -259,19 +259,19 @@ def by_unit(policy: Any, batch: Batch) -> Batch:
 
 @torch.no_grad()
 def present_distribution(policy: Any, data: Rollout | Batch) -> Distribution:
-    """What the policy, as it is now, would draw from in each state: a tree of (N, T, ...)."""
-    # Cloned, because a deviation that no state changes is a view of the parameter, and would move with it.
+    """The present policy's distribution of actions in each state: a tree of (N, T, ...)."""
+    # Cloned, because a standard deviation that no state changes is a view of the parameter and would move with it.
     return each_tensor(by_rows(policy, policy)(data.observations, data.actions).distribution, torch.clone)
 
 
 def twice_differentiable() -> AbstractContextManager[None]:
-    """Attention by its formula meanwhile: the fused kernels can be differentiated once only."""
+    """A context in which attention is computed by its formula: the fused kernels can be differentiated only once."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 @contextmanager
 def held_still(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """No gradient reaches these meanwhile. (Adam leaves what never had a gradient as it is, bit for bit.)"""
+    """A context in which no gradient reaches these. (Adam leaves what never had a gradient unchanged, bit for bit.)"""
     for p in parameters:
         p.requires_grad_(False)
     try:

@@ -3,10 +3,10 @@
     A_t = GAE(delta_t; lambda),   delta_t = r_t + gamma V(s_{t+1}) - V(s_t)     lambda = 1: n-step returns, as published
     L   = -E[ log pi(a_t | s_t) A_t ] + c_v E[ (V(s_t) - (A_t + V_old(s_t)))^2 ] - c_e E[ H(pi(. | s_t)) ]
 
-With lambda = 0 and one step a segment A_t is delta_t: the one-step actor-critic (Sutton & Barto 2018, section 13.5), as
-`algo=actor_critic` has it, but for gamma^t in front of the policy's gradient.
-Differs from REINFORCE with a value baseline: it learns from segments, and V stands in for what comes after them.
-Differs from PPO: one gradient step a batch, so no ratio and nothing to clip.
+With lambda = 0 and one step per segment A_t is delta_t: the one-step actor-critic (Sutton & Barto 2018, section 13.5),
+which is `algo=actor_critic`, except that gamma^t in front of the policy's gradient is left out.
+Differs from REINFORCE with a value baseline: it learns from segments, and bootstraps with V at their end.
+Differs from PPO: no ratio and nothing to clip, because a batch is meant for one gradient step (`epochs` 1).
 """
 
 from __future__ import annotations
@@ -31,23 +31,29 @@ class A2C:
         name: Literal["a2c"]
         epochs: int = Field(
             ge=1,
-            description="passes over each batch; after the first step its data are stale, and nothing weights them",
+            description="passes over each batch; after the first step its data are off-policy, and nothing corrects "
+            "for that",
         )
-        minibatches: int = Field(ge=1, description="pieces of the batch, one gradient step each, per epoch")
+        minibatches: int = Field(ge=1, description="minibatches per epoch, one gradient step each")
         gamma: float = Field(ge=0, le=1, description="discount per step")
-        gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: n-step return minus V")
-        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and deviation 1")
+        gae_lambda: float = Field(
+            ge=0,
+            le=1,
+            description="lambda of the advantages: 0 gives the one-step TD error, 1 the n-step return minus V",
+        )
+        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and standard deviation 1")
         aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = Field(
-            description="of the policy loss over actions"
+            description="how the policy loss is averaged over actions"
         )
         value_coefficient: float = Field(ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
 
     METRICS: ClassVar = _update.METRICS | {
-        "loss/policy": "-mean of log-prob times advantage",
+        "loss/policy": "minus the mean of log-prob times advantage",
         "loss/value": "mean squared error of V against the lambda-returns",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
-        "value/explained_variance": "1 - Var(return - V) / Var(return), before the update",
+        "value/explained_variance": "share of the returns' variance that V explains, 1 - Var(return - V) / "
+        "Var(return), before the update",
     }
     collects = ("segments", "episodes")
     actions = ("discrete", "continuous")

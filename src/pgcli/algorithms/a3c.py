@@ -7,8 +7,8 @@
         d   = grad of -E[ log pi A ] + c_v E[ (V - R)^2 ] - c_e E[ H ]   at theta'
     theta <- theta - step along d                              by whichever worker comes next
 
-Differs from A2C: nobody waits for the others, so a gradient is of parameters that are older than those it changes: by
-`asynchronous/staleness` updates. With one worker it is A2C.
+Differs from A2C: no worker waits for the others, so a gradient is that of parameters `asynchronous/staleness` updates
+older than those it changes. With one worker it is A2C.
 Differs from the paper: an update is applied as a whole, by the main process, and by Adam instead of shared RMSProp.
 """
 
@@ -33,15 +33,20 @@ class A3C:
     class Config(OptimiserSettings, Workers):
         name: Literal["a3c"]
         gamma: float = Field(ge=0, le=1, description="discount per step")
-        gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: n-step return minus V")
+        gae_lambda: float = Field(
+            ge=0,
+            le=1,
+            description="lambda of the advantages: 0 gives the one-step TD error, 1 the n-step return minus V",
+        )
         value_coefficient: float = Field(ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
 
     METRICS: ClassVar = _update.METRICS | {
-        "loss/policy": "-mean of log-prob times advantage",
+        "loss/policy": "minus the mean of log-prob times advantage",
         "loss/value": "mean squared error of V against the lambda-returns",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
-        "value/explained_variance": "1 - Var(return - V) / Var(return), before the update",
+        "value/explained_variance": "share of the returns' variance that V explains, 1 - Var(return - V) / "
+        "Var(return), before the update",
         "asynchronous/staleness": "updates by other workers between reading the parameters and applying the gradient",
     }
     collects = ("gradients",)
@@ -71,7 +76,7 @@ class A3C:
         return total, {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}
 
     def gradients(self, rollout: Rollout) -> Gradients:
-        """In a worker: of its segment, at the parameters that it read."""
+        """In a worker: the gradient on its segment, at the parameters that it read."""
         batch = self.prepare(rollout)
         flat, terms = self.updater.differentiate(self.loss, batch)
         fit = float(explained_variance(batch.values, batch.returns, batch.mask))

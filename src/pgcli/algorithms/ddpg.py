@@ -5,12 +5,12 @@
     L_actor  = -E[ Q_1(s, mu(s)) ]            its gradient: grad_a Q(s, a) at a = mu(s), times grad mu(s)
     Q', mu' follow Q, mu by Polyak averaging
 
-DDPG has one critic, sigma 0, and moves the actor at every step. TD3 (Fujimoto et al. 2018, algorithm 1) names three
-repairs, and so is conf/algo/td3.yaml over this module: two critics, of which the target takes the lower; smoothing of
-the target action; and an actor, with the targets, that waits for the critics (`actor_every` 2).
-Differs from Q-learning: mu(s) stands for the argmax over real actions. Differs from the policy gradients: no density,
-so the actor's gradient comes through the critic, and what others did long ago can be learned from.
-Both losses are taken at the same parameters; as published the actor sees the critics after their step.
+DDPG has one critic, sigma 0, and moves the actor at every step. TD3 (Fujimoto et al. 2018, algorithm 1) makes three
+repairs, which conf/algo/td3.yaml sets in this module: two critics, whose lower value is the target; smoothing of the
+target action; and a step of actor and targets only after every second step of the critics (`actor_every` 2).
+Differs from Q-learning: mu(s) stands for the argmax over continuous actions. Differs from the policy gradients: no
+density, so the actor's gradient comes through the critic, and old actions of other policies can be learned from.
+Both losses are taken at the same parameters; as published, the actor's loss uses the critics after their step.
 """
 
 from __future__ import annotations
@@ -34,15 +34,31 @@ from pgcli.types import ActorCritics, ActorWithQ, Metrics, Needs, Replay, State,
 class DDPG:
     class Config(OffPolicySettings, ReplaySettings):
         name: Literal["ddpg"]
-        critics: int = Field(ge=1, le=10, description="critics; a target takes the lowest of them")
-        target_noise: float = Field(ge=0, description="sigma of the noise on a target's action, of half its range")
-        target_noise_clip: float = Field(ge=0, description="c, what that noise is clipped to")
-        actor_every: int = Field(ge=1, description="critic steps for each step of the actor and of the targets")
-        exploration: Literal["gaussian", "ornstein_uhlenbeck"] = Field(
-            description="noise on the actions while collecting: independent at each step, or with a memory"
+        critics: int = Field(ge=1, le=10, description="number of critics; a target takes their lowest value")
+        target_noise: float = Field(
+            ge=0,
+            description="sigma: standard deviation of the noise on a target's action, in units of half the action's "
+            "range",
         )
-        exploration_std: float = Field(ge=0, description="its standard deviation per step, of half the action's range")
-        exploration_theta: float = Field(ge=0, le=1, description="how fast ornstein_uhlenbeck noise forgets")
+        target_noise_clip: float = Field(
+            ge=0,
+            description="c: bound to which the noise on a target's action is clipped, in units of half the action's "
+            "range",
+        )
+        actor_every: int = Field(
+            ge=1, description="steps of the critics for each step of the actor and of the target networks"
+        )
+        exploration: Literal["gaussian", "ornstein_uhlenbeck"] = Field(
+            description="noise on the actions while collecting: independent at each step (gaussian), or correlated in "
+            "time (ornstein_uhlenbeck)"
+        )
+        exploration_std: float = Field(
+            ge=0,
+            description="standard deviation of the exploration noise per step, in units of half the action's range",
+        )
+        exploration_theta: float = Field(
+            ge=0, le=1, description="theta: share of ornstein_uhlenbeck noise that decays at each step"
+        )
 
     METRICS: ClassVar = _off_policy.METRICS
     collects = ("replay",)
@@ -86,7 +102,7 @@ class DDPG:
         return loss, {"loss/actor": loss}
 
     def loss(self, policy: ActorCritics, batch: Transitions, noise: Tensor) -> tuple[Tensor, Terms]:
-        """noise: (B, A), standard normal. Neither term moves the other's parameters."""
+        """noise: (B, A), standard normal. Neither term has a gradient for the other's parameters."""
         critic, critic_terms = self.critic_loss(policy, batch, noise)
         actor, actor_terms = self.actor_loss(policy, batch, noise)
         return critic + actor, critic_terms | actor_terms

@@ -3,17 +3,17 @@
     log_ratio(y) = log pi(y | x) - log ref(y | x)
     L = -E[ log sigmoid(beta (log_ratio(preferred) - log_ratio(rejected))) ]
 
-The policy is its own reward model, of r = beta log_ratio up to a constant of the prompt; the minimum over all policies
-is the optimum of the expected reward less beta KL(pi || ref), without any reward model or sampling on the way.
+The policy is its own reward model: r = beta log_ratio, up to a constant per prompt. The minimum over all policies is
+the optimum of the expected reward less beta KL(pi || ref), found without a reward model and without sampling.
 
     algo=dpo         as above                            algo=simpo      averaged log-probs, a margin, no reference
-    algo=cdpo        labels that are wrong now and then  algo=orpo       odds ratio and likelihood, no reference
+    algo=cdpo        labels taken to be wrong at times   algo=orpo       odds ratio and likelihood, no reference
     algo=ipo         a margin of 1 / (2 beta), no more   algo=apo_zero   preferred up, rejected down
     algo=dpo_norm    log-ratios averaged over tokens     algo=apo_down   both down, rejected more
-    algo=online_dpo  on pairs that the policy has just written, and a judge has just compared (Guo et al. 2024)
+    algo=online_dpo  on fresh pairs that the policy has just written and a judge has compared (Guo et al. 2024)
 
-Differs from a reward model followed by PPO: nothing is sampled (but for online_dpo), so the policy is never asked what
-it would write now; the log-prob of the *preferred* completions may fall too (`preferences/chosen_log_ratio`).
+Differs from a reward model followed by PPO: nothing is sampled (except by online_dpo), so the loss never sees what the
+policy would write now; the log-prob of the *preferred* completions may fall too (`preferences/chosen_log_ratio`).
 """
 
 from __future__ import annotations
@@ -36,15 +36,20 @@ class DPO:
     class Config(OptimiserSettings, FreshPairs):
         name: Literal["dpo"]
         loss: Literal["dpo", "ipo", "simpo", "orpo", "apo_zero", "apo_down"] = Field(
-            description="what is made of the two completions' log-ratios (simpo, orpo: of their log-probs)"
+            description="loss computed from the two completions' log-ratios (simpo, orpo: from their log-probs)"
         )
         beta: float = Field(
-            gt=0, description="the price of leaving the reference; of orpo the weight of the odds ratio"
+            gt=0, description="price of leaving the reference; with loss=orpo, weight of the odds ratio"
         )
-        label_smoothing: float = Field(ge=0, lt=0.5, description="of dpo: how often labels are taken to be wrong")
-        gamma: float = Field(ge=0, description="of simpo: the margin that the rewards must exceed")
+        label_smoothing: float = Field(
+            ge=0, lt=0.5, description="with loss=dpo: share of labels that are taken to be wrong"
+        )
+        gamma: float = Field(
+            ge=0, description="with loss=simpo: margin by which the preferred reward must exceed the rejected one"
+        )
         length_normalised: bool = Field(
-            description="average over a completion's tokens; otherwise sum, as DPO's and IPO's papers do"
+            description="average log-probs over a completion's tokens; otherwise sum them, as in the papers of DPO and "
+            "IPO"
         )
         likelihood_coefficient: float = Field(
             ge=0,
@@ -58,15 +63,15 @@ class DPO:
             return self
 
     METRICS: ClassVar = _update.METRICS | {
-        "loss/preference": "the loss of the pairs, without the likelihood's part",
+        "loss/preference": "preference loss, mean over pairs, without the likelihood term",
         "loss/likelihood": "negative log-likelihood of the preferred completions, in nats per token",
         "preferences/accuracy": "share of pairs whose preferred completion has the larger implicit reward",
         "preferences/margin": "implicit reward of the preferred completion minus that of the rejected, mean",
         "preferences/chosen_reward": "beta times the log-ratio (simpo, orpo: log-prob) of preferred completions, mean",
-        "preferences/rejected_reward": "the same of the rejected ones",
+        "preferences/rejected_reward": "beta times the log-ratio (simpo, orpo: log-prob) of rejected completions, mean",
         "preferences/chosen_log_ratio": "log pi - log reference of a preferred completion, summed over tokens, mean",
-        "preferences/rejected_log_ratio": "the same of the rejected ones",
-        "policy/entropy": "entropy of the policy at the tokens of both, mean per token, in nats",
+        "preferences/rejected_log_ratio": "log pi - log reference of a rejected completion, summed over tokens, mean",
+        "policy/entropy": "entropy of the policy at the tokens of both completions, mean per token, in nats",
     }  # fmt: skip
     collects = ("pairs", "judged")
     actions = ("discrete",)

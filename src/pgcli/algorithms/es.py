@@ -5,11 +5,11 @@
     theta <- theta + alpha (g - lambda theta)                            or Adam of the same direction
 
 u = F gives an unbiased estimate of grad J_sigma, and F needs no gradient of its own: a policy of comparisons and
-thresholds will do. u = centred ranks of F is no gradient of any fixed function, but no increasing function of the
-returns changes it, and no outlier outweighs the others.
+thresholds will do. With u = centred ranks of F, g is not the gradient of a fixed function, but no increasing function
+of the returns changes it, and no outlier outweighs the others.
 
-The candidates act deterministically: what explores are their parameters. All play the same initial states (common
-random numbers), and what is evaluated is theta, in the middle of them.
+The candidates act deterministically: their parameters explore. All play the same initial states (common random
+numbers), and evaluations use theta, the centre of the candidates.
 Differs from REINFORCE: noise in the parameters, once an episode, instead of noise in the actions, at each step; so
 nothing is differentiated, no action is credited, and the variance does not grow with the length of the episode.
 Differs from GA: the candidates are averaged into one direction instead of being kept.
@@ -36,10 +36,13 @@ class ES:
         population: int = Field(ge=2, multiple_of=2, description="candidates of each generation, in mirrored pairs")
         noise_std: float = Field(gt=0, description="sigma: standard deviation of the candidates' parameters")
         utilities: Literal["centred_ranks", "returns"] = Field(
-            description="what a candidate counts for; returns give the gradient of the smoothed objective"
+            description="weight of a candidate: its centred rank, or its return, which gives the gradient of the "
+            "smoothed objective"
         )
         weight_decay: float = Field(ge=0, description="lambda: how strongly parameters are drawn to zero")
-        optimiser: Literal["adam", "sgd"] = Field(description="Adam, or plain steps of learning_rate times gradient")
+        optimiser: Literal["adam", "sgd"] = Field(
+            description="rule of the step: adam, or sgd, which takes learning_rate times gradient"
+        )
 
     METRICS: ClassVar = {key: text for key, text in _update.METRICS.items() if key != "loss/total"} | {
         "fitness/mean": "mean return of the candidates",
@@ -65,7 +68,7 @@ class ES:
         return Population(self.policy, candidates, fresh=self.config.fresh_seeds)
 
     def gradient(self, returns: Tensor, noise: Tensor) -> Tensor:
-        """Of the utilities, estimated: (K,) returns in the order of `antithetic`, (K / 2, P) noise -> (P,)."""
+        """Estimated gradient of the utilities: (K,) returns in the order of `antithetic`, (K / 2, P) noise -> (P,)."""
         utilities = centred_ranks(returns) if self.config.utilities == "centred_ranks" else returns
         return es_gradient(utilities.to(noise), noise, self.config.noise_std)
 

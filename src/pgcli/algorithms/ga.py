@@ -1,14 +1,14 @@
 """A genetic algorithm over parameters (Such et al. 2017, algorithm 1).
 
-    the best `elites` candidates go on unchanged; each other one of the next generation is
+    the best `elites` candidates pass on unchanged; every other candidate of the next generation is
         child = parent + sigma eps                  eps standard normal, the parent one of the best few (truncation),
                                                     or the best of a few drawn at random (tournament)
     and, for a share of the children, each parameter of the parent is first swapped for a second parent's with even odds
 
 Only the order of the fitnesses counts. Fitness is noisy, since it is the mean of a few episodes: a lucky candidate
-would stay for ever. So an elite plays again in every generation, on the same new initial states as everyone else, and
-has to win again. What is evaluated is the best candidate of the last generation; more `num_episodes` make it surer.
-The candidates act deterministically: what explores are their parameters.
+would stay for ever. So an elite plays again in every generation, on the same new initial states as all others, and
+has to win again. Evaluations use the best candidate of the last generation; more `num_episodes` make that choice surer.
+The candidates act deterministically: their parameters explore.
 Differs from ES: candidates are kept and changed, not averaged into one direction; so there are no pairs, no step size,
 and the search can follow several hills at once.
 """
@@ -30,12 +30,26 @@ from pgcli.types import Acting, Fitness, Metrics, Needs, Population, State
 class GA:
     class Config(Generations):
         name: Literal["ga"]
-        elites: int = Field(ge=0, description="best candidates that go on unchanged")
-        selection: Literal["truncation", "tournament"] = Field(description="how a parent is chosen")
-        parents: float = Field(gt=0, le=1, description="share of the candidates from which truncation draws, evenly")
-        tournament_size: int = Field(ge=1, description="candidates drawn at random for a tournament")
-        initial_std: float = Field(gt=0, description="deviation of the first generation around the policy's parameters")
-        mutation_std: float = Field(gt=0, description="sigma: deviation of a child's parameters around its parent's")
+        elites: int = Field(ge=0, description="number of best candidates that pass unchanged to the next generation")
+        selection: Literal["truncation", "tournament"] = Field(
+            description="how a parent is chosen: evenly from the best candidates, or as the best of a few drawn at "
+            "random"
+        )
+        parents: float = Field(
+            gt=0,
+            le=1,
+            description="with selection=truncation: share of the candidates, the best ones, from which parents are "
+            "drawn evenly",
+        )
+        tournament_size: int = Field(
+            ge=1, description="with selection=tournament: candidates drawn at random, whose best is the parent"
+        )
+        initial_std: float = Field(
+            gt=0, description="standard deviation of the first generation around the policy's initial parameters"
+        )
+        mutation_std: float = Field(
+            gt=0, description="sigma: standard deviation of a child's parameters around its parent's"
+        )
         crossover: float = Field(ge=0, le=1, description="share of the children that mix two parents")
 
         @model_validator(mode="after")
@@ -48,7 +62,8 @@ class GA:
         "fitness/mean": "mean return of the candidates",
         "fitness/best": "return of the best candidate",
         "fitness/std": "standard deviation of the candidates' returns",
-        "fitness/elites": "mean return of the last generation's elites, played again; without elites that of all",
+        "fitness/elites": "mean return of the last generation's elites in this generation; without elites, of all "
+        "candidates",
         "policy/spread": "standard deviation of the candidates around their mean, averaged over parameters",
     }
     collects = ("population",)
@@ -72,7 +87,7 @@ class GA:
         return Population(self.policy, self.candidates, fresh=self.config.fresh_seeds)
 
     def parents(self, returns: Tensor, count: int) -> Tensor:
-        """`count` parents of the next generation, drawn by the returns (K,): (count,) int64."""
+        """Indices of `count` parents of the next generation, selected by the returns (K,): (count,) int64."""
         if self.config.selection == "tournament":
             size = (count, self.config.tournament_size)
             return tournament_selection(returns, torch.randint(len(returns), size, generator=self.generator))

@@ -4,15 +4,15 @@
     L   = -E[ min(rho_t A_i, clip(rho_t, 1 - eps_low, 1 + eps_high) A_i) ] + beta E[ KL(pi || reference) ]
 
 in several epochs over one batch. A group is a set of episodes from the same initial state, or of completions of the
-same prompt. No critic: a time limit is a finite horizon.
+same prompt. Without a critic nothing is bootstrapped: a time limit is a finite horizon.
 
     algo=grpo      as above
-    algo=dr_grpo   A_i = R_i - mean; L adds up actions and divides by a constant: no deviation, no length (Liu et al.
-                   2025)
-    algo=dapo      eps_high > eps_low; every action counts alike; groups that all got one reward are replaced by others
-                   (Yu et al. 2025)
-    algo=gspo      rho is a whole episode's, (pi(y) / pi_old(y))^(1 / length), and so is what is clipped (Zheng et al.
-                   2025, eq. 5 to 7)
+    algo=dr_grpo   A_i = R_i - mean; L adds up actions and divides by a constant, not by a deviation or a length (Liu et
+                   al. 2025)
+    algo=dapo      eps_high > eps_low; every action counts alike; groups whose episodes all got the same reward are
+                   replaced by others (Yu et al. 2025)
+    algo=gspo      rho is a whole episode's ratio, (pi(y) / pi_old(y))^(1 / length), and is clipped as a whole (Zheng et
+                   al. 2025, eq. 5 to 7)
     algo=cispo     sg[clip(rho_t)] A_i log pi: the clip bounds an action's weight and never takes its gradient away
                    (MiniMax 2025, eq. 4 and 5)
     algo=sapo      a smooth gate in place of the clip (Gao et al. 2025, eq. 5 and 6)
@@ -51,12 +51,12 @@ from pgcli.settings import Settings
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
 EPSILON = 1e-6
-"""Far below the deviation of any group that has something to teach."""
+"""Far below the standard deviation of any group whose returns differ."""
 
 
 class Clip(Settings):
-    low: float = Field(gt=0, le=1, description="the ratio may fall this far below 1 and still gain; 1: any distance")
-    high: float = Field(gt=0, description="the ratio may rise this far above 1 and still gain")
+    low: float = Field(gt=0, le=1, description="how far below 1 the ratio may fall and still gain; 1: any distance")
+    high: float = Field(gt=0, description="how far above 1 the ratio may rise and still gain")
 
 
 class Gate(Settings):
@@ -69,30 +69,34 @@ class GRPO:
         name: Literal["grpo"]
         epochs: int = Field(ge=1, description="passes over each batch")
         minibatches: int = Field(
-            ge=1, description="pieces of the batch, one gradient step each, per epoch; a memory's are whole rows"
+            ge=1, description="minibatches per epoch, one gradient step each; of whole rows for a policy with memory"
         )
         surrogate: Literal["clipped", "gspo", "cispo", "sapo"] = Field(
-            description="what the ratio does: clipped action by action; clipped as a whole episode's; a clipped weight "
-            "of log-probs; a smooth gate"
+            description="what is done with the ratio: clipped for each action; clipped as a whole episode's (gspo); "
+            "used as a clipped weight of log-probs (cispo); passed through a smooth gate (sapo)"
         )
-        clip: Clip = Field(description="range of the ratio, each side by itself; sapo has a gate instead")
+        clip: Clip = Field(description="range of the ratio, each side by itself; surrogate=sapo has a gate instead")
         dual_clip: float | None = Field(
             gt=1, description="c: with a negative advantage the objective is at least c A; null: no such bound"
         )
-        gate: Gate = Field(description="temperatures of surrogate=sapo")
+        gate: Gate = Field(description="temperatures of the gate of surrogate=sapo")
         advantage: Literal["standardised", "centred", "leave_one_out", "maxrl", "batch"] = Field(
-            description="return less its group's mean: over the group's deviation; as it is; K/(K-1) times that; over "
-            "the group's mean; over the batch's deviation"
+            description="what is done with return minus group mean: divided by the group's standard deviation; kept; "
+            "multiplied by K/(K-1); divided by the group's mean (maxrl); divided by the batch's standard deviation"
         )
         aggregation: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"] = Field(
-            description="of the policy loss over actions; constant divides by aggregation_length"
+            description="how the policy loss is averaged over actions; constant divides by aggregation_length"
         )
-        aggregation_length: float | None = Field(gt=0, description="actions, for aggregation=constant; else null")
+        aggregation_length: float | None = Field(
+            gt=0, description="number of actions that aggregation=constant divides by; otherwise null"
+        )
         mask_truncated: bool = Field(
-            description="episodes that a limit cut stay in their group's baseline, and out of the loss"
+            description="keep truncated episodes out of the loss, but in their group's baseline"
         )
         reward_clip: float | None = Field(
-            gt=0, description="an episode's return is held within plus and minus this, before the KL; null: as it is"
+            gt=0,
+            description="bound to which an episode's return is clipped on both sides, before the KL price; null: no "
+            "bound",
         )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
@@ -119,11 +123,11 @@ class GRPO:
         **_update.METRICS,
         **_kl.METRICS,
         **_ratio.METRICS,
-        "loss/policy": "the surrogate, negated; of cispo its value means little, its gradient all",
+        "loss/policy": "the surrogate, negated; with cispo only its gradient is meaningful, not its value",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
-        "rollout/zero_variance_groups": "share of groups whose episodes all had the same return: of them only the KL "
-        "and the entropy reach the policy",
-        "rollout/masked": "share of episodes that a limit cut and the loss leaves out; with mask_truncated",
+        "rollout/zero_variance_groups": "share of groups whose episodes all had the same return: only the KL price and "
+        "the entropy bonus teach anything on them",
+        "rollout/masked": "share of episodes that a limit cut and that the loss leaves out; with mask_truncated",
     }
     collects = ("groups",)
     actions = ("discrete", "continuous")
@@ -173,7 +177,7 @@ class GRPO:
         return rollout.batch(advantages, self.config.aggregation, constant=self.config.aggregation_length)
 
     def objective(self, log_probs: Tensor, batch: Batch) -> Tensor:
-        """What each action adds to the surrogate: the shape of the log-probs."""
+        """Each action's term of the surrogate, in the shape of the log-probs."""
         c = self.config
         old, advantages = batch.log_probs, batch.advantages
         match c.surrogate:

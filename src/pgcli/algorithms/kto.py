@@ -1,13 +1,13 @@
-"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, eq. 8): from completions that are desirable or not.
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, eq. 8): from completions labelled desirable or not.
 
     gain = log pi(y | x) - log ref(y | x) - z      z = max(0, mean of the log-ratio of completions y' of other prompts)
     L    = E[ w_d sigmoid(-beta gain) ] over desirable ones + E[ w_u sigmoid(beta gain) ] over the others
 
-Losses count against a reference point, and both sides saturate: a completion that is far on its right side, or
-hopelessly on its wrong one, teaches little. z is estimated from mismatched pairs, and no gradient flows into it.
+Gains and losses are relative to a reference point z, and both saturate: a completion far on its right side, or far on
+its wrong one, teaches little. z is estimated from mismatched pairs, and no gradient flows into it.
 
-Differs from DPO: there are no pairs. Each completion has a label of its own, and it need not be known what else its
-prompt was answered with.
+Differs from DPO: there are no pairs. Each completion has a label of its own, and no second completion of its prompt is
+needed.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ from pgcli.types import Completions, Labelled, Metrics, Needs, PolicyFunction, S
 class KTO:
     class Config(OptimiserSettings, Texts):
         name: Literal["kto"]
-        beta: float = Field(gt=0, description="the price of leaving the reference: how soon gains and losses saturate")
-        desirable_weight: float = Field(gt=0, description="w_d, of desirable completions")
+        beta: float = Field(gt=0, description="price of leaving the reference: how soon gains and losses saturate")
+        desirable_weight: float = Field(gt=0, description="w_d: weight of desirable completions")
         undesirable_weight: float = Field(
-            gt=0, description="w_u; balanced where w_d x desirable ones and w_u x the others are about the same number"
+            gt=0,
+            description="w_u: weight of undesirable completions; balanced if w_d x (desirable ones) is about w_u x "
+            "(the others)",
         )
 
     METRICS: ClassVar = _update.METRICS | {
-        "loss/preference": "mean loss of the completions",
-        "kto/reference_point": "z: the log-ratio of mismatched completions, mean, at least 0, in nats",
+        "loss/preference": "KTO loss, mean over completions",
+        "kto/reference_point": "z: mean log-ratio of mismatched completions, at least 0, in nats",
         "preferences/accuracy": "share of completions that are on their label's side of the reference point",
         "preferences/chosen_reward": "beta times the log-ratio of desirable completions, mean",
-        "preferences/rejected_reward": "the same of the undesirable ones",
-        "preferences/margin": "the first minus the second",
+        "preferences/rejected_reward": "beta times the log-ratio of undesirable completions, mean",
+        "preferences/margin": "preferences/chosen_reward minus preferences/rejected_reward",
         "preferences/chosen_log_ratio": "log pi - log reference of a desirable completion, summed over tokens, mean",
-        "preferences/rejected_log_ratio": "the same of the undesirable ones",
-        "policy/entropy": "entropy of the policy at their tokens, mean per token, in nats",
+        "preferences/rejected_log_ratio": "log pi - log reference of an undesirable completion, summed over tokens, "
+        "mean",
+        "policy/entropy": "entropy of the policy at the completions' tokens, mean per token, in nats",
     }  # fmt: skip
     collects = ("labelled",)
     actions = ("discrete",)

@@ -6,15 +6,15 @@
     contract outside    x_c = c + rho gamma (c - x_{n+1})          f_n <= f_r < f_{n+1}: take it if f_c <= f_r
     contract inside     x_c = c - gamma (c - x_{n+1})              f_{n+1} <= f_r: take it if f_c < f_{n+1}
     shrink              x_i = x_1 + sigma (x_i - x_1)              otherwise: all but the best anew
-    build               a new simplex around the best              once its diameter is below `tolerance`
+    build               a new simplex around the best              once the diameter is below `tolerance`
 
-One update evaluates what one move asks for: a single candidate, or n of them to shrink and n + 1 to build. Between two
-updates it may be stopped and go on, in the middle of a move too.
-The simplex compares each new vertex with values found earlier, and so with what luck there was in them. Therefore all
-vertices play the same initial states; `fresh_seeds` draws new ones when a simplex is built, and all its vertices, the
-best one too, are then evaluated anew. Candidates act deterministically; what is evaluated is the best vertex.
-Differs from ES and GA: no random numbers but the directions of a new simplex; a memory of n + 1 points; so it is for
-few parameters, at most 50.
+One update evaluates the candidates of one move: a single one, or n to shrink and n + 1 to build. A run may stop and
+resume between any two updates, also in the middle of an iteration.
+The simplex compares each new vertex with values found earlier, and so with the luck in them. Therefore all vertices
+play the same initial states; `fresh_seeds` draws new ones when a simplex is built, and all its vertices, the best one
+too, are then evaluated anew. Candidates act deterministically; evaluations use the best vertex.
+Differs from ES and GA: no random numbers except the directions of a new simplex; it remembers n + 1 points, and so is
+for few parameters, at most 50.
 """
 
 from __future__ import annotations
@@ -38,16 +38,20 @@ MOVES = ("build", "reflect", "expand", "contract_outside", "contract_inside", "s
 class NelderMead:
     class Config(Candidates):
         name: Literal["nelder_mead"]
-        size: float = Field(gt=0, description="of a new simplex: how far its vertices lie from the best one")
-        tolerance: float = Field(ge=0, description="diameter below which a new simplex is built around the best vertex")
-        adaptive: bool = Field(description="coefficients that depend on the number of parameters (Gao & Han 2012)")
+        size: float = Field(
+            gt=0, description="distance of a new simplex's vertices from the best one, each in one parameter"
+        )
+        tolerance: float = Field(
+            ge=0, description="diameter of the simplex below which a new one is built around the best vertex"
+        )
+        adaptive: bool = Field(description="use coefficients that depend on the number of parameters (Gao & Han 2012)")
 
     METRICS: ClassVar = {
-        "fitness/mean": "mean return of the candidates that were asked for",
+        "fitness/mean": "mean return of the candidates evaluated in this update",
         "fitness/best": "return of the best vertex",
         "fitness/worst": "return of the worst vertex",
         "simplex/diameter": "largest distance of a vertex from the best, in the maximum norm",
-    } | {f"simplex/{move}": f"share of the updates in which what was evaluated was to {move}" for move in MOVES}
+    } | {f"simplex/{move}": f"share of the updates that evaluated candidates of the move {move}" for move in MOVES}
     collects = ("population",)
     actions = ("discrete", "continuous")
 
@@ -84,7 +88,7 @@ class NelderMead:
         return self._ask(move, through_centroid(self.simplex, distance)[None])
 
     def tell(self, losses: Tensor) -> None:
-        """The losses of the candidates `asked` for; sets what is asked for next. (k,) float64."""
+        """Takes the losses of the candidates `asked`, (k,) float64, and sets the next candidates."""
         rho, chi, gamma, sigma = self.coefficients
         best, second_worst, worst = self.losses[0], self.losses[-2], self.losses[-1]
         loss = losses[0]
@@ -117,18 +121,18 @@ class NelderMead:
                 )  # fmt: skip
 
     def _replace(self, vertex: Tensor, loss: Tensor) -> Tensor:
-        """The worst vertex by another."""
+        """Put `vertex` in place of the worst one; returns the next candidates."""
         return self._next(torch.cat([self.simplex[:-1], vertex[None]]), torch.cat([self.losses[:-1], loss[None]]))
 
     def _next(self, simplex: Tensor, losses: Tensor) -> Tensor:
-        """The next iteration's first question. Of equals the older vertex comes first."""
+        """The first candidates of the next iteration. Among equal losses the older vertex comes first."""
         order = torch.argsort(losses, stable=True)
         self.simplex, self.losses = simplex[order], losses[order]
         if diameter(self.simplex) < self.config.tolerance:
             return self._build()
         return self._line("reflect", self.coefficients.reflection)
 
-    # ---------------------------------------------------------------- as the loop knows it
+    # ---------------------------------------------------------------- the interface of the training loop
 
     def behaviour(self) -> Population:
         return Population(self.policy, self.asked.float(), fresh=self.config.fresh_seeds and self.move == "build")

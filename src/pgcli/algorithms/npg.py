@@ -5,12 +5,12 @@
     theta   <- theta + alpha (F + eps I)^-1 grad L
 
     step plain        alpha = step_size
-         normalised   alpha = sqrt(2 max_kl / x^T F x), x the direction: the quadratic model's KL is max_kl
+         normalised   alpha = sqrt(2 max_kl / x^T (F + eps I) x), x the direction: the quadratic model's KL is max_kl
 
 and then V is fitted by Adam, on the parameters that the policy does not depend on: where the two share a trunk, only
 the critic's own, so that fitting V does not move the policy.
 Differs from A2C: distance is measured between policies and not between parameters, so that coordinates do not matter.
-Differs from TRPO: one step of that length is taken as it comes; nobody looks whether it improved.
+Differs from TRPO: one step of that length is taken without a check that it improves the objective.
 """
 
 from __future__ import annotations
@@ -45,22 +45,28 @@ class NPG:
     class Config(OptimiserSettings, Either):
         name: Literal["npg"]
         gamma: float = Field(ge=0, le=1, description="discount per step")
-        gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: return minus V")
+        gae_lambda: float = Field(
+            ge=0, le=1, description="lambda of the advantages: 0 gives the one-step TD error, 1 the return minus V"
+        )
         step: Literal["plain", "normalised"] = Field(
-            description="plain: step_size times the natural gradient; normalised: as far as max_kl lets it"
+            description="length of the step: plain is step_size times the natural gradient; normalised goes as far as "
+            "max_kl allows"
         )
         step_size: float = Field(gt=0, description="alpha of a plain step")
         max_kl: float = Field(
-            gt=0, description="KL(pi_old || pi) of a normalised step, in nats, by its quadratic model"
+            gt=0, description="KL(pi_old || pi) of a normalised step according to the quadratic model, in nats"
         )
         damping: float = Field(ge=0, description="eps: added to the Fisher matrix's diagonal")
         cg_iterations: int = Field(ge=1, description="conjugate-gradient iterations, one Fisher-vector product each")
-        cg_tolerance: float = Field(ge=0, description="they end once the residual is this share of the gradient")
+        cg_tolerance: float = Field(
+            ge=0,
+            description="conjugate gradient stops when the residual's norm falls below this fraction of the gradient's",
+        )
         value_epochs: int = Field(ge=1, description="passes over each batch to fit V, after the policy's step")
-        value_minibatches: int = Field(ge=1, description="pieces of the batch, one Adam step each, per pass")
-        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and deviation 1")
+        value_minibatches: int = Field(ge=1, description="minibatches per value epoch, one Adam step each")
+        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and standard deviation 1")
         aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = Field(
-            description="of the policy loss over actions"
+            description="how the policy loss is averaged over actions"
         )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
 
@@ -69,11 +75,12 @@ class NPG:
         "loss/value": "mean squared error of V against the lambda-returns, averaged over the steps that fit it",
         "policy/entropy": "entropy of the policy before the step, mean per action, in nats",
         "policy/kl": "exact KL(pi_old || pi) of the step that was taken, mean over states, in nats",
-        "policy/improvement": "what the objective (surrogate and entropy bonus) gained by the step",
-        "policy/predicted_improvement": "what its linear model said that it would gain",
+        "policy/improvement": "gain of the objective (surrogate and entropy bonus) by the step",
+        "policy/predicted_improvement": "gain that the objective's linear model predicted for the step",
         "policy/grad_norm": "norm of the objective's gradient",
         "policy/cg_residual": "|(F + eps I) x - g| / |g|: how far the direction is from solving its equations",
-        "value/explained_variance": "1 - Var(return - V) / Var(return), before the update",
+        "value/explained_variance": "share of the returns' variance that V explains, 1 - Var(return - V) / "
+        "Var(return), before the update",
     }
     collects = ("segments", "episodes")
     actions = ("discrete", "continuous")
@@ -122,7 +129,7 @@ class NPG:
         return fitted | metrics | {"value/explained_variance": float(fit)}
 
     def _step(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
-        """Move the policy. Returns the parameters that it depends on, too."""
+        """Move the policy. Returns the parameters that it depends on, and metrics."""
         c = self.config
         with twice_differentiable():
             total, terms = self.loss(self.policy, batch, None)

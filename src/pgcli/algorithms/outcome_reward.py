@@ -1,4 +1,4 @@
-"""Reward models of what is right: of the outcome (Cobbe et al. 2021), or of each step (Lightman et al. 2023).
+"""Reward models of correctness: of the outcome (Cobbe et al. 2021), or of each step (Lightman et al. 2023).
 
     P(right) = sigmoid(s_t)       s: the score at the last token of a completion, or of a step
     L = -E[ y log sigmoid(s_t) + (1 - y) log sigmoid(-s_t) ]
@@ -7,9 +7,10 @@
     algo=process_reward   y of each of its steps, as the task checks them: a right answer for a wrong reason is seen
 
 The completions are the initial policy's, two for each prompt. As a reward, an outcome model pays its probability at the
-end; a process model pays each step what it changes of the probability that all steps are right.
+end; a process model pays each step the change in the probability that all steps are right.
 
-Differs from a reward model of preferences: labels are of single completions, and its sigmoid has a meaning of its own.
+Differs from a reward model of preferences: each label belongs to a single completion, and the sigmoid of a score is a
+probability by itself.
 """
 
 from __future__ import annotations
@@ -31,15 +32,21 @@ from pgcli.types import Checked, Metrics, Needs, Scores, State
 class OutcomeReward:
     class Config(OptimiserSettings, Texts):
         name: Literal["outcome_reward"]
-        labels: Literal["outcome", "process"] = Field(description="of whole completions, or of each of their steps")
-        ensemble: int = Field(ge=1, description="members; they differ in their heads' initialisation")
+        labels: Literal["outcome", "process"] = Field(
+            description="what is labelled right or wrong: whole completions, or each of their steps"
+        )
+        ensemble: int = Field(
+            ge=1, description="members of the ensemble; they differ in the initialisation of their heads"
+        )
 
     METRICS: ClassVar = _update.METRICS | {
         "loss/correctness": "cross-entropy of the labels, mean over labels and members",
-        "correctness/accuracy": "share of labels that the members' mean probability is on the right side of 1/2 of",
-        "correctness/right": "mean probability given to what is right",
-        "correctness/wrong": "mean probability given to what is wrong",
-        "correctness/disagreement": "deviation of the members' probabilities, mean; 0 of a single member",
+        "correctness/accuracy": "share of labels that the members' mean probability predicts, with 1/2 as the "
+        "threshold",
+        "correctness/right": "mean probability given to right completions or steps",
+        "correctness/wrong": "mean probability given to wrong completions or steps",
+        "correctness/disagreement": "standard deviation of the members' probabilities, mean over labels; 0 for a "
+        "single member",
     }
     collects = ("checked",)
     actions = ("discrete",)
@@ -50,7 +57,7 @@ class OutcomeReward:
 
     @staticmethod
     def reads(config: Config) -> str:
-        """What its scores mean to who uses them as a reward."""
+        """What its scores mean when they are used as a reward."""
         return config.labels
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
@@ -60,7 +67,7 @@ class OutcomeReward:
     def loss(self, policy: Any, batch: Checked, noise: None) -> tuple[Tensor, Terms]:
         scores = policy(batch.texts.observations, batch.texts.actions)  # (members, N, T)
         known = batch.known.expand_as(scores)
-        # Each label counts the same, so that a completion of many steps counts more; a sum over members.
+        # Each label counts the same, so that a completion of many steps counts more; summed over members, see below.
         mean = masked_mean(correctness(scores, batch.right), known)
         with torch.no_grad():
             probabilities, right = torch.sigmoid(scores), batch.right > 0.5

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017, eq. 6 to 9): a clipped surrogate, a price on the KL, or both.
+"""Proximal policy optimisation (Schulman et al. 2017, eq. 6 to 9): a clipped surrogate, a KL penalty, or both.
 
     rho_t = pi(a_t | s_t) / pi_old(a_t | s_t),    A_t = GAE(delta_t; lambda)
     L = -E[ min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t) ] + c_v E[ (V(s_t) - R_t)^2 ] - c_e E[ H(pi(. | s_t)) ]
@@ -8,10 +8,10 @@ in several epochs of minibatches over one batch. R_t = A_t + V_old(s_t).
 
     algo=ppo      clipped, beta = 0
     algo=ppo_kl   not clipped: L has rho_t A_t; beta is doubled after an update whose KL exceeds 1.5 times its target,
-                  and halved where it falls short of target / 1.5 (section 4). Without a target beta is fixed
+                  and halved after one below target / 1.5 (section 4). Without a target beta is fixed
     algo=cpi      neither: conservative policy iteration's surrogate (Kakade & Langford 2002), to see why it is clipped
 
-Differs from A2C: a batch is used more than once, and the clip takes away what would be gained by moving too far.
+Differs from A2C: a batch is used more than once, and the clip removes the gain from moving too far.
 Differs from GRPO: advantages come from a critic and differ from action to action.
 """
 
@@ -39,7 +39,9 @@ from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, S
 
 class KLPenalty(Settings):
     coefficient: float = Field(ge=0, description="beta: price of a nat of KL(pi_old || pi), at the start; 0: none")
-    target: float | None = Field(gt=0, description="KL of an update that beta is adapted to; null: beta is fixed")
+    target: float | None = Field(
+        gt=0, description="KL of an update, in nats, towards which beta is adapted; null: beta is fixed"
+    )
 
     @model_validator(mode="after")
     def _something_to_adapt(self) -> KLPenalty:
@@ -53,24 +55,30 @@ class PPO:
         name: Literal["ppo"]
         epochs: int = Field(ge=1, description="passes over each batch")
         minibatches: int = Field(
-            ge=1, description="pieces of the batch, one gradient step each, per epoch; a memory's are whole rows"
+            ge=1, description="minibatches per epoch, one gradient step each; of whole rows for a policy with memory"
         )
         gamma: float = Field(ge=0, le=1, description="discount per step")
-        gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: return minus V")
-        clip_range: float | None = Field(gt=0, description="eps: how far the ratio may move and still gain; null: any")
+        gae_lambda: float = Field(
+            ge=0, le=1, description="lambda of the advantages: 0 gives the one-step TD error, 1 the return minus V"
+        )
+        clip_range: float | None = Field(
+            gt=0, description="eps: how far from 1 the ratio may move and still gain; null: any distance"
+        )
         dual_clip: float | None = Field(
             gt=1, description="c: with a negative advantage the objective is at least c A; null: no such bound"
         )
-        kl_penalty: KLPenalty = Field(description="a price on leaving the policy that acted")
-        clip_range_value: float | None = Field(gt=0, description="V may move this far from V_old; null: no clipping")
+        kl_penalty: KLPenalty = Field(description="a price on leaving the policy that collected the batch")
+        clip_range_value: float | None = Field(gt=0, description="how far V may move from V_old; null: no clipping")
         target_kl: float | None = Field(
-            gt=0, description="end the update after a step whose approx_kl exceeds it; null: never"
+            gt=0,
+            description="policy/approx_kl above which the update ends after the present gradient step; null: never",
         )
         normalise_advantages: Literal["none", "batch", "minibatch"] = Field(
-            description="mean 0 and deviation 1, over the batch or over each minibatch"
+            description="over what advantages are scaled to mean 0 and standard deviation 1: nothing, the batch, or "
+            "each minibatch"
         )
         aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = Field(
-            description="of the policy loss over actions"
+            description="how the policy loss is averaged over actions"
         )
         value_coefficient: float = Field(ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
@@ -97,13 +105,15 @@ class PPO:
         **_update.METRICS,
         **_kl.METRICS,
         **_ratio.METRICS,
-        "loss/policy": "the surrogate, negated: clipped, where it is",
-        "loss/value": "mean squared error of V against the lambda-returns (the worse of the two, where clipped)",
+        "loss/policy": "the surrogate, negated; clipped if clip_range is set",
+        "loss/value": "mean squared error of V against the lambda-returns; with clip_range_value, the larger of the "
+        "clipped and the unclipped one",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
         "loss/kl_penalty": "beta times the exact KL(pi_old || pi); with kl_penalty",
         "policy/kl": "exact KL(pi_old || pi) of the whole update, mean over states, in nats; with kl_penalty",
-        "policy/kl_coefficient": "beta in this update; with kl_penalty",
-        "value/explained_variance": "1 - Var(return - V) / Var(return), before the update",
+        "policy/kl_coefficient": "beta of kl_penalty in this update; with kl_penalty",
+        "value/explained_variance": "share of the returns' variance that V explains, 1 - Var(return - V) / "
+        "Var(return), before the update",
     }
     collects = ("segments", "episodes")
     actions = ("discrete", "continuous")
@@ -192,7 +202,7 @@ class PPO:
         return metrics | self.kl.finish(rollout)
 
     def _adapt(self, batch: Batch) -> Metrics:
-        """Look how far the update went, and set beta for the next one."""
+        """Measure how far the update moved the policy, and set beta for the next one."""
         new = present_distribution(self.policy, batch)
         kl = float(weighted_sum(batch.distribution.kl(new), batch.per_action))
         used, target = self.kl_coefficient, self.config.kl_penalty.target

@@ -3,11 +3,11 @@
     delta   = r + gamma max_a Q(s', a) - Q(s, a)
     Q(s, a) <- Q(s, a) + alpha delta
 
-It acts epsilon-greedily and learns the values of the greedy policy: off-policy. With alpha by robbins_monro at each
-state and action's own count of visits, Q goes to Q* for every way of acting that tries everything again and again
-(Watkins & Dayan 1992).
+It acts epsilon-greedily and learns the values of the greedy policy: off-policy. With schedule=robbins_monro, whose
+alpha falls with the visits of each state and action, Q converges to Q* under any behaviour that keeps trying every
+action in every state (Watkins & Dayan 1992).
 Differs from SARSA: the target is the best next action, not the one that will be taken.
-Differs from DQN: a table, no memory, no target network.
+Differs from DQN: a table, no replay memory, no target network.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
     keep the best of the K episodes of each group
     L = -E_kept[ log pi(a_t | s_t) ]
 
-The policy imitates its own best attempts: what is kept is a sample of best-of-K, which is better, and whose divergence
-from the policy is at most log K - (K - 1) / K.
+The policy imitates its own best attempts: the kept episodes are samples of best-of-K, whose expected return is higher
+and whose KL divergence from the policy is at most log K - (K - 1) / K.
 
-    selection=top_per_prompt   the best of each group, also where the best is bad
-    selection=top_k_overall    as many as there are groups, the best of all: easy prompts win
-    selection=random           one of each group, blindly: what imitation of itself does alone
+    selection=top_per_prompt   the best of each group, even if the best is bad
+    selection=top_k_overall    the best of all episodes, as many as there are groups: easy prompts win
+    selection=random           one of each group, at random: the effect of self-imitation alone
 
-Differs from RLOO and GRPO: what is worse than the best teaches nothing, and nothing is pushed down.
+Differs from RLOO and GRPO: episodes worse than the best teach nothing, and no episode is made less likely.
 Differs from SFT: the demonstrations are the policy's own.
 """
 
@@ -36,15 +36,16 @@ class RAFT:
     class Config(OptimiserSettings, Groups):
         name: Literal["raft"]
         selection: Literal["top_per_prompt", "top_k_overall", "random"] = Field(
-            description="the best of each group; as many of all together; one of each group, blindly"
+            description="which episodes are kept: the best of each group; the best of all, as many as groups; one of "
+            "each group at random"
         )
-        epochs: int = Field(ge=1, description="gradient steps on what was kept")
+        epochs: int = Field(ge=1, description="gradient steps on the kept episodes")
 
     METRICS: ClassVar = _update.METRICS | {
         "loss/policy": "negative log-likelihood of the kept episodes, per action",
         "policy/entropy": "entropy of the policy at the kept episodes' states, mean per action",
         "selection/return": "mean return of the kept episodes",
-        "selection/gain": "the same, minus the mean return of all: 0 on average for a random selection",
+        "selection/gain": "mean return of the kept episodes minus that of all; 0 on average for selection=random",
     }
     collects = ("groups",)
     actions = ("discrete", "continuous")
@@ -58,7 +59,7 @@ class RAFT:
         self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
 
     def select(self, returns: Tensor, groups: Tensor) -> Tensor:
-        """(N,) bool."""
+        """(N,) bool: the episodes to keep."""
         match self.config.selection:
             case "top_k_overall":
                 kept = returns.argsort(descending=True, stable=True)[: len(groups.unique())]
@@ -68,7 +69,7 @@ class RAFT:
         return best_of_each_group(returns, groups)
 
     def prepare(self, rollout: Rollout) -> Batch:
-        """What was kept. The weights are those of these rows; the others go, so that nothing is computed for them."""
+        """The kept rows, weighted among themselves; the others are dropped, so that nothing is computed for them."""
         returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
         kept = self.select(returns, rollout.groups)
         chosen = replace(rollout, mask=rollout.mask & kept[:, None])

@@ -13,7 +13,7 @@
 Episodes are whole and returns are Monte Carlo: a time limit is a finite horizon, and nothing is bootstrapped.
 With gamma < 1 the usual omission of gamma^t in front of the sum is made here too: the direction is then not grad J.
 Differs from vanilla policy gradient: an action is not credited with earlier rewards.
-Differs from A2C: V is a baseline only, never a target.
+Differs from A2C: V is a baseline only, and is never bootstrapped from.
 """
 
 from __future__ import annotations
@@ -38,17 +38,21 @@ from pgcli.functional.value_loss import explained_variance, value_mse
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic, each_tensor
 
 EPISODES_AT_ONCE = 64
-"""Whose gradients the variance-minimising baseline has in memory together."""
+"""Episodes whose gradients the variance-minimising baseline keeps in memory together."""
 
 
 class Reinforce:
     class Config(Microbatched, Episodes):
         name: Literal["reinforce"]
         gamma: float = Field(ge=0, le=1, description="discount per step")
-        baseline: Literal["none", "mean", "value", "optimal"] = Field(description="what is subtracted from the return")
-        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and deviation 1")
+        baseline: Literal["none", "mean", "value", "optimal"] = Field(
+            description="what is subtracted from the return: nothing, the batch's mean, a learned V(s), or the "
+            "constant of least variance"
+        )
+        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and standard deviation 1")
         aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
-            description="sequence_sum is the gradient of the expected return; the means divide by lengths"
+            description="how the policy loss is averaged: sequence_sum gives the gradient of the expected return; the "
+            "means divide by lengths"
         )
         value_coefficient: float = Field(ge=0, description="weight of the value loss; with baseline=value")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
@@ -59,10 +63,11 @@ class Reinforce:
         **_kl.METRICS,
         **_ratio.MISMATCH,
         **_ratio.ADVANTAGES,
-        "loss/policy": "-sum of log-prob times advantage; its value means little, its gradient all",
+        "loss/policy": "minus the sum of log-prob times advantage; only its gradient is meaningful, not its value",
         "loss/value": "mean squared error of V against the returns; with baseline=value",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
-        "value/explained_variance": "1 - Var(return - V) / Var(return), before the update; with baseline=value",
+        "value/explained_variance": "share of the returns' variance that V explains, 1 - Var(return - V) / "
+        "Var(return), before the update; with baseline=value",
     }
     collects = ("episodes",)
     actions = ("discrete", "continuous")
@@ -103,11 +108,11 @@ class Reinforce:
     def _scores(self, rollout: Rollout, returns: Tensor) -> tuple[Tensor, Tensor]:
         """Z . S and |S|^2 of each episode, (N,) each: one forward and two backward passes over the batch.
 
-        Vectorised over episodes, some at a time, so that there are never more gradients in memory than those: one for
-        each *action* would be hundreds of times as many.
+        Vectorised over EPISODES_AT_ONCE episodes, with one gradient in memory for each; one for each *action* would be
+        hundreds of times as many.
         """
         batch = replace(rollout, weights=None).batch(returns, self.config.aggregation)
-        # An episode is a row; a policy without memory wants its actions, another one a batch of one row.
+        # vmap takes the rows one by one: a policy without memory gets a row's actions, another one a batch of one row.
         data: Any = (batch.observations, batch.actions, batch.weights, batch.advantages)
         if self.policy.unit == "sequence":
             data = [each_tensor(tree, lambda x: x.unsqueeze(1)) for tree in data]

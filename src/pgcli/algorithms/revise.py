@@ -1,16 +1,16 @@
 """Critique and revision: the supervised half of constitutional AI (Bai et al. 2022, section 3).
 
     y_0 ~ pi_w(. | x)                                an answer to the request x
-    c_k = what the constitution says of y_k          nothing: y_k stays as it is
+    c_k = what the constitution criticises in y_k    without criticism y_k stays as it is
     y_{k+1} ~ pi_w(. | x, y_k, c_k)                  the writer itself revises it, up to K times
-    L = -E[ log pi(y_K | x) ]                        the request alone is answered as the revision was
+    L = -E[ log pi(y_K | x) ]                        the revision becomes the answer to the request alone
 
 pi_w is the frozen initial policy, as in the paper, so that answers with nothing wrong in them keep the policy as
-helpful as it was. With `writer: policy` it is the policy as it is now: its later answers need fewer revisions, but the
-unrevised ones hold it nowhere, because E[grad log pi(y)] = 0 for its own samples.
+helpful as it was. With `writer: policy` it is the present policy: its later answers need fewer revisions, but the
+unrevised ones do not keep it in place, because E[grad log pi(y)] = 0 for its own samples.
 
-Differs from SFT: no teacher; what is learned was written by a policy, after a rule told it what was wrong.
-Differs from RLAIF: nothing is compared and no reward is maximised; the constitution says what to mend, in words.
+Differs from SFT: no teacher; the policy learns from text of a policy, written after a rule said what was wrong.
+Differs from RLAIF: nothing is compared and no reward is maximised; the constitution says in words what to correct.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Revise:
 
     @staticmethod
     def refers(config: Config) -> bool:
-        """The frozen one writes; where the policy does, it still tells how far that has led."""
+        """The frozen initial policy writes; with `writer: policy` it still measures how far the policy has moved."""
         return True
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:

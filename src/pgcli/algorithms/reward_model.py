@@ -3,11 +3,12 @@
     P(y preferred to y') = sigmoid(s(x, y) - s(x, y'))        s: the score at the last token of a completion
     L = -E[ log sigmoid(s(preferred) - s(rejected)) ]
 
-The policy of this method judges: it is a language model with a score in place of the next word. An ensemble's members
-learn side by side, each from its own bootstrap of the pairs; where they disagree, the pairs have not said.
+The policy of this method is a judge: a language model that gives a score instead of the next token. An ensemble's
+members learn side by side, each from its own bootstrap of the pairs; their disagreement measures what the pairs leave
+undetermined.
 
 Differs from DPO: the reward becomes a model of its own, to be used by any method (`reward=runs/<this one>`), as long as
-what is optimised stays where the pairs were. It has no unit and no zero: both are set where it is used.
+the optimised policy stays near the pairs. It has no unit and no zero: both are set where it is used.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class RewardModel:
     class Config(OptimiserSettings, Pairs):
         name: Literal["reward_model"]
         ensemble: int = Field(
-            ge=1, description="members, each with its own bootstrap of the pairs where there are several"
+            ge=1, description="members of the ensemble; if there are several, each has its own bootstrap of the pairs"
         )
-        margin: float = Field(ge=0, description="what the preferred score must exceed the other by")
+        margin: float = Field(ge=0, description="margin by which the preferred score must exceed the rejected one")
         centring: float = Field(
             ge=0, description="weight of the squared sum of a pair's scores, which holds them near 0"
         )
@@ -47,8 +48,9 @@ class RewardModel:
         "preferences/accuracy": "share of pairs whose preferred completion has the higher score, by the members' mean",
         "preferences/margin": "score of the preferred completion minus that of the rejected, mean",
         "preferences/chosen_score": "score of the preferred completions, mean over pairs and members",
-        "preferences/rejected_score": "the same of the rejected ones",
-        "preferences/disagreement": "deviation of the members' margins of a pair, mean; 0 of a single member",
+        "preferences/rejected_score": "score of the rejected completions, mean over pairs and members",
+        "preferences/disagreement": "standard deviation of the members' margins of a pair, mean over pairs; 0 for a "
+        "single member",
     }  # fmt: skip
     collects = ("pairs",)
     actions = ("discrete",)
@@ -59,7 +61,7 @@ class RewardModel:
 
     @staticmethod
     def reads(config: Config) -> str:
-        """What its scores mean to who uses them as a reward."""
+        """What its scores mean when they are used as a reward."""
         return "preference"
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
@@ -72,7 +74,7 @@ class RewardModel:
         chosen, rejected = last_score(scores, texts.mask).chunk(2, dim=1)  # (members, B)
         losses = bradley_terry(chosen, rejected, margin=c.margin, centring=c.centring)
         weights = bootstrap(batch.numbers, c.ensemble, self.seed).to(losses)
-        # A sum over members: none of them feels how many others there are.
+        # A sum over members, so that a member's gradient does not depend on how many there are.
         loss = (weights * losses).mean(1).sum()
         with torch.no_grad():
             margins = chosen - rejected
@@ -99,8 +101,8 @@ class RewardModel:
 def bootstrap(numbers: Tensor, members: int, seed: int) -> Tensor:
     """(B,) -> (members, B): how often each member's sample, drawn with replacement, holds each pair: 0, 1, 2, ...
 
-    Poisson with mean 1, which a bootstrap of many pairs is, and a function of the pair's number and the member's: the
-    same in each epoch. A single member sees each pair once.
+    Poisson with mean 1, the limit of a bootstrap of many pairs, and a function of the pair's number and the member's:
+    the same in each epoch. A single member sees each pair once.
     """
     if members == 1:
         return torch.ones(1, len(numbers))

@@ -4,9 +4,10 @@
     L   = -E[ sum_t log pi(a_t | s_t) A_i ]
 
 A group is a set of episodes from the same initial state, or of completions of the same prompt. An episode's baseline
-does not contain its own return, so the gradient is unbiased. No critic: a time limit is a finite horizon.
-Differs from REINFORCE: the baseline is the group's, and needs nothing to be learned.
-Differs from GRPO: no division by the deviation, and one gradient step a batch.
+does not contain its own return, so the gradient is unbiased. Without a critic nothing is bootstrapped: a time limit is
+a finite horizon.
+Differs from REINFORCE: the baseline comes from the group, and needs no learning.
+Differs from GRPO: no division by the standard deviation, and one gradient step per batch.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ class RLOO:
     class Config(Microbatched, Groups):
         name: Literal["rloo"]
         aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
-            description="sequence_sum is the gradient of the expected return; the means divide by lengths"
+            description="how the policy loss is averaged: sequence_sum gives the gradient of the expected return; the "
+            "means divide by lengths"
         )
         reward_clip: float | None = Field(
-            gt=0, description="an episode's return is held within plus and minus this, before the KL; null: as it is"
+            gt=0,
+            description="bound to which an episode's return is clipped on both sides, before the KL price; null: no "
+            "bound",
         )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
@@ -43,10 +47,10 @@ class RLOO:
         **_kl.METRICS,
         **_ratio.MISMATCH,
         **_ratio.ADVANTAGES,
-        "loss/policy": "-sum of log-prob times advantage; its value means little, its gradient all",
+        "loss/policy": "minus the sum of log-prob times advantage; only its gradient is meaningful, not its value",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
-        "rollout/zero_variance_groups": "share of groups whose episodes all had the same return: of them only the KL "
-        "and the entropy reach the policy",
+        "rollout/zero_variance_groups": "share of groups whose episodes all had the same return: only the KL price and "
+        "the entropy bonus teach anything on them",
     }
     collects = ("groups",)
     actions = ("discrete", "continuous")

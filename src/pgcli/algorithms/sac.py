@@ -42,18 +42,21 @@ class Noise(NamedTuple):
 class SAC:
     class Config(OffPolicySettings, ReplaySettings):
         name: Literal["sac"]
-        critics: int = Field(ge=1, le=10, description="critics; the lowest of them counts")
+        critics: int = Field(ge=1, le=10, description="number of critics; the lowest of their values counts")
         initial_temperature: float = Field(gt=0, description="alpha at the start, the weight of the entropy")
-        learn_temperature: bool = Field(description="move alpha so that the entropy becomes target_entropy")
+        learn_temperature: bool = Field(
+            description="adapt alpha so that the policy's entropy approaches target_entropy"
+        )
         target_entropy: float | None = Field(
-            description="in nats, of an action in the unit box; null: minus the number of its components"
+            description="entropy to which alpha is adapted, in nats, of an action in the unit box; null: minus the "
+            "number of its components"
         )
         temperature_learning_rate: float = Field(gt=0, le=10, description="Adam's step size for log alpha at the start")
 
     METRICS: ClassVar = _off_policy.METRICS | {
         "loss/critic": "half the mean squared error of the critics against their soft targets, summed over the critics",
-        "loss/temperature": "what log alpha minimised; its value means little, its gradient all",
-        "policy/entropy": "entropy of the policy, -mean log-prob of its own actions, in nats in the unit box",
+        "loss/temperature": "loss of log alpha; only its gradient is meaningful, not its value",
+        "policy/entropy": "entropy of the policy, minus the mean log-prob of its own actions, in nats in the unit box",
         "policy/temperature": "alpha, the weight of the entropy in the return",
     }
     collects = ("replay",)
@@ -91,7 +94,7 @@ class SAC:
         }
 
     def actor_loss(self, policy: ActorCritics, batch: Transitions, noise: Noise) -> tuple[Tensor, Terms]:
-        """The actor's and the temperature's: both look at the same actions."""
+        """Losses of the actor and of the temperature, on the same actions."""
         actions, log_probs = policy.act(batch.observations, noise.now)
         judged = policy.fixed_values(batch.observations, actions)
         temperature = self.log_temperature.detach().exp()
@@ -105,7 +108,7 @@ class SAC:
         }
 
     def loss(self, policy: ActorCritics, batch: Transitions, noise: Noise) -> tuple[Tensor, Terms]:
-        """No term moves another's parameters."""
+        """No term has a gradient for another's parameters."""
         critic, critic_terms = self.critic_loss(policy, batch, noise)
         actor, actor_terms = self.actor_loss(policy, batch, noise)
         return critic + actor, critic_terms | actor_terms

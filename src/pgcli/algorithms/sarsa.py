@@ -4,8 +4,8 @@
     Q(s, a) <- Q(s, a) + alpha delta
 
 `expected`: sum_a pi(a | s') Q(s', a) in place of Q(s', a'), the same on average without the noise of a' (van Seijen et
-al. 2009). It acts epsilon-greedily and learns the values of acting so: on-policy. So its fixed point is the best among
-the policies that explore, unless epsilon falls to 0.
+al. 2009). It acts epsilon-greedily and learns the values of acting so: on-policy. Unless epsilon falls to 0, its fixed
+point is therefore the best among the policies that explore.
 Differs from Q-learning: what is learned includes the cost of exploring. Beside a cliff it keeps away from the edge.
 """
 
@@ -27,7 +27,9 @@ from pgcli.types import ActionTable, Metrics, Needs, State, Steps, Transitions
 class Sarsa:
     class Config(TableSettings):
         name: Literal["sarsa"]
-        expected: bool = Field(description="the mean over the next action instead of the one that is taken")
+        expected: bool = Field(
+            description="expected SARSA: the target takes the mean over next actions instead of the one that is taken"
+        )
         looks_ahead: ClassVar[bool] = True
 
     METRICS: ClassVar = _table.METRICS
@@ -58,7 +60,7 @@ class Sarsa:
         }
 
     def _following(self, next_values: Tensor, next_actions: Tensor) -> Tensor:
-        """What the next state is worth to the policy that explores, (B,)."""
+        """Value of the next state under the exploring policy, (B,)."""
         if self.config.expected:
             return (epsilon_greedy(next_values, self.updater.epsilon) * next_values).sum(-1)
         return select(next_values, next_actions)

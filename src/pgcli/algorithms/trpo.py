@@ -9,8 +9,8 @@
 
 If no j is good, the policy stays what it was, bit for bit. Then V is fitted by Adam, on the parameters that the policy
 does not depend on: where the two share a trunk, only the critic's own, so that fitting V does not move the policy.
-Differs from NPG: the step is looked at before it is taken, with the true KL and the true surrogate.
-Differs from PPO: the distance is a constraint that holds, not an incentive; one step a batch.
+Differs from NPG: the step is checked before it is taken, with the true KL and the true surrogate.
+Differs from PPO: the distance is a constraint that holds, not an incentive; one step per batch.
 """
 
 from __future__ import annotations
@@ -45,18 +45,27 @@ class TRPO:
     class Config(OptimiserSettings, Either):
         name: Literal["trpo"]
         gamma: float = Field(ge=0, le=1, description="discount per step")
-        gae_lambda: float = Field(ge=0, le=1, description="0: one-step TD error; 1: return minus V")
+        gae_lambda: float = Field(
+            ge=0, le=1, description="lambda of the advantages: 0 gives the one-step TD error, 1 the return minus V"
+        )
         max_kl: float = Field(gt=0, description="the trust region: bound on the step's mean KL(pi_old || pi), in nats")
-        line_search_steps: int = Field(ge=1, description="lengths of the step that are tried, each shorter, at most")
-        line_search_shrink: float = Field(gt=0, lt=1, description="each of them, as a share of the one before")
+        line_search_steps: int = Field(
+            ge=1, description="step lengths that are tried at most, each shorter than the one before"
+        )
+        line_search_shrink: float = Field(
+            gt=0, lt=1, description="length of each tried step, as a share of the one before"
+        )
         damping: float = Field(ge=0, description="eps: added to the Fisher matrix's diagonal")
         cg_iterations: int = Field(ge=1, description="conjugate-gradient iterations, one Fisher-vector product each")
-        cg_tolerance: float = Field(ge=0, description="they end once the residual is this share of the gradient")
+        cg_tolerance: float = Field(
+            ge=0,
+            description="conjugate gradient stops when the residual's norm falls below this fraction of the gradient's",
+        )
         value_epochs: int = Field(ge=1, description="passes over each batch to fit V, after the policy's step")
-        value_minibatches: int = Field(ge=1, description="pieces of the batch, one Adam step each, per pass")
-        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and deviation 1")
+        value_minibatches: int = Field(ge=1, description="minibatches per value epoch, one Adam step each")
+        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and standard deviation 1")
         aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = Field(
-            description="of the policy loss over actions"
+            description="how the policy loss is averaged over actions"
         )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
 
@@ -64,14 +73,15 @@ class TRPO:
         "loss/policy": "the importance-sampled surrogate, negated, before the step",
         "loss/value": "mean squared error of V against the lambda-returns, averaged over the steps that fit it",
         "policy/entropy": "entropy of the policy before the step, mean per action, in nats",
-        "policy/kl": "exact KL(pi_old || pi) of the step that was taken, mean over states, in nats; 0 for none",
-        "policy/improvement": "what the objective (surrogate and entropy bonus) gained by it; 0 for none",
-        "policy/predicted_improvement": "what its linear model said that the whole step would gain",
-        "policy/accepted": "1 where a length of the step was good, 0 where the policy stayed what it was",
-        "policy/line_search_steps": "lengths of the step that were tried",
+        "policy/kl": "exact KL(pi_old || pi) of the step that was taken, mean over states, in nats; 0 if none was",
+        "policy/improvement": "gain of the objective (surrogate and entropy bonus) by the step; 0 if none was taken",
+        "policy/predicted_improvement": "gain that the objective's linear model predicted for the step at full length",
+        "policy/accepted": "1 if a length of the step was accepted, 0 if the policy stayed unchanged",
+        "policy/line_search_steps": "number of step lengths that were tried",
         "policy/grad_norm": "norm of the objective's gradient",
         "policy/cg_residual": "|(F + eps I) x - g| / |g|: how far the direction is from solving its equations",
-        "value/explained_variance": "1 - Var(return - V) / Var(return), before the update",
+        "value/explained_variance": "share of the returns' variance that V explains, 1 - Var(return - V) / "
+        "Var(return), before the update",
     }
     collects = ("segments", "episodes")
     actions = ("discrete", "continuous")
@@ -120,7 +130,7 @@ class TRPO:
         return fitted | metrics | {"value/explained_variance": float(fit)}
 
     def _step(self, batch: Batch) -> tuple[list[Tensor], Metrics]:
-        """Move the policy. Returns the parameters that it depends on, too."""
+        """Move the policy. Returns the parameters that it depends on, and metrics."""
         c = self.config
         with twice_differentiable():
             total, terms = self.loss(self.policy, batch, None)

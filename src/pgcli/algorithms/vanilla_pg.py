@@ -3,8 +3,8 @@
     grad J = E[ sum_t grad log pi(a_t | s_t) * R(tau) ],     R(tau) = sum_t gamma^t r_t
     L      = -E[ sum_t log pi(a_t | s_t) * R(tau) ]
 
-Unbiased, and noisy: an action is credited even with what was received before it. There is no critic, so a time limit is
-a finite horizon: nothing is bootstrapped.
+Unbiased, and noisy: an action is credited even with rewards received before it. Without a critic nothing is
+bootstrapped: a time limit is a finite horizon.
 Differs from REINFORCE, as the name is used here: no reward-to-go, no baseline.
 """
 
@@ -30,7 +30,8 @@ class VanillaPG:
         name: Literal["vanilla_pg"]
         gamma: float = Field(ge=0, le=1, description="discount per step")
         aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
-            description="sequence_sum is the gradient of the expected return; the means divide by lengths"
+            description="how the policy loss is averaged: sequence_sum gives the gradient of the expected return; the "
+            "means divide by lengths"
         )
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
@@ -38,7 +39,8 @@ class VanillaPG:
     METRICS: ClassVar = {
         **_update.METRICS,
         **_kl.METRICS,
-        "loss/policy": "-sum of log-prob times the trajectory's return; its value means little, its gradient all",
+        "loss/policy": "minus the sum of log-prob times the trajectory's return; only its gradient is meaningful, not "
+        "its value",
         "policy/entropy": "entropy of the policy, mean per action, in nats",
     }
     collects = ("episodes",)

@@ -1,4 +1,4 @@
-"""Reads run directories, and nothing else, and says what they show. No torch."""
+"""Statistics and comparisons of runs, read from their directories only. No torch."""
 
 from pgcli.analysis.comparison import compare
 from pgcli.analysis.results import Comparison

@@ -1,12 +1,13 @@
-"""Compare runs: who is better, how sure that is, and what it would take to know.
+"""Compare runs: which group is better, how certain that is, and how many seeds would decide it.
 
-A winner is named only if all of this holds; else the verdict says what so many seeds could have shown:
+A winner is named only if all of this holds; else the verdict says which difference these seeds could have shown:
 - each group has at least three seeds on each environment;
 - the 95% interval of the probability of improvement excludes one half;
-- a permutation test of the same statistic gives p < 0.05. With few seeds the interval alone is too sure: three runs
+- a permutation test of the same statistic gives p < 0.05. With few seeds the interval alone is overconfident: three
+runs
   that all beat three others exclude one half, though shuffled labels do that one time in ten.
-With more than two groups the best (highest average probability of improvement) is compared with each of the others; as
-it was picked after looking at all of them, each p is multiplied by the number of all pairs (Bonferroni).
+With more than two groups the best (highest average probability of improvement) is compared with each of the others;
+because it was selected after seeing all of them, each p is multiplied by the number of all pairs (Bonferroni).
 """
 
 from collections.abc import Iterable
@@ -38,15 +39,15 @@ def compare(
     metric: str | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Group the runs under `paths` by what differs, and say which group is better and how sure that is.
+    """Group the runs under `paths` by the settings that differ; tell which group is better and how certain that is.
 
     Args:
         paths: run directories, and folders with runs in them, such as a sweep's.
-        threshold: the value to be reached; the environment's `solved_at` if None.
-        margin: a difference of final returns worth seeing; the verdict then says how many seeds that takes.
+        threshold: value to reach; the environment's `solved_at` if None.
+        margin: difference of final returns worth detecting; the verdict then gives the number of seeds it needs.
         greedy: evaluations of the greedy policy instead of the stochastic one.
         metric: any key of the evaluations instead of the return. More is better.
-        seed: of the bootstrap and the permutation test.
+        seed: seed of the bootstrap and the permutation test.
     """
     if greedy and metric is not None:
         raise InputError("give either --greedy or --metric, not both")
@@ -88,7 +89,7 @@ def compare(
 
 
 def common_budget(curves: list[Curve], warnings: list[str]) -> list[Curve]:
-    """The curves up to what all runs of an environment were given; a warning where that cuts any."""
+    """The curves up to the smallest budget of an environment's runs; a warning if that cuts any."""
     kept: list[Curve] = []
     for slug in dict.fromkeys(curve.slug for curve in curves):
         own = [curve for curve in curves if curve.slug == slug]
@@ -109,7 +110,7 @@ def common_budget(curves: list[Curve], warnings: list[str]) -> list[Curve]:
 
 
 def measure(curves: list[Curve], threshold: float | None, generator: np.random.Generator) -> Result:
-    """All that is said of the runs of a group on one environment."""
+    """All measures of a group's runs on one environment."""
     counts = statistics.resample([len(curves)], generator)
     interval = len(curves) >= FEWEST
     budget = curves[0].budget
@@ -149,7 +150,7 @@ def summarise(strata: list[np.ndarray], counts: np.ndarray, interval: bool) -> S
 def scaled_finals(groups: list[Group], slug: str) -> list[np.ndarray]:
     """Each group's final returns on a scale from the lowest (0) to the highest (1) of any run on this environment.
 
-    Returns of two environments have no common unit; this gives them one without any outside reference.
+    Returns of two environments have no common unit; this gives them one without external reference values.
     """
     finals = [result.finals for group in groups if (result := group.on(slug))]
     low, high = min(values.min() for values in finals), max(values.max() for values in finals)
@@ -157,7 +158,7 @@ def scaled_finals(groups: list[Group], slug: str) -> list[np.ndarray]:
 
 
 def comparable(groups: list[Group], shared: list[str], seed: int) -> list[Group]:
-    """The groups, each with what it is compared by: its final returns on the shared environments, scaled if several."""
+    """The groups with the values that are compared: final returns on shared environments, scaled if several."""
     done = []
     for i, group in enumerate(groups):
         results = [result for result in group.results if result.slug in shared]
@@ -172,7 +173,7 @@ def comparable(groups: list[Group], shared: list[str], seed: int) -> list[Group]
 
 
 def contrast(groups: list[Group], seed: int) -> list[Contrast]:
-    """The best group against each of the others, the closest first: by probability, then by IQM where it ties."""
+    """The best group against each of the others, the closest first: by probability, then by IQM if it ties."""
 
     def pairs(first: Group, second: Group) -> list[Pair]:
         return list(zip(first.compared, second.compared, strict=True))
@@ -202,11 +203,11 @@ def contrast(groups: list[Group], seed: int) -> list[Contrast]:
     return sorted(contrasts, key=lambda contrast: contrast.probability.value)
 
 
-# ---------------------------------------------------------------- what must not pass in silence
+# ---------------------------------------------------------------- warnings
 
 
 def irregularities(groups: list[Group]) -> list[str]:
-    """A sentence about each thing that makes the groups less comparable than they look."""
+    """A sentence about each reason why the groups are less comparable than they look."""
     warnings = []
     everything = [(group, result) for group in groups for result in group.results]
     curves = [curve for _, result in everything for curve in result.curves]

@@ -1,4 +1,4 @@
-"""From run directories to evaluation curves, and what is measured on one curve."""
+"""From run directories to evaluation curves, and measures of one curve."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ from pgcli.runs import Run
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One run as a comparison sees it. steps, values, seconds: (E,), one entry per evaluation, steps increasing."""
+    """One run in a comparison. steps, values, seconds: (E,), one entry per evaluation, steps increasing."""
 
     run: Run
     seed: int
     slug: str
     algorithm: str
     budget: int
-    """The steps it was given and has used up: `total_steps`, or what it reached where it ended early by itself."""
+    """The steps that it used of its budget: `total_steps`, or the steps at which it stopped early by itself."""
     stopped: bool
-    """It ended before its budget because an evaluation reached `stop_at`."""
+    """Whether it ended before its budget because an evaluation reached `stop_at`."""
     steps: np.ndarray
     values: np.ndarray
     seconds: np.ndarray
@@ -54,7 +54,7 @@ class Curve:
         return (float(self.steps[hits[0]]), float(self.seconds[hits[0]])) if len(hits) else (inf, inf)
 
     def cut(self, budget: int) -> "Curve":
-        """The evaluations within a common budget. A run that was given just that keeps the one after its last batch."""
+        """The evaluations within a common budget. A run with exactly this budget keeps the one after its last batch."""
         if self.budget <= budget:
             return self
         keep = self.steps <= budget
@@ -64,9 +64,9 @@ class Curve:
 
 
 def find_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
-    """The runs that paths name, each once: run directories, and folders (a sweep) with runs up to two levels down.
+    """The runs under the paths, each once: run directories, and folders (a sweep) with runs up to two levels down.
 
-    Also a sentence for each run in a folder that cannot be read; one that is named itself is refused.
+    Also a sentence for each unreadable run in a folder; an unreadable run that is named itself raises InputError.
     """
     found: dict[Path, Run] = {}
     warnings = []
@@ -90,7 +90,7 @@ def find_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
 
 
 def read_curve(run: Run, key: str) -> Curve | None:
-    """The curve of one metric; None where the run never logged it."""
+    """The curve of one metric; None if the run never logged it."""
     rows = run.rows(key)
     if not rows:
         return None
@@ -132,7 +132,7 @@ def load(paths: Iterable[Path | str], key: str) -> tuple[list[Curve], list[str]]
 
 
 def drop_duplicates(curves: list[Curve], warnings: list[str]) -> list[Curve]:
-    """The newest of the runs that share seed and settings: counted twice, a copy would narrow the intervals."""
+    """Keeps the newest of the runs that share seed and settings: a copy, counted twice, would narrow the intervals."""
     newest: dict[tuple[Any, ...], Curve] = {}
     for curve in sorted(curves, key=lambda curve: str(curve.run.info.get("created", ""))):
         settings = bearing(curve.run.config) | {"init": curve.run.config.get("init")}
@@ -148,8 +148,8 @@ def drop_duplicates(curves: list[Curve], warnings: list[str]) -> list[Curve]:
 # ---------------------------------------------------------------- settings that bear on what is learned
 
 SILENT = ("seed", "runs_dir", "log_every", "checkpoint", "device", "eval", "tuned")
-"""Settings, or whole sections, that tell no groups apart: they change where a run writes, how fast it is or how it is
-measured, but not what it learns. `tuned` is known by the overlay's name, and by the settings that it made."""
+"""Settings, or whole sections, that do not distinguish groups: they change where a run writes, how fast it is or how it
+is measured, but not what it learns. `tuned` is represented by the settings that it made."""
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -161,8 +161,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def bearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings that bear on learning. Of `init` and `reference` only whether they were given, since each seed may
-    have its own; of `reward` for the same reason what the model was trained with.
+    """Flat settings that affect learning. For `init` and `reference` only whether they were given, since each seed may
+    have its own; for `reward`, for the same reason, the settings with which the model was trained.
     """
     flat = flatten({key: value for key, value in config.items() if key not in SILENT})
     flat |= {key: "given" for key in ("init", "reference") if flat.get(key) is not None}
@@ -170,7 +170,7 @@ def bearing(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge(path: str) -> str:
-    """What tells one reward model from another, whatever their seeds: a digest of its settings, or the path."""
+    """The identity of a reward model, regardless of its seed: a digest of its settings, or its path."""
     try:
         run = Run(path)
         settings = json.dumps(bearing(run.config), sort_keys=True, default=str)

@@ -1,8 +1,8 @@
-"""Which runs belong together: those that differ in nothing but seed and environment. A group is named by what differs.
+"""Groups of runs that differ only in seed and environment. A group is named by the settings in which groups differ.
 
-A setting tells groups apart if it takes two values under one algorithm on one environment. A setting that merely comes
-with the algorithm, or with the environment, as tuned defaults do, is not named: `algo=ppo` says it all. Where such a
-setting lies outside the algorithm's own section, `confounded` says so instead.
+A setting distinguishes groups if it takes two values under one algorithm on one environment. A setting that merely
+comes with the algorithm, or with the environment, as tuned defaults do, is not named: `algo=ppo` stands for it. If such
+a setting is outside the algorithm's own section, `confounded` reports it.
 """
 
 import json
@@ -12,22 +12,22 @@ from typing import Any
 from pgcli.analysis.curves import Curve, bearing
 
 ABSENT = object()
-"""The value of a setting that a run's algorithm does not have. Not None, which is a value."""
+"""The value of a setting that a run's algorithm does not have. Not None, which is a possible value."""
 
 CHOICES = ("env", "policy", "tuned")
-"""Config groups whose choice stands for the settings that come with it. `algo` does so always."""
+"""Config groups whose choice stands for the settings that come with it; `algo` always does."""
 
 
 def group_curves(curves: list[Curve]) -> list[tuple[dict[str, Any], list[Curve]]]:
-    """Runs by the settings that tell them apart: [({"algo": "ppo", "algo.learning_rate": 0.001}, [...]), ...].
+    """Runs by the settings that distinguish them: [({"algo": "ppo", "algo.learning_rate": 0.001}, [...]), ...].
 
-    In the order of their settings. The settings are `{"algo": name}` where nothing differs.
+    In the order of their settings. The settings are `{"algo": name}` if nothing differs.
     """
     settings = [bearing(curve.run.config) for curve in curves]
     cells: list[tuple[Any, ...]] = [(curve.algorithm, curve.slug) for curve in curves]
     named: list[tuple[str, list[Any]]] = []
 
-    for choice in CHOICES:  # a choice first: what comes with it need not be named again
+    for choice in CHOICES:  # choices first: settings that come with one need not be named again
         values = [curve.run.choices.get(choice) for curve in curves]
         if varies(cells, values):
             named.append((choice, values))
@@ -59,14 +59,14 @@ def text_of(value: Any) -> str:
 
 
 def spell(value: Any) -> str:
-    """A setting's value as one would type it: `0.001`, `[64,64]`, `null`, `true`."""
+    """A setting's value as typed on the command line: `0.001`, `[64,64]`, `null`, `true`."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
 
 
 def labels(groups: list[dict[str, Any]]) -> list[str]:
-    """Each group by the settings that tell it apart: `algo=ppo learning_rate=0.001`.
+    """Each group's name, by the settings that distinguish it: `algo=ppo learning_rate=0.001`.
 
-    A setting goes by its last word where no other setting that differs has the same.
+    A setting is shortened to its last word if no other differing setting has the same.
     """
     names = list(dict.fromkeys(name for settings in groups for name in settings))
     last = [name.rpartition(".")[2] for name in names]
@@ -75,7 +75,7 @@ def labels(groups: list[dict[str, Any]]) -> list[str]:
 
 
 def confounded(groups: list[tuple[str, list[Curve]]], named: set[str]) -> list[str]:
-    """What else differs between groups on one environment, outside the algorithm's section, without naming them."""
+    """Further differences between groups on one environment, outside the algorithm's section, that do not name them."""
     found: dict[str, dict[str, str]] = {}
     for slug in dict.fromkeys(curve.slug for _, curves in groups for curve in curves):
         flats = [(name, bearing(curve.run.config)) for name, curves in groups for curve in curves if curve.slug == slug]

@@ -12,10 +12,10 @@ from pgcli.errors import InputError
 
 POINTS = 200
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which colour-blind readers can tell apart; beyond them, line styles."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish; further lines differ in style."""
 STYLES = ("-", "--", ":", "-.")
 REPEATABLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "pgcli"}
-"""Text stays text, and the same curves give the same file."""
+"""Text stays text in the SVG, and the same curves give the same file."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Panel:
     title: str
     lines: list[tuple[str, Result]]
     levels: list[tuple[str, float]] = field(default_factory=list)
-    """Heights to be seen beside the curves: a threshold (without a name), a published number."""
+    """Horizontal lines beside the curves: a threshold (without a name), a published number."""
 
 
 def plot(comparison: Comparison, file: Path | str) -> None:
-    """Draw the curves into a PNG or SVG: a panel for each environment, a line and a 95% band for each group."""
+    """Draw the curves into a PNG or SVG: one panel per environment, a line and a 95% band per group."""
     panels: dict[str, Panel] = {}
     for group in comparison.groups:
         for result in group.results:
@@ -39,7 +39,7 @@ def plot(comparison: Comparison, file: Path | str) -> None:
 
 
 def draw(panels: list[Panel], heights: str, file: Path) -> None:
-    """The panels into a PNG or SVG. heights: what the curves show."""
+    """Draw panels into a PNG or SVG. heights: the label of the vertical axis."""
     if file.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"`{file}`: a plot is a .png or .svg file")
     from matplotlib import rc_context
@@ -71,7 +71,7 @@ def draw(panels: list[Panel], heights: str, file: Path) -> None:
         place.set_xlim(left=0)
         _plain(place)
         place.legend(frameon=False, fontsize="small", loc="best", title="mean, 95% band", title_fontsize="small")
-    for place in places:  # those left over
+    for place in places:  # unused ones
         place.set_visible(False)
     try:
         with rc_context(REPEATABLE):
@@ -90,7 +90,7 @@ class Scatter:
 
 
 def draw_planes(panels: list[Scatter], file: Path, *, legend: str = "mean over seeds") -> None:
-    """Metrics against another one, a panel each; a path ends where its marker is filled."""
+    """Draw metrics against another metric, one panel each; a path ends at its filled marker."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -20,7 +20,7 @@ CURVE_POINTS = 16
 
 Row = tuple[Group, Result]
 Cell = list[str]
-"""One or more lines."""
+"""The lines of a table cell."""
 
 
 def rows(comparison: Comparison) -> list[Row]:
@@ -28,7 +28,7 @@ def rows(comparison: Comparison) -> list[Row]:
 
 
 def columns(comparison: Comparison) -> list[tuple[str, int, list[Cell]]]:
-    """(heading, rank, cells) of each column, in the order shown; where room is short, the highest ranks go first."""
+    """(heading, rank, cells) of each column, in the order shown; without room the highest ranks are dropped first."""
     everything = rows(comparison)
     several = len({result.slug for _, result in everything}) > 1
     word = "return" if comparison.metric.endswith("return_mean") else comparison.metric.rpartition("/")[2]
@@ -93,7 +93,7 @@ def height_range(everything: list[Row]) -> tuple[float, float]:
 
 
 def sparkline(heights: np.ndarray, low: float, high: float) -> str:
-    """One bar for each height, on a scale that all rows share."""
+    """One bar per height, on a scale shared by all rows."""
     levels = (heights - low) / ((high - low) or 1.0) * (len(BARS) - 1)
     return "".join(BARS[round(level)] for level in levels)
 
@@ -115,7 +115,7 @@ def fitting(comparison: Comparison, width: int) -> list[tuple[str, list[Cell]]]:
 
 
 def as_table(comparison: Comparison, width: int) -> "Table":
-    """For a terminal so many characters wide. Numbers in brackets are 95% intervals."""
+    """The table for a terminal of `width` characters. Numbers in brackets are 95% intervals."""
     from rich import box
     from rich.table import Table
 
@@ -141,7 +141,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One row for each group and environment; an interval that cannot be given is empty, an infinite time `inf`."""
+    """One row per group and environment; a missing interval is empty, an infinite time `inf`."""
     table = []
     for group, result in rows(comparison):
         row: dict[str, object] = {"group": group.label, "environment": result.environment}

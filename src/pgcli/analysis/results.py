@@ -1,4 +1,4 @@
-"""What a comparison holds, and how it is spelled in JSON."""
+"""The results of a comparison, and their form in JSON."""
 
 from dataclasses import dataclass, field
 from math import isfinite
@@ -20,13 +20,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Reach:
-    """When runs first reached the threshold. One that never did counts as infinitely late, and so may the median be."""
+    """When runs first reached the threshold. A run that never did counts as infinite, and so may the median be."""
 
     threshold: float
     reached: int
     of: int
     steps: Estimate
-    """The median over all runs, and its interval."""
+    """Median over all runs, and its interval."""
     seconds: Estimate
 
 
@@ -39,12 +39,12 @@ class Result:
     steps: int
     curves: list[Curve]
     counts: np.ndarray
-    """(resamples, n): how often each run is drawn; shared by all intervals, and by the bands of a plot."""
+    """(resamples, n): how often each run is drawn; used by all intervals, and by the bands of a plot."""
     final: Summary
     best: Summary
     area: Summary
     reach: Reach | None
-    """None where there is no threshold."""
+    """None if there is no threshold."""
 
     @property
     def finals(self) -> np.ndarray:
@@ -63,20 +63,20 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in nothing but seed and environment."""
+    """Runs that differ only in seed and environment."""
 
     label: str
     settings: dict[str, Any]
     results: list[Result]
     compared: list[np.ndarray] = field(default_factory=list)
-    """The final returns by which groups are compared, (n,) on each environment that all of them share; scaled to 0 .. 1
-    where these are several."""
+    """The final returns by which groups are compared, (n,) on each environment that all groups share; scaled to 0 .. 1
+    if there are several."""
     overall: Summary | None = None
-    """Of `compared`; None where nothing is shared."""
+    """The IQM of `compared`; None if no environment is shared."""
 
     @property
     def name(self) -> str:
-        """As a sentence calls it: `ppo`, not `algo=ppo`."""
+        """The name in sentences: `ppo`, not `algo=ppo`."""
         return self.label.removeprefix("algo=")
 
     def on(self, slug: str) -> Result | None:
@@ -85,19 +85,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The best group against another."""
+    """The best group compared with another."""
 
     better: str
     worse: str
     probability: Estimate
     p: float
-    """Of the permutation test, times the number of pairs of groups."""
+    """p-value of the permutation test, times the number of pairs of groups."""
     claimed: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `pgcli compare` found. `verdict` is the sentence, `commands` what to type to be surer."""
+    """The result of `pgcli compare`. `verdict`: a sentence; `commands`: what to type for a more certain one."""
 
     metric: str
     groups: list[Group]
@@ -107,7 +107,7 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the curves, as JSON can hold it: an interval that cannot be given, or is infinite, is null."""
+        """Everything except the curves, for JSON: an interval that is missing or infinite is null."""
         return {
             "verdict": self.verdict,
             "commands": self.commands,

@@ -1,8 +1,8 @@
-"""What a few seeds can say: interquartile means, the probability of improvement, and how sure one may be of either.
+"""Statistics of few seeds: interquartile means, the probability of improvement, and their uncertainty.
 
 Definitions are those of Agarwal et al. 2021 ("Deep reinforcement learning at the edge of the statistical precipice"):
 runs are resampled within strata (environments). Two of its intervals are replaced here, because they are made for
-26 tasks and mislead with one task and a handful of seeds; `percentile_interval` and `improvement_interval` say how.
+26 tasks and mislead with one task and a handful of seeds; see `percentile_interval` and `improvement_interval`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 POWER = 0.8
 FEWEST = 3
-"""Seeds without which there is no interval and no winner."""
+"""Fewest seeds for an interval and for a winner."""
 EXACT = 20_000
-"""A permutation test enumerates up to so many relabellings, and samples so many beyond."""
+"""A permutation test enumerates up to this number of relabellings; beyond it, it samples this number."""
 
 Pair = tuple[np.ndarray, np.ndarray]
 """The values of two groups in one stratum: (n,), (m,)."""
 
 
 class Estimate(NamedTuple):
-    """A number and its 95% interval; None where there are too few seeds for one."""
+    """A number and its 95% interval; None if there are too few seeds for one."""
 
     value: float
     low: float | None = None
@@ -50,7 +50,7 @@ def mean(counts: np.ndarray, strata: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def interquartile_mean(counts: np.ndarray, strata: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of what is left of all n runs when the floor(n / 4) lowest and highest are dropped.
+    """The mean of all n runs without the floor(n / 4) lowest and highest.
 
     In sorted order, a run drawn c times fills the places C - c + 1 .. C; those between k and n - k are kept, so that no
     resample is ever sorted. (resamples, n) -> (resamples,).
@@ -63,7 +63,7 @@ def interquartile_mean(counts: np.ndarray, strata: Sequence[np.ndarray]) -> np.n
 
 
 def median(counts: np.ndarray, strata: Sequence[np.ndarray]) -> np.ndarray:
-    """The median of all runs, each of which may be infinite (a threshold that was never reached)."""
+    """The median of all runs; values may be infinite (a threshold that was never reached)."""
     values = np.concatenate(strata)
     order = np.argsort(values)
     places = np.cumsum(counts[:, order], axis=1)
@@ -87,17 +87,17 @@ def estimate(
 
 
 def percentile_interval(samples: np.ndarray, n: int, strata: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """The 95% interval of each column of a bootstrap over n runs in so many strata: (resamples, ...) -> two of (...).
+    """The 95% interval of each column of a bootstrap over n runs in `strata` strata: (resamples, ...) -> two of (...).
 
     Hesterberg's expanded percentiles ("What teachers should know about the bootstrap", 2015).
 
-    A resample varies less than a sample, by (n - strata) / n, and knows no Student's t. The plain percentiles 2.5 and
+    A resample varies less than a sample, by (n - strata) / n, and ignores Student's t. The plain percentiles 2.5 and
     97.5 cover the mean of five normal values 81 times in a hundred; the percentiles Phi(-+ sqrt(n / (n - strata)) t)
     cover it 90 times, and 93 with ten. With three values nothing helps: the interval is their range.
     """
     freedom = n - strata
     tail = NormalDist().cdf(-sqrt(n / freedom) * student_quantile((1 + CONFIDENCE) / 2, freedom))
-    # inverted_cdf takes a sample as it is: between two of them there may be an infinite one
+    # inverted_cdf does not interpolate between samples, one of which may be infinite
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0, method="inverted_cdf")
     return low, high
 
@@ -106,7 +106,7 @@ def percentile_interval(samples: np.ndarray, n: int, strata: int = 1) -> tuple[n
 
 
 class Moments(NamedTuple):
-    """What a paper prints of its runs: mean, standard deviation (by n - 1) and number of seeds; None: not said."""
+    """Published moments of runs: mean, standard deviation (by n - 1) and number of seeds; None: not stated."""
 
     mean: float
     deviation: float | None = None
@@ -114,12 +114,12 @@ class Moments(NamedTuple):
 
     @property
     def squared_error(self) -> float:
-        """Of the mean: s^2 / n. 0 where it is not known: the mean is then taken as exact."""
+        """Squared standard error of the mean, s^2 / n; 0 if it is not known: the mean is then taken as exact."""
         return self.deviation**2 / self.seeds if self.deviation is not None and self.seeds else 0.0
 
 
 def mean_interval(of: Moments, confidence: float = CONFIDENCE) -> Estimate:
-    """mean -+ t_{n - 1} s / sqrt(n). Unlike the bootstrap it needs no values, so it does for published numbers too."""
+    """mean -+ t_{n - 1} s / sqrt(n). Unlike the bootstrap it also works for published numbers."""
     if of.deviation is None or of.seeds is None or of.seeds < 2:
         return Estimate(of.mean)
     half = student_quantile((1 + confidence) / 2, of.seeds - 1) * sqrt(of.squared_error)
@@ -127,7 +127,7 @@ def mean_interval(of: Moments, confidence: float = CONFIDENCE) -> Estimate:
 
 
 def welch_interval(x: Moments, y: Moments, confidence: float = CONFIDENCE) -> Estimate:
-    """Of the difference of two means whose variances need not be equal.
+    """The interval of the difference of two means whose variances need not be equal.
 
         x - y -+ t_nu sqrt(v_x + v_y),   nu = (v_x + v_y)^2 / (v_x^2 / (n_x - 1) + v_y^2 / (n_y - 1)),   v = s^2 / n
 
@@ -146,7 +146,7 @@ def welch_interval(x: Moments, y: Moments, confidence: float = CONFIDENCE) -> Es
 
 
 def preference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """1 where x_i > y_j, one half where they are equal, 0 elsewhere: (n, m)."""
+    """(n, m): 1 if x_i > y_j, 1/2 if they are equal, else 0."""
     return (np.sign(x[:, None] - y[None, :]) + 1) / 2
 
 
@@ -166,7 +166,7 @@ def improvement_interval(value: float, sizes: Sequence[tuple[int, int]]) -> tupl
     All p with  (value - p)^2 <= z^2 V(p),  where V is the mean over strata, squared weights 1 / S^2, of
         V_s(p) = p (1 - p) [1 + (N - 1) ((1 - p) / (2 - p) + p / (1 + p))] / (n m),   N = (n + m) / 2.
 
-    V_s is Hanley and McNeil's 1982 variance; solving for p is method 5 of Newcombe 2006. Not a bootstrap: where one
+    V_s is Hanley and McNeil's 1982 variance; solving for p is method 5 of Newcombe 2006. Not a bootstrap: if one
     group wins every pair, every resample does too, and the bootstrap's interval is [1, 1]. With five seeds each and a
     true p of 0.92 its 95% interval covers p 60 times in a hundred, this one 95 times.
     """
@@ -183,9 +183,9 @@ def improvement_interval(value: float, sizes: Sequence[tuple[int, int]]) -> tupl
 
 
 def permutation_p(pairs: Sequence[Pair], generator: np.random.Generator) -> float:
-    """How often shuffled labels give a probability of improvement as far from one half as the one seen: two-sided.
+    """How often shuffled labels give a probability of improvement as far from one half as the observed one: two-sided.
 
-    Labels are shuffled within strata. Exact over all relabellings of one stratum where they are few, else from a
+    Labels are shuffled within strata. Exact over all relabellings of one stratum if they are few, else from a
     sample, (hits + 1) / (draws + 1).
     """
     seen = abs(probability_of_improvement(pairs) - 0.5)
@@ -209,14 +209,14 @@ def shuffled_improvement(x: np.ndarray, y: np.ndarray, generator: np.random.Gene
 
 
 def smallest_p(sizes: Sequence[tuple[int, int]]) -> float:
-    """The p-value of groups that overlap nowhere: the least that so many runs can give, 2 / product of C(n + m, n)."""
+    """The p-value of groups without overlap, the smallest possible with these runs: 2 / product of C(n + m, n)."""
     ways = 1
     for n, m in sizes:
         ways *= comb(n + m, n)
     return min(1.0, 2 / ways)
 
 
-# ---------------------------------------------------------------- what N seeds can show
+# ---------------------------------------------------------------- the power of N seeds
 
 
 def pooled_spread(pairs: Sequence[Pair]) -> float | None:
@@ -229,7 +229,7 @@ def pooled_spread(pairs: Sequence[Pair]) -> float | None:
 
 
 def detectable_difference(spread: float, sizes: Sequence[tuple[int, int]], significance: float = SIGNIFICANCE) -> float:
-    """The smallest difference of two means that a two-sided test of so many runs shows four times out of five.
+    """The smallest difference of two means that a two-sided test of these runs detects four times out of five.
 
         difference = ncp * spread * sqrt(sum over strata of (1/n + 1/m)) / S,
         ncp        = t (1 - 1 / (4 nu)) + z_power sqrt(1 + t^2 / (2 nu)),    t = t_{1 - significance/2, nu}
@@ -244,12 +244,12 @@ def detectable_difference(spread: float, sizes: Sequence[tuple[int, int]], signi
 
 
 def can_show(sizes: Sequence[tuple[int, int]], significance: float = SIGNIFICANCE) -> bool:
-    """Whether so many runs can ever pass the permutation test: three against three give p = 0.1 at best."""
+    """Whether this number of runs can pass the permutation test at all: three against three give p = 0.1 at best."""
     return min(map(min, sizes)) >= FEWEST and smallest_p(sizes) < significance
 
 
 def seeds_needed(margin: float, spread: float, strata: int = 1, significance: float = SIGNIFICANCE) -> int:
-    """The fewest seeds a group (and stratum) whose detectable difference is at most `margin`."""
+    """The fewest seeds per group (and stratum) with which the detectable difference is at most `margin`."""
 
     def enough(size: int) -> bool:
         sizes = [(size, size)] * strata

@@ -1,4 +1,4 @@
-"""The sentence that a comparison ends with, and the command that would make it surer."""
+"""The final sentence of a comparison, and the command for a more certain one."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from pgcli.analysis.statistics import Estimate
 def conclude(
     groups: list[Group], contrasts: list[Contrast], shared: list[str], margin: float | None, measure: str
 ) -> tuple[str, list[str]]:
-    """The verdict, and what to type next. measure: what is compared, `final return`."""
+    """The verdict, and the next commands. measure: the compared value, such as `final return`."""
     if len(groups) == 1:
         return describe(groups[0], measure), []
     if not shared:
@@ -38,7 +38,7 @@ def conclude(
 
 
 def describe(group: Group, measure: str) -> str:
-    """One group has nobody to be better than."""
+    """The sentence about a single group, which has no comparison."""
     parts = []
     for result in group.results:
         spelled = with_interval([result.final.iqm, result.final.mean])
@@ -59,7 +59,7 @@ def reach_text(reach: Reach) -> str:
 
 
 def winner(best: Group, closest: Group, beaten: list[Contrast], shared: list[str], measure: str) -> str:
-    """Who is better than whom, by how much and how surely; the numbers are those of the closest group beaten."""
+    """The winner, by how much and how certainly; the numbers are those of the closest group beaten."""
     names = [contrast.worse.removeprefix("algo=") for contrast in beaten]
     over = "" if len(names) == 1 else f" over {closest.name}, the closest,"
     results = [result for slug in shared for group in (best, closest) if (result := group.on(slug))]
@@ -80,7 +80,7 @@ def winner(best: Group, closest: Group, beaten: list[Contrast], shared: list[str
 def too_early(
     best: Group, undecided: list[Group], contrast: Contrast, groups: int, margin: float | None
 ) -> tuple[str, list[str]]:
-    """What so many seeds could have shown, and how many it takes. contrast: of the best and the closest other."""
+    """The difference that these seeds could have shown, and the seeds needed. contrast: best and closest group."""
     closest = undecided[0]
     pairs = list(zip(best.compared, closest.compared, strict=True))
     sizes = [(len(x), len(y)) for x, y in pairs]
@@ -126,7 +126,7 @@ def too_early(
 
 
 def sweep_commands(groups: list[Group], seeds: int) -> list[str]:
-    """What brings every group to so many seeds: one sweep where groups are a product of settings, else one each."""
+    """Commands that give every group `seeds` seeds: one sweep if groups are a product of settings, else one each."""
     curves = [group_curves(group) for group in groups]
     fewest = min(len(result.curves) for group in groups for result in group.results)
     first = 1 + max(curve.seed for curve in chain(*curves))
@@ -142,7 +142,7 @@ def group_curves(group: Group) -> list[Curve]:
 
 
 def crossed(curves: Iterable[Curve]) -> list[str] | None:
-    """The overrides of some runs as one sweep's, `algo=ppo,a2c env=cartpole`; None if they are no full product."""
+    """The runs' overrides as one sweep's, `algo=ppo,a2c env=cartpole`; None if they are not a full product."""
     typed = [typed_overrides(curve) for curve in curves]
     values = {key: list(dict.fromkeys(own[key] for own in typed if key in own)) for key in chain(*typed)}
     combinations = {tuple(sorted(own.items())) for own in typed}
@@ -152,7 +152,7 @@ def crossed(curves: Iterable[Curve]) -> list[str] | None:
 
 
 def typed_overrides(curve: Curve) -> dict[str, str]:
-    """What was typed to start a run, but its seed and where it went; `algo` and `env` always."""
+    """The overrides typed to start a run, without its seed and directory; `algo` and `env` always."""
     file = curve.run.path / "overrides.txt"
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     typed = {"algo": curve.run.choices["algo"], "env": curve.run.choices["env"]}
@@ -164,7 +164,7 @@ def typed_overrides(curve: Curve) -> dict[str, str]:
 
 
 def decimals_for(numbers: Iterable[float]) -> int:
-    """Enough decimals to see two significant digits of the numbers' spread, or of their size where all are equal."""
+    """Decimals that show two significant digits of the numbers' spread, or of their size if all are equal."""
     numbers = [x for x in numbers if isfinite(x)]
     if not numbers:
         return 0
@@ -173,12 +173,12 @@ def decimals_for(numbers: Iterable[float]) -> int:
 
 
 def figure(x: float) -> str:
-    """Two significant digits, or all those before the point: `0.12`, `8.8`, `1,204`."""
+    """Two significant digits, or all digits before the point: `0.12`, `8.8`, `1,204`."""
     return f"{x:,.{decimals_for([x])}f}" if isfinite(x) else "never"
 
 
 def with_interval(estimates: Sequence[Estimate], decimals: int | None = None) -> list[str]:
-    """`498 [489, 500]`, all with as many decimals as together they need."""
+    """`498 [489, 500]`, all with the number of decimals that they need together."""
     known = [x for estimate in estimates for x in estimate if x is not None]
     places = decimals_for(known) if decimals is None else decimals
     return [
@@ -197,12 +197,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def some(names: list[str]) -> list[str]:
-    """The first few, and how many more there are."""
+    """The first few names, and the number of further ones."""
     return names if len(names) <= 3 else [*names[:3], f"{len(names) - 3} more"]
 
 
 def seeds_text(groups: list[Group]) -> str:
-    """`10 seeds each`, `10 and 9 seeds`; the range where there are several environments."""
+    """`10 seeds each`, `10 and 9 seeds`; a range if there are several environments."""
     sizes = [[len(values) for values in group.compared] for group in groups]
     several = " per environment" if len(sizes[0]) > 1 else ""
     low, high = min(chain(*sizes)), max(chain(*sizes))

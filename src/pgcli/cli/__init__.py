@@ -1,6 +1,6 @@
 """The command `pgcli`: one file for each command, imported when the command runs or shows its help.
 
-What a user reads when something is wrong is printed here and nowhere else.
+Error messages are printed here and nowhere else.
 """
 
 import importlib
@@ -23,11 +23,11 @@ COMMANDS = {
 }  # fmt: skip
 """Command -> function in the module of the command's name."""
 WITH_SETTINGS = ("train", "sweep")
-"""Commands whose help goes on with the settings that their overrides can change."""
+"""Commands whose help also lists the settings that overrides can change."""
 
 
 class Commands(TyperGroup):
-    """Imports `pgcli.cli.<name>` when `<name>` is asked for."""
+    """Imports `pgcli.cli.<name>` only when `<name>` is used."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _report(error: Exception) -> int:
-    """Say in one line what was wrong, and give the exit code."""
+    """Print the error on one line, and return the exit code."""
     if os.environ.get("PGCLI_DEBUG", "0") not in ("", "0"):
         raise error
     match error:
@@ -98,11 +98,11 @@ def _report(error: Exception) -> int:
             return _say(f"error: {error}", error.exit_code)
         case typer.TyperException():  # a wrong option, a missing argument
             command = getattr(getattr(error, "ctx", None), "command_path", "pgcli")
-            text = " ".join(error.format_message().split()).replace(": Value error, ", ": ")  # pydantic's own words
+            text = " ".join(error.format_message().split()).replace(": Value error, ", ": ")  # pydantic's prefix
             return _say(f"error: {text}   ({command} --help)", 2)
         case typer.Abort():
             return _say("aborted", 1)
-        case BrokenPipeError():  # `pgcli list envs | head -1`: nobody is left to be told
+        case BrokenPipeError():  # `pgcli list envs | head -1`: no reader is left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
     first = str(error).partition("\n")[0]

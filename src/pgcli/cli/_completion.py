@@ -1,7 +1,7 @@
 """Completion of the words after `pgcli train`: file names and a look into YAML files; neither Hydra nor torch.
 
-Typer's script serves zsh, fish and PowerShell. Bash gets one of our own, because bash cuts words at `=` and `:`, and
-Typer's hands on `algo`, `=`, `pp` where `algo=pp` was typed.
+Typer's script serves zsh, fish and PowerShell. Bash gets one of our own, because bash cuts words at `=` and `:`, so
+that Typer's script would get `algo`, `=`, `pp` if `algo=pp` was typed.
 """
 
 import os
@@ -67,30 +67,30 @@ def _shell() -> str:
         return Path(os.environ.get("SHELL", "")).name
 
 
-# ---------------------------------------------------------------- what can follow
+# ---------------------------------------------------------------- the possible words
 
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) for `algo=pp`, `algo.lear`, `seed=`; the keys are those of the options that the line has chosen."""
+    """(word, help) for `algo=pp`, `algo.lear`, `seed=`; the keys are those of the options chosen on the line."""
     folders = search_path(ctx.params.get("config_dir") or ())
     chosen = _choices(ctx.params.get("overrides") or (), folders)
     return [(word, help) for word, help in _words(incomplete, chosen, folders) if word.startswith(incomplete)]
 
 
 def complete_study(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """(name, title) of each study that begins so."""
+    """(name, title) of each study whose name begins with `incomplete`."""
     found = options("experiment", search_path(ctx.params.get("config_dir") or ()))
     return [(name, headline(file)) for name, file in found.items() if name.startswith(incomplete)]
 
 
 def complete_pipeline(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """(name, title) of each pipeline that begins so."""
+    """(name, title) of each pipeline whose name begins with `incomplete`."""
     found = options("pipeline", search_path(ctx.params.get("config_dir") or ()))
     return [(name, headline(file)) for name, file in found.items() if name.startswith(incomplete)]
 
 
 def complete_stage_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """`ppo.algo.lear`: a stage, and behind it what can follow the words that its file gives it; `seed=` is for all."""
+    """`ppo.algo.lear`: a stage, then the keys of that stage's options; `seed=` is for all stages."""
     folders = search_path(ctx.params.get("config_dir") or ())
     file = find_file("pipeline", str(ctx.params.get("name")), folders)
     stages = {s.get("name"): s.get("words", []) for s in (_yaml(file).get("stages") or [])} if file else {}
@@ -127,7 +127,7 @@ def _words(incomplete: str, chosen: Mapping[str, str], folders: list[Path]) -> I
 
 
 def _choices(overrides: Any, folders: list[Path]) -> dict[str, str]:
-    """The option of each group: what the line says, else what `config.yaml` says."""
+    """The option of each group: the one on the line, else the one in `config.yaml`."""
     chosen: dict[str, str] = {}
     for entry in _yaml(folders[0] / "config.yaml").get("defaults", []):
         chosen |= entry if isinstance(entry, dict) else {}
@@ -176,5 +176,5 @@ def _yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return {}  # whoever runs the command will be told
+        return {}  # running the command reports the error
     return content if isinstance(content, dict) else {}

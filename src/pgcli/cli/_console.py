@@ -12,7 +12,7 @@ UNBOUNDED = 200
 
 
 def console() -> Console:
-    """As wide as the terminal. A pipe or a file has no width: there nothing is cut or folded."""
+    """As wide as the terminal. For a pipe or a file nothing is cut or folded."""
     from rich.console import Console
 
     found = Console(highlight=False, markup=False)

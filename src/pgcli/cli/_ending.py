@@ -1,4 +1,4 @@
-"""The last lines of `train` and `resume`: what happened, where it is, what to type next."""
+"""The last lines of `train` and `resume`: the result, the run directory, the next commands."""
 
 import json
 import os
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def one_of_many() -> bool:
-    """Whether `torchrun` started this process beside another one, which speaks for both."""
+    """Whether this is a process of `torchrun` other than rank 0, which prints for all."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
 
 
 def end(run: "Run", *, as_json: bool) -> None:
-    """Say how a run ended. Exits with 128 + the signal (130, 143) if one stopped it."""
+    """Print how a run ended. Exits with 128 + the signal (130, 143) if one stopped it."""
     summary = run.info["summary"]
     try:
         if one_of_many():
@@ -26,7 +26,7 @@ def end(run: "Run", *, as_json: bool) -> None:
             typer.echo(json.dumps({"run": str(run.path), "status": run.status, **summary}))
         else:
             typer.echo(f"{_outcome(run)}\nrun    {run.path}\nnext   {_next(run)}")
-    except BrokenPipeError:  # `| head`: nobody is left to be told, but the run did not fail
+    except BrokenPipeError:  # `| head`: no reader is left, but the run did not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if run.status == "interrupted":
         raise typer.Exit(128 + summary["signal"])
@@ -55,7 +55,7 @@ PLACES = ("policy=", "policy.path=", "env.path=", "env.reward=")
 
 
 def _places(run: "Run") -> list[str]:
-    """The words that were typed without which another run would not know where its model and its texts are."""
+    """The typed words that another run needs to find the same model and texts."""
     try:
         words = (run.path / "overrides.txt").read_text("utf-8").split("\n")
     except OSError:

@@ -1,6 +1,6 @@
-"""The part of `pgcli train --help` that is alive: the groups and settings there are, with their values and meanings.
+"""The generated part of `pgcli train --help`: the groups and settings, with their values and meanings.
 
-pgcli train --help              the options of each group, and what every experiment has
+pgcli train --help              the options of each group, and the settings of every experiment
 pgcli train algo=ppo --help     every setting of that composition
 """
 
@@ -20,7 +20,7 @@ WORDS = "pgcli.words"
 
 
 class CommandWithSettings(TyperCommand):
-    """A command of overrides. Its help sees the whole line, because `--help` is acted on before the line is read."""
+    """A command of overrides. Its help gets the whole line, because `--help` is handled before the line is parsed."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[WORDS] = [*args]

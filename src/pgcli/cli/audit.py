@@ -1,4 +1,4 @@
-"""`pgcli audit`: what must hold of any run, checked."""
+"""`pgcli audit`: checks of properties that every run must have."""
 
 import json
 from typing import Annotated
@@ -7,10 +7,10 @@ import typer
 
 
 def audit(
-    run: Annotated[str, typer.Argument(help="Its directory, or `latest`.")],
+    run: Annotated[str, typer.Argument(help="The run's directory, or `latest`.")],
     *,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that the run names.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object, with the key `passed`.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object, with the key `passed`.")] = False,
 ) -> None:
     """Check a finished run: its files, and by playing its last checkpoint once more. Exits with 1 if a check fails."""
     from pgcli.experiment import audit as check

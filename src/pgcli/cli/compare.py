@@ -1,4 +1,4 @@
-"""`pgcli compare`: which is better, and how sure that is."""
+"""`pgcli compare`: which group of runs is better, and how certain that is."""
 
 import json
 from pathlib import Path
@@ -18,19 +18,21 @@ def compare(
         float | None, typer.Option(help="Value to reach; default: the environment's solved_at.")
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="A difference worth seeing: how many seeds does it take?")
+        float | None, typer.Option(help="Difference worth detecting: also tells the number of seeds it needs.")
     ] = None,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Evaluations of the greedy policy, not the stochastic.")
+        bool, typer.Option("--greedy", help="Compare evaluations of the greedy policy, not of the stochastic one.")
     ] = False,
-    metric: Annotated[str | None, typer.Option(help="Another key of the evaluations; more is better.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and the permutation test.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one object, with the key `verdict`.")] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="Metric of the evaluations to compare instead of the return; more is better.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the permutation test.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with the key `verdict`.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table to a CSV file.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves into a .png or .svg file.")] = None,
 ) -> None:
-    """Compare runs: groups by what differs, intervals over seeds, and a verdict."""
+    """Compare runs: groups by the settings that differ, intervals over seeds, and a verdict."""
     from pgcli import analysis
     from pgcli.analysis import report
     from pgcli.errors import InputError

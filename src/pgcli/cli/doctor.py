@@ -1,4 +1,4 @@
-"""`pgcli doctor`: is this installation sound?"""
+"""`pgcli doctor`: check this installation."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ PACKAGES = (
     "rich",
 )
 POSTGRESQL_CLIENT = ("pgexecute.py", "pgcompleter.py", "pgstyle.py")
-"""Files of the package of the same name, which an installation in one folder would mix with ours."""
+"""Files of the PostgreSQL client's package, which has the same name and so the same folder as ours."""
 
 
 class Finding(NamedTuple):

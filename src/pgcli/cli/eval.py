@@ -7,17 +7,19 @@ import typer
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Its directory, or `latest`.")],
+    run: Annotated[str, typer.Argument(help="The run's directory, or `latest`.")],
     episodes: Annotated[int, typer.Option(help="Fresh episodes for each of the two returns.")] = 100,
-    samples: Annotated[int, typer.Option(help="Completions of each prompt; from 2, pass@k.")] = 1,
-    temperature: Annotated[float, typer.Option(help="Of the sampling, on top of the policy's own.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Sample among so many likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the fewest that have this probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the episodes; the run's own by default.")] = None,
+    samples: Annotated[int, typer.Option(help="Sampled completions of each prompt; 2 or more give pass@k.")] = 1,
+    temperature: Annotated[float, typer.Option(help="Temperature of the sampling, on top of the policy's own.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among this number of likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the fewest tokens with this total probability.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the episodes; the run's own by default.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that the run names.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Greedy and stochastic return of a run, with 95 % confidence intervals; of texts, what they are made of, too."""
+    """Greedy and stochastic return of a run, with 95 % confidence intervals; for texts also the reward's components."""
     from pgcli.experiment import evaluate as measure
 
     found = measure(

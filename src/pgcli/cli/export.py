@@ -7,10 +7,10 @@ import typer
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="Its directory, or `latest`.")],
-    folder: Annotated[str, typer.Argument(help="To be created.")],
+    run: Annotated[str, typer.Argument(help="The run's directory, or `latest`.")],
+    folder: Annotated[str, typer.Argument(help="The folder to create.")],
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that the run names.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Write a run's language model as a Hugging Face folder: weights, config and, where possible, a tokenizer."""
     from pgcli.experiment import export as write

@@ -1,4 +1,4 @@
-"""`pgcli list algos|envs|policies|devices|pipelines`: what there is to choose from."""
+"""`pgcli list algos|envs|policies|devices|pipelines`: the available options."""
 
 import sys
 from enum import StrEnum
@@ -19,7 +19,7 @@ class What(StrEnum):
 
 
 def list_options(
-    what: Annotated[What, typer.Argument(help="Of which group.")],
+    what: Annotated[What, typer.Argument(help="The group whose options to list.")],
     config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
 ) -> None:
     """List the options of a group: built in, in your config folders, and of installed plug-ins."""
@@ -34,7 +34,7 @@ def list_options(
 
 
 def print_options(choices: dict[str, str]) -> None:
-    """Name and what it is, a line each."""
+    """Name and description, one line each."""
     width = max(map(len, choices), default=0)
     for option, help in choices.items():
         typer.echo(f"{option:{width}}  {help}".rstrip())

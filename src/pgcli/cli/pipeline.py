@@ -14,7 +14,7 @@ def pipeline(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Of a pipeline, or its directory, to go on; none: list them.", autocompletion=complete_pipeline
+            help="Name of a pipeline, or its directory, to go on; none: list them.", autocompletion=complete_pipeline
         ),
     ] = None,
     overrides: Annotated[
@@ -26,16 +26,18 @@ def pipeline(
     ] = None,
     *,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest one of this name and these overrides.")
+        bool, typer.Option("--resume", help="Resume the newest pipeline of this name with these overrides.")
     ] = False,
-    pipelines_dir: Annotated[Path, typer.Option(help="Where pipelines are, each in a folder.")] = Path("pipelines"),
+    pipelines_dir: Annotated[Path, typer.Option(help="Folder of the pipelines' directories.")] = Path("pipelines"),
     samples: Annotated[bool, typer.Option("--samples", help="Show some completions of each evaluation.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as an object, and nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as a JSON object, and nothing else.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the report.")] = False,
     config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that a file names.")] = False,
 ) -> None:
-    """Run a list of stages, each a run directory, and compare what they come to. A killed one goes on where it was."""
+    """Run a list of stages, each a run directory, and compare their results. A killed pipeline can be resumed."""
     if name is None:
         from pgcli.cli.list import print_options
         from pgcli.options import headline, options, search_path

@@ -1,4 +1,4 @@
-"""`pgcli reproduce`: a named study, and its results beside what others published."""
+"""`pgcli reproduce`: a named study, and its results beside published ones."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ if TYPE_CHECKING:
 
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(help="The study; none: list them.", autocompletion=complete_study)
+        str | None, typer.Argument(help="Name of the study; none: list them.", autocompletion=complete_study)
     ] = None,
     *,
-    fraction: Annotated[float, typer.Option(help="Share of the budget, for a first look.")] = 1.0,
-    seeds: Annotated[int | None, typer.Option(help="Runs of each line; default: the study's number.")] = None,
-    workers: Annotated[int, typer.Option(help="Runs at a time, a process and a core each.")] = 1,
-    only: Annotated[list[str] | None, typer.Option(metavar="ENV", help="One environment; may be repeated.")] = None,
-    studies_dir: Annotated[Path, typer.Option(help="Where the runs are, in a folder of the study's name.")] = Path(
+    fraction: Annotated[float, typer.Option(help="Share of the study's budget to run, for a first look.")] = 1.0,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs (seeds) of each line of the table; default: the study's number.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Runs at a time, each with a process and a core.")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="ENV", help="Run this environment only; may be repeated.")
+    ] = None,
+    studies_dir: Annotated[Path, typer.Option(help="Folder for the runs, in a folder of the study's name.")] = Path(
         "studies"
     ),
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report (.md and .svg); default: beside the runs.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one object, and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
     config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that a file names.")] = False,
 ) -> None:
-    """Run a named study, and print ours beside theirs. The same command again goes on where it stopped."""
+    """Run a named study, and print our results beside published ones. The same command again resumes it."""
     from pgcli.cli.sweep import Board, failures, lines, nothing, screen
     from pgcli.options import headline, options, search_path
 

@@ -1,4 +1,4 @@
-"""`pgcli runs`: what has been run here."""
+"""`pgcli runs`: the runs in a folder."""
 
 import json
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from pgcli.cli._console import console
 
 def runs(
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
 ) -> None:
     """List runs, oldest first: how each ended, and its last evaluation."""
     from pgcli.runs.reader import plain, scan_runs

@@ -1,4 +1,4 @@
-"""`pgcli sample`: what a trained policy writes."""
+"""`pgcli sample`: completions by a trained policy."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,21 +8,25 @@ import typer
 
 
 def sample(
-    run: Annotated[str, typer.Argument(help="Its directory, or `latest`.")],
-    prompt: Annotated[str | None, typer.Option(help="What to go on from; default: held-out prompts.")] = None,
+    run: Annotated[str, typer.Argument(help="The run's directory, or `latest`.")],
+    prompt: Annotated[str | None, typer.Option(help="Text to complete; default: held-out prompts.")] = None,
     *,
-    n: Annotated[int, typer.Option("-n", help="Completions.")] = 8,
-    temperature: Annotated[float, typer.Option(help="Of the sampling, on top of the policy's own.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Sample among so many likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the fewest that have this probability.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token each time.")] = False,
-    best_of: Annotated[int, typer.Option(metavar="N", help="Write N for each, show the one of highest reward.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Of prompts and noise; the run's own by default.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of completions.")] = 8,
+    temperature: Annotated[float, typer.Option(help="Temperature of the sampling, on top of the policy's own.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among this number of likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the fewest tokens with this total probability.")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
+    best_of: Annotated[
+        int, typer.Option(metavar="N", help="Sample N for each one shown: that of the highest reward.")
+    ] = 1,
+    seed: Annotated[int | None, typer.Option(help="Seed of prompts and noise; the run's own by default.")] = None,
     history: Annotated[
-        bool, typer.Option("--history", help="Those of each evaluation while it trained, instead; -n of each.")
+        bool, typer.Option("--history", help="Show instead -n completions of each evaluation in training.")
     ] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that the run names.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Completions by a run's last checkpoint, with their log-probs, rewards and divergence from the reference."""
     if history:
@@ -55,7 +59,7 @@ def _history(run: str, n: int) -> dict[str, Any]:
 
 
 def lines(samples: list[dict[str, Any]]) -> Iterator[str]:
-    """A block for each: the text, then its numbers; a heading where the step changes."""
+    """A block for each sample: the text, then its numbers; a heading when the step changes."""
     step = None
     for sample in samples:
         if sample.get("step") != step:

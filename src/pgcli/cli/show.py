@@ -1,4 +1,4 @@
-"""`pgcli show config|metrics`: what a run would be made of, and what the logged keys mean."""
+"""`pgcli show config|metrics`: the config of a run, and the meaning of the logged keys."""
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -21,7 +21,7 @@ class What(StrEnum):
 def show(
     what: Annotated[What, typer.Argument(help="`config`: each value, meaning and origin; `metrics`: each logged key.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="As for `pgcli train`.", autocompletion=complete_override)
+        list[str] | None, typer.Argument(help="Overrides as for `pgcli train`.", autocompletion=complete_override)
     ] = None,
     config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
 ) -> None:
@@ -40,7 +40,7 @@ def show(
 
 
 def config_lines(composition: "Composition") -> Iterator[str]:
-    """YAML; behind each value its meaning, what is allowed, and where it comes from."""
+    """YAML; after each value its meaning, the allowed values, and its origin."""
     from pgcli.experiment.config import dump
     from pgcli.experiment.validation import settings_of
 
@@ -60,7 +60,7 @@ def config_lines(composition: "Composition") -> Iterator[str]:
 
 
 def _yaml_lines(settings: Mapping[str, Any], prefix: str = "", indent: str = "") -> Iterator[tuple[str, str | None]]:
-    """(line, dotted key), without a key where the line only opens a group."""
+    """(line, dotted key), without a key if the line only opens a group."""
     import yaml
 
     for name, value in settings.items():
@@ -73,7 +73,7 @@ def _yaml_lines(settings: Mapping[str, Any], prefix: str = "", indent: str = "")
 
 
 def metrics() -> list[tuple[str, str]]:
-    """(key, meaning) by key: of the loop, of each algorithm and of each text task, by name where they differ."""
+    """(key, meaning) by key, of the loop, the algorithms and the text tasks; with their names if meanings differ."""
     from pgcli.cli._completion import defaults_of
     from pgcli.collectors import learned_reward
     from pgcli.experiment.loop import METRICS
@@ -89,7 +89,7 @@ def metrics() -> list[tuple[str, str]]:
     tasks = {name: getattr(find("env", name), "COMPONENTS", {}) for name in sorted(names)}
     for name, components in (tasks | {"a reward model": learned_reward.COMPONENTS}).items():
         for component, meaning in components.items():
-            # What is trained is the return of an evaluation.
+            # The trained reward of an evaluation is logged as its return.
             for prefix in ("reward", "eval") if component != "reward" else ("reward",):
                 declared.setdefault((f"{prefix}/{component}", meaning), []).append(name)
     keys = [key for key, _ in declared]

@@ -1,4 +1,4 @@
-"""`pgcli sweep`: every combination of the overrides, a process each."""
+"""`pgcli sweep`: every combination of the overrides, each in a process."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 FRAME_SECONDS = 1 / 4
 STYLES = {"running": "cyan", "failed": "red", "interrupted": "yellow", "finished": "green", "planned": "bright_black"}
-"""In the order in which they are shown where there are more runs than rows."""
+"""Order of the statuses shown if there are more runs than rows."""
 EVENTS = {"running": "started"}
-"""Status -> what is said when a run comes to it, where that is another word."""
+"""Status -> the word printed when a run reaches it, if it is another one."""
 
 
 def sweep(
@@ -39,19 +39,19 @@ def sweep(
         ),
     ] = None,
     *,
-    workers: Annotated[int, typer.Option(help="Runs at a time, a process and a core each.")] = 1,
+    workers: Annotated[int, typer.Option(help="Runs at a time, each with a process and a core.")] = 1,
     resume: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Go on with a sweep: finished runs stay, half-done ones go on, failed ones are tried once more.",
+            help="Resume a sweep: finished runs stay, half-done ones go on, failed ones are tried once more.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object at the end, and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object at the end, and nothing else.")] = False,
     config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that a file names.")] = False,
 ) -> None:
-    """Run every combination of the overrides, and remember how each ended."""
+    """Run every combination of the overrides, and record how each ended."""
     from pgcli.errors import InputError
     from pgcli.runs.console import Stream, is_plain
     from pgcli.sweeps import ledger, resume_sweep
@@ -86,7 +86,7 @@ def sweep(
 
 
 class Board:
-    """How far each run has come, by the end of its metrics."""
+    """Progress of each run, read from the end of its metrics."""
 
     def __init__(self) -> None:
         self.tails: dict[int, Tail] = {}
@@ -102,7 +102,7 @@ class Board:
     def news(self, sweep: Sweep) -> list[str]:
         """A line for each run whose status changed since the last call."""
         before = {trial.n: "" if trial.status == "running" else trial.status for trial in sweep.trials}
-        self.told = before | self.told  # what was so before is no news; a study plans its stages one after the other
+        self.told = before | self.told  # earlier statuses are no news; a study plans its stages one after the other
         changed = [trial for trial in sweep.trials if self.told[trial.n] != trial.status]
         self.told |= {trial.n: trial.status for trial in changed}
         return [self.event(sweep, trial) for trial in changed]
@@ -116,7 +116,7 @@ class Board:
         return line + (f"  {trial.reason}" if trial.reason else "")
 
     def table(self, sweep: Sweep, width: int, height: int) -> Table:
-        """The runs, the busy ones first where not all fit, and how many there are of each status."""
+        """The runs, the running ones first if not all fit, and the number of each status."""
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -197,7 +197,7 @@ def screen(board: Board, stream: Stream) -> Iterator[OnChange | None]:
 
 
 def intention(sweep: Sweep) -> str:
-    """What `--resume` is going to do."""
+    """What `--resume` will do."""
     finished, failed = len(sweep.having("finished")), len(sweep.having("failed"))
     half, planned = len(sweep.having("interrupted")), len(sweep.having("planned"))
     parts = [
@@ -210,7 +210,7 @@ def intention(sweep: Sweep) -> str:
 
 
 def summary(sweep: Sweep, seconds: float) -> str:
-    """How it ended, which runs failed and why, and what to type next."""
+    """How the sweep ended, which runs failed and why, and the next commands."""
     from pgcli.runs.console import duration
 
     text = [f"{len(sweep.trials)} runs in {duration(seconds)}: {counts(sweep)}"]
@@ -228,7 +228,7 @@ def summary(sweep: Sweep, seconds: float) -> str:
 
 
 def failures(sweep: Sweep) -> list[str]:
-    """Each reason once, with the runs that it ended."""
+    """Each reason once, with the runs that failed for it."""
     by_reason: dict[str, list[Trial]] = {}
     for trial in sweep.having("failed"):
         by_reason.setdefault(trial.reason, []).append(trial)

@@ -1,4 +1,4 @@
-"""`pgcli verify`: each method's own loss against exact numbers, in a table."""
+"""`pgcli verify`: each method's own loss compared with exact numbers, in a table."""
 
 import json
 import textwrap
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = (("exact", 10), ("ours", 10), ("error", 8), ("tolerance", 11))
 """Heading and width, right-aligned."""
 BESIDE = 110
-"""In a terminal as wide as this, notes have a column of their own; in a narrower one they stand below their row."""
+"""Width of a terminal from which notes have a column of their own; in a narrower one they stand below their row."""
 
 LEGEND = (
     "exact: computed. ours: by the method's own code, on every trajectory with its probability. "
@@ -31,12 +31,12 @@ def verify(
         list[str] | None,
         typer.Argument(
             metavar="[algo=NAME]...",
-            help="Which methods; default: all of them, and the mathematics that they share.",
+            help="Methods to check; default: all of them, and the mathematics that they share.",
             autocompletion=complete_override,
         ),
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one object, with the key `verdict`.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with the key `verdict`.")] = False,
 ) -> None:
     """Check methods against an oracle: a world so small that every trajectory is enumerated, and everything exact.
 
@@ -59,7 +59,7 @@ def verify(
 
 
 def lines(found: "Verification", width: int) -> "Iterator[Text]":
-    """The table for a terminal so many characters wide: a block for each algorithm."""
+    """The table for a terminal of `width` characters: a block for each algorithm."""
     from itertools import groupby
 
     from rich.text import Text
@@ -102,7 +102,7 @@ def _row(check: "Check", name: int, width: int) -> "Iterator[Text]":
 
 
 def _number(x: float) -> str:
-    """Five digits; what is zero but for rounding, in one."""
+    """Five digits; one digit for a number that is zero up to rounding."""
     return _power(x) if abs(x) < 1e-9 else f"{x:.5g}"
 
 

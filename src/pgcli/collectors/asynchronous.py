@@ -1,12 +1,12 @@
-"""Gradients from worker processes, each with its own environments, that read shared parameters whenever they like.
+"""Gradients from worker processes, each with its own environments, that read shared parameters without waiting.
 
     main process                                 worker process
     collect: publish the parameters, "go"   -->  read them, play a segment, differentiate the loss
              take whichever gradient is next <--  send the gradient, wait to be told to go on
     update:  one optimiser step along it
 
-A worker waits for its own gradient to be applied, as a thread of A3C does, but for nobody else's: while it works, the
-parameters move on, and its gradient is of older ones by as many updates as its staleness says.
+A worker waits for its own gradient to be applied, as a thread of A3C does, but not for the gradients of other workers:
+while it works, the parameters move on, and its gradient is that of parameters `staleness` updates older.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pgcli.types import Gradients, State
 
 
 class Worker(Protocol):
-    """What a worker process turns: an environment, a copy of the policy and the loss."""
+    """What a worker process runs: an environment, a copy of the policy and the loss."""
 
     @property
     def replay_mismatch(self) -> str | None: ...
 
     def gradients(self, parameters: np.ndarray) -> Gradients:
-        """Of the loss on the next segment, played by the policy with these parameters, (P,) float32."""
+        """Gradients of the loss on the next segment, played by the policy with these parameters, (P,) float32."""
         ...
 
     def state_dict(self) -> State: ...
@@ -45,7 +45,7 @@ class Worker(Protocol):
 
 
 MakeWorker = Callable[[int], Worker]
-"""Of a worker's number; called in its process, so it must be picklable."""
+"""Worker number -> worker. Called in the worker's process, so it must be picklable."""
 
 
 class Failure(NamedTuple):
@@ -83,7 +83,7 @@ class GradientCollector:
         self.make, self.num_workers = make, num_workers
         self.updates = 0  # gradients handed on so far
         self.workers: list[Remote] = []
-        self.waiting: set[int] = set(range(num_workers))  # to be told to go
+        self.waiting: set[int] = set(range(num_workers))  # workers that wait for "go"
         self.arrived: deque[tuple[int, Arrival]] = deque()  # received for a checkpoint, not handed on yet
         self.served = -1  # the worker whose gradient came last
         self.replay_mismatch: str | None = None
@@ -105,7 +105,7 @@ class GradientCollector:
         return replace(gradients, staleness=self.updates - 1 - read_at)
 
     def _next(self) -> tuple[int, Arrival]:
-        """Of whichever worker is ready; after the one served last, so that no fast one shuts out the others."""
+        """From the first ready worker after the one served last, so that a fast worker does not shut out the others."""
         ready = wait([worker.connection for worker in self.workers])
         turns = [*self.workers[self.served + 1 :], *self.workers[: self.served + 1]]
         worker = next(worker for worker in turns if worker.connection in ready)
@@ -189,9 +189,9 @@ class GradientCollector:
 
 
 def serve(make: MakeWorker, number: int, shared: Shared, connection: Connection) -> None:
-    """The life of a worker process. It ends when its commands do, also where the main process was killed."""
+    """The main function of a worker process. It ends when its commands end, also if the main process was killed."""
     for stop in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(stop, signal.SIG_IGN)  # of the terminal, which means the main process
+        signal.signal(stop, signal.SIG_IGN)  # Ctrl-C in the terminal is meant for the main process
     worker: Worker | None = None
     parameters = np.frombuffer(shared.parameters, dtype=np.float32)
     try:
@@ -209,7 +209,7 @@ def serve(make: MakeWorker, number: int, shared: Shared, connection: Connection)
                     worker.load_state_dict(argument)
                     connection.send(worker.replay_mismatch)
     except (EOFError, OSError):
-        pass  # there is nobody left to work for
+        pass  # the main process is gone
     except Exception as error:
         reason = str(error).partition("\n")[0]
         connection.send(Failure(reason if isinstance(error, RunError) else f"{type(error).__name__}: {reason}"))

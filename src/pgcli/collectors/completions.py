@@ -19,14 +19,14 @@ from pgcli.types import ABSENT, Episode, Observations, Replying, Rollout, Sample
 
 
 class Decoder(Protocol):
-    """A policy that writes token by token and remembers what it has read, in a cache that is its own affair.
+    """A policy that writes token by token and keeps what it has read in a cache of its own kind.
 
     A cache may also have two methods that only save time, both in place:
 
-        keep(rows)      from now on there are only these rows, (n,) int64: those that go on writing
+        keep(rows)      drops all rows but these, (n,) int64: those that still write
         expand(counts)  each row becomes `counts` (N,) int64 equal rows, side by side: a prompt is read once for a group
 
-    A cache that has not the second costs a group's prompts a second reading.
+    With a cache that has no `expand`, equal prompts are read twice: once each, then once per row.
     """
 
     def prefill(self, observations: Observations) -> tuple[Tensor, Any]:
@@ -39,11 +39,11 @@ class Decoder(Protocol):
 
 
 class Decoded(NamedTuple):
-    """(N, T) each. `mask`: 1 where the policy chose, up to and including its last end token; elsewhere log-probs are 0,
-    and actions what the task replied, or padding.
+    """(N, T) each. `mask`: 1 where the policy chose the token, up to and including its last end token; elsewhere
+    log-probs are 0, and actions are the task's reply or padding.
 
-    ended: (N,), not cut by the limit.
-    logits: (N, T, V), of the distributions that were sampled, where they were asked for; 0 where nothing was.
+    ended: (N,) bool, not cut by the limit.
+    logits: (N, T, V), of the distributions that were sampled, with `keep_logits`; 0 where no token was chosen.
     """
 
     actions: Tensor
@@ -54,9 +54,9 @@ class Decoded(NamedTuple):
 
 
 Replies: TypeAlias = Callable[[Observations, Tensor, Tensor], Tensor]
-"""(observations, actions (N, T), mask (N, T)) of rows whose first turn is over -> what the task says to it, (N, R)."""
+"""(observations, actions (N, T), mask (N, T)) of rows whose first turn is over -> the task's reply to it, (N, R)."""
 COMPACT = 0.75
-"""Once so few of the rows in the cache are still writing, the others leave it: moving the rest costs about a step."""
+"""Share of the cache's rows still writing at which the others are dropped: moving the rest costs about one step."""
 
 
 @torch.no_grad()
@@ -69,12 +69,12 @@ def decode(
         a_t = the first v with  sum_{w <= v} pi(w | prompt, a_<t)  >=  u_t,   u uniform in (0, 1)
 
     which is an exact sample of pi, from the whole vocabulary, so that the log-probs are those of the distribution that
-    was sampled. Without noise: greedy. Equal prompts that follow one another are read once, and rows that are done
-    leave the cache, where it allows for that; neither changes more than the last bits of a row.
+    was sampled. Without noise: greedy. If the cache supports it, equal prompts that follow one another are read once,
+    and finished rows leave the cache; neither changes more than the last bits of a row.
 
     noise: (N, T) float64, or None. The tokens of a row are a function of its prompt and its noise alone.
-    replies: of a task of two turns. What it says follows the first end token, is read, and nobody chose it; the second
-        end token is the last. Noise is numbered by position, replies included.
+    replies: for a task of two turns. The reply follows the first end token; the policy reads it but did not choose it.
+        The second end token is the last. Noise is numbered by position, replies included.
     """
     prompts = observations["prompt"]
     actions = prompts.new_full((len(prompts), length), pad)
@@ -84,7 +84,7 @@ def decode(
     logits, cache = _prefill(policy, observations)
     log_probs = logits.new_zeros(actions.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
     seen = logits.new_zeros((*actions.shape, logits.shape[1])) if keep_logits else ABSENT
-    rows: slice | Tensor = slice(None)  # of the batch, as the cache has them; all of them cost no indexing
+    rows: slice | Tensor = slice(None)  # rows of the batch that the cache holds; a slice of all costs no indexing
     for t in range(length):
         tokens, chosen = choose(logits, None if noise is None else noise[rows, t])
         choosing = ~(ended[rows] | forced[rows, t])
@@ -115,7 +115,7 @@ def decode(
 
 
 def _prefill(policy: Decoder, observations: Observations) -> tuple[Tensor, Any]:
-    """Read the prompts; those that are equal to the one before them, by looking back."""
+    """Read the prompts; a prompt equal to the one before it is copied from it instead of read again."""
     new = torch.zeros_like(observations["prompt"][:, 0], dtype=torch.bool)
     new[0] = True
     for x in observations.values():
@@ -133,7 +133,7 @@ def _prefill(policy: Decoder, observations: Observations) -> tuple[Tensor, Any]:
 
 
 def _among(rows: slice | Tensor, some: Tensor) -> Tensor:
-    """The numbers of `some` of the rows in the cache."""
+    """The batch's row numbers of `some` of the rows in the cache."""
     return some if isinstance(rows, slice) else rows[some]
 
 
@@ -152,12 +152,12 @@ def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     else:
         shares = log_pi.exp().double().cumsum(-1)
         tokens = torch.searchsorted(shares, noise[:, None] * shares[:, -1:]).squeeze(-1)
-        tokens.clamp_(max=shares.shape[-1] - 1)  # of logits that are NaN, so that the update can refuse them
+        tokens.clamp_(max=shares.shape[-1] - 1)  # out of range only if logits are NaN, which the update refuses
     return tokens, log_pi.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def everybodys(own: Rollout, rows: int) -> Rollout:
-    """The `rows` of all processes together, of which each has written its `processes.share`."""
+    """The `rows` of all processes, each of which has written its `processes.share` of them."""
     if processes.size() == 1:
         return own
     columns = {f.name: getattr(own, f.name) for f in fields(own) if f.name not in ("episodes", "metrics", "discarded")}
@@ -168,11 +168,11 @@ METRICS = {
     "rollout/finished": "share of completions that ended by themselves, before the length limit",
 }
 LARGEST_VOCABULARY = 4096
-"""Up to which whole distributions are kept, where someone asks for them: (N, T, V)."""
+"""Largest vocabulary for which whole distributions, (N, T, V), are kept where they are needed."""
 
 
 class Decoding:
-    """Writes one completion for each seed's prompt, and has the task score it. The reward stands on the last token."""
+    """Writes one completion for each seed's prompt, and lets the task score it. The reward is on the last token."""
 
     def __init__(self, task: TextTask, *, device: torch.device, distributions: bool = False) -> None:
         self.task, self.device = task, device
@@ -216,11 +216,11 @@ class Decoding:
             with torch.no_grad():
                 rollout.values = policy(rollout.observations, rollout.actions).values
             if spec.reply_length:
-                # The state after an end token is the one where the policy next chooses, behind the task's reply.
+                # The state after an end token is the one where the policy chooses next: after the task's reply.
                 chosen = torch.where(written.mask, torch.arange(T, device=self.device), T - 1)
                 following = chosen.flip(1).cummin(1).values.flip(1)
                 rollout.values = rollout.values.gather(1, following)
-            # The limit is part of the task (its reward says so), so there is nothing to bootstrap behind it: V = 0.
+            # The limit is part of the task (its reward says so), so nothing is bootstrapped after it: V = 0.
             following = torch.cat([rollout.values[:, 1:], torch.zeros_like(rollout.values[:, :1])], dim=1)
             rollout.next_values = torch.where(last, 0.0, following)
         rollout = everybodys(rollout, N)
@@ -232,7 +232,7 @@ class Decoding:
         return rollout
 
     def describe(self, rollout: Rollout, rows: int) -> list[Sample]:
-        """Texts, without what pads them and without the end token, which `finished` tells of."""
+        """Texts without padding and without the end token: `finished` tells whether there was one."""
         found = []
         for n in range(min(rows, len(rollout.mask))):
             prompt = rollout.observations["prompt"][n]
@@ -261,7 +261,7 @@ class Decoding:
         return found
 
     def state_dict(self) -> State:
-        """A prompt is a function of its seed: there is nothing to remember."""
+        """Empty: a prompt is a function of its seed."""
         return {}
 
     def load_state_dict(self, state: State) -> None: ...

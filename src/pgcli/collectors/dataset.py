@@ -1,4 +1,4 @@
-"""What a text task has written itself, as a Rollout whose actions are a teacher's."""
+"""Texts that a task provides, as a Rollout whose actions are a teacher's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pgcli.types import Rollout, State, Written, each_tensor
 
 
 class DatasetCollector:
-    """A fresh batch each time, of right answers or of a corpus; no prompt in it is ever a held-out one."""
+    """A fresh batch each time, of right answers or of a corpus; it never contains a held-out prompt."""
 
     def __init__(
         self, source: Callable[[Sequence[int]], Written], *, end: int, rows: int, seed: int, device: torch.device,
@@ -23,16 +23,16 @@ class DatasetCollector:
         self.drawn = 0
 
     def collect(self, policy: Any) -> Rollout:
-        """A Rollout of (rows, T) without log-probs: nobody sampled these actions."""
+        """A Rollout of (rows, T) without log-probs: these actions were not sampled."""
         del policy
         numbers = range(self.drawn, self.drawn + self.rows)
         self.drawn += self.rows
         written = self.source(episode_seeds(self.seed, "train", numbers))
         actions = written.actions.to(self.device)
         end = actions == self.end
-        turn = end.cumsum(1) - end.long()  # how many turns have ended before a token
+        turn = end.cumsum(1) - end.long()  # turns that ended before this token
         mask = turn == 0
-        if self.reply_length:  # the task speaks between the first turn and the second
+        if self.reply_length:  # the task replies between the first turn and the second
             mask |= (turn == 1) & ((turn > 0).cumsum(1) > self.reply_length)
             end &= turn == 1
         return Rollout(

@@ -1,7 +1,7 @@
-"""Whole episodes: a fixed set of them is begun, and all of it is waited for.
+"""Whole episodes: a fixed number of them is begun, and each is played to its end.
 
-To keep the first to finish would favour short episodes. Who plays them is a `Player`: `Stepping` an environment here,
-or decoding completions (`collectors.completions`). Evaluation plays through the same door.
+Keeping the first to finish would favour short episodes. A `Player` plays them: `Stepping` an environment here, or
+decoding completions (`collectors.completions`). Evaluation uses the same players.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pgcli.seeding import episode_seeds, numpy_generator
 from pgcli.types import ABSENT, Continuous, Episode, Metrics, Rollout, Sample, State, VectorEnvironment
 
 METRICS = {
-    "rollout/length_finished": "mean length of the training episodes that ended by themselves, where whole ones are "
+    "rollout/length_finished": "mean length of the training episodes that ended by themselves, if whole episodes are "
     "collected",
-    "rollout/length_cut": "mean length of those that a limit cut",
-    "rollout/unscorable": "share of episodes that could not be scored: nothing is learned from them",
+    "rollout/length_cut": "mean length of the training episodes that a limit cut, if whole episodes are collected",
+    "rollout/unscorable": "share of episodes that could not be scored and are left out of training",
 }
 
 
@@ -29,11 +29,11 @@ class Player(Protocol):
     def play(
         self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
     ) -> Rollout:
-        """A Rollout with one episode a row. Greedy without a generator; `held_out`: for an evaluation."""
+        """A Rollout with one episode per row. Greedy if there is no generator; `held_out`: for an evaluation."""
         ...
 
     def describe(self, rollout: Rollout, rows: int) -> list[Sample]:
-        """The first `rows` of its episodes, as a person reads them; none where there is nothing to read."""
+        """The first `rows` episodes as readable texts; empty if the episodes are not texts."""
         ...
 
     def state_dict(self) -> State: ...
@@ -61,9 +61,9 @@ class EpisodeCollector:
         return self._scored(rollout, ~unscored) if unscored.any() else rollout
 
     def _scored(self, rollout: Rollout, scored: torch.Tensor) -> Rollout:
-        """Only the episodes whose reward is a number, and of these only those that still have another to compare with.
+        """Only the episodes whose reward is a number; of groups, only those that keep at least two such episodes.
 
-        To call what could not be scored 0 would make it a baseline for the others.
+        A reward of 0 for an episode that could not be scored would distort the others' baseline.
         """
         sizes = torch.bincount(rollout.groups, weights=scored.double())
         kept = rollout.rows(scored & (sizes[rollout.groups] >= min(2, self.group_size)))
@@ -100,7 +100,7 @@ class Stepping:
     def play(
         self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
     ) -> Rollout:
-        """As many episodes as seeds, at most `env.num_envs` of them at a time."""
+        """One episode per seed, at most `env.num_envs` of them at a time."""
         del held_out  # an initial state is held out by its seed alone
         parts = [
             self._play(policy, seeds[i : i + self.env.num_envs], generator)
@@ -117,7 +117,7 @@ class Stepping:
         rows = np.arange(N)
         sampler.start(N)
         current = env.reset(rows, seeds)
-        columns: list[tuple[np.ndarray, ...]] = []  # of the rows still open at t
+        columns: list[tuple[np.ndarray, ...]] = []  # for each t, of the rows still open at t
         finals = np.zeros_like(current)
         totals, lengths = np.zeros(N), np.zeros(N, dtype=np.int64)
         while len(rows):

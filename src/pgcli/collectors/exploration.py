@@ -1,4 +1,4 @@
-"""Who acts while a deterministic policy trains: the policy with noise added, in units of half the action's range."""
+"""The behaviour of a deterministic policy in training: its actions plus noise, in units of half the action's range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pgcli.types import State
 
 
 class Process(Protocol):
-    """Noise over time. `draw`: (T, N, A) float32, the steps that come next."""
+    """Noise over time. `draw`: (T, N, A) float32, for the next T steps."""
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray: ...
 
@@ -36,9 +36,9 @@ class WhiteNoise:
 
 
 class OrnsteinUhlenbeck:
-    """x <- x - theta x + std z: noise that remembers, so that a heavy body feels it (Lillicrap et al. 2016, section 3).
+    """x <- x - theta x + std z: correlated in time, which moves bodies with inertia (Lillicrap et al. 2016, section 3).
 
-    It runs on through the ends of episodes: stationary, with the deviation std / sqrt(1 - (1 - theta)^2).
+    It continues across the ends of episodes: stationary, with standard deviation std / sqrt(1 - (1 - theta)^2).
     """
 
     def __init__(self, std: float, theta: float) -> None:

@@ -1,7 +1,7 @@
-"""Groups whose episodes differ in return: of the others, which are collected too, a baseline would leave nothing.
+"""Groups whose episodes differ in return: in the other groups a group baseline makes every advantage zero.
 
-DAPO's dynamic sampling (Yu et al. 2025, section 3.2): sample until the batch is full of groups that have something to
-teach. What is thrown away was acted and is paid for: it counts as steps, its episodes as episodes.
+DAPO's dynamic sampling (Yu et al. 2025, section 3.2): sample until the batch is full of groups with non-zero
+advantages. Discarded groups still cost their actions: they count as steps, and their episodes as episodes.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pgcli.functional.masked import masked_sum
 from pgcli.types import Collector, Metrics, Rollout, State
 
 METRICS = {
-    "rollout/polls": "collections that an update took until enough groups differed in return, or the limit was reached",
-    "rollout/kept_groups": "share of the groups collected that the update learned from",
+    "rollout/polls": "collections of this update, until num_groups groups differed in return or max_polls was reached",
+    "rollout/kept_groups": "share of the collected groups that the update learned from",
 }
 
 
 class InformativeGroups:
-    """Asks a collector of groups again, at most `max_polls` times, until `num_groups` of them differ in return."""
+    """Calls a collector of groups, at most `max_polls` times, until `num_groups` groups differ in return."""
 
     def __init__(self, collector: Collector, *, num_groups: int, max_polls: int) -> None:
         self.collector, self.num_groups, self.max_polls = collector, num_groups, max_polls
 
     def collect(self, policy: Any) -> Rollout:
-        """The first `num_groups` that differ; fewer, where the limit was reached; what came last, if none does."""
+        """The first `num_groups` that differ; fewer if max_polls is reached; the last collection if none differs."""
         polled: list[Rollout] = []
         kept: list[Rollout] = []
         found = groups = 0
@@ -38,7 +38,7 @@ class InformativeGroups:
             silent = silent_groups(masked_sum(rollout.rewards, rollout.mask, dim=1), rollout.groups)
             chosen = rollout.groups.unique()[~silent][: self.num_groups - found]
             part = rollout.rows(torch.isin(rollout.groups, chosen))
-            part.groups = part.groups + len(polled) * self.num_groups  # another collection's have the same numbers
+            part.groups = part.groups + len(polled) * self.num_groups  # every collection numbers its groups from 0
             kept.append(part)
             polled.append(rollout)
             found += len(chosen)
@@ -57,7 +57,7 @@ class InformativeGroups:
         self.collector.load_state_dict(state)
 
     def __getattr__(self, name: str) -> Any:
-        """`close`, `replay_mismatch`: what only some collectors have."""
+        """`close`, `replay_mismatch`: methods that only some collectors have."""
         return getattr(self.collector, name)
 
 
@@ -65,7 +65,7 @@ DATA = [f.name for f in fields(Rollout) if f.name not in ("metrics", "episodes",
 
 
 def _join(parts: list[Rollout]) -> Rollout:
-    """One after the other. Where their lengths differ, T is the longest: a prompt takes no T, so it has none then."""
+    """One below the other. T is the longest of theirs; a prompt has no T axis, and so needs no padding."""
     longest = max(part.mask.shape[1] for part in parts)
 
     def together(trees: list[Any], short: list[int]) -> Any:
@@ -89,6 +89,6 @@ def _longer(x: Tensor, missing: int) -> Tensor:
 
 
 def _means(several: list[Metrics]) -> Metrics:
-    """Of a key that only some have, the mean over those."""
+    """The mean of each key, over those that have it."""
     found = {key: [metrics[key] for metrics in several if key in metrics] for metrics in several for key in metrics}
     return {key: sum(values) / len(values) for key, values in found.items()}

@@ -1,16 +1,16 @@
-"""A trained reward in place of the task's own. What is true is still reported beside it.
+"""A trained reward in place of the task's own. The true reward is still reported beside it.
 
-        preference   the score at the last token, shifted and scaled to mean 0 and deviation 1 on completions of the
-                     initial policy: a Bradley-Terry score has neither a zero nor a unit of its own
-        outcome      sigmoid of the score at the last token: the chance that the completion is right
-        process      the product of the sigmoids where steps end: the chance that all of them are right
-                     (Lightman et al. 2023), received step by step, each the change that it makes; with the last token
-                     1 is taken back where no step was written
+        preference   the score at the last token, shifted and scaled to mean 0 and standard deviation 1 on completions
+                     of the reference (else the initial) policy: a Bradley-Terry score has no zero and no unit
+        outcome      sigmoid of the score at the last token: the probability that the completion is right
+        process      the product of the sigmoids where steps end: the probability that all of them are right
+                     (Lightman et al. 2023); each step is paid its change of this product, which begins at 1, and a
+                     completion without any step pays that 1 back with its last token
 
-Whoever judges, a completion that the limit cut earns `env.cut_reward` at most, and `env.overlong_buffer` takes what it
-takes: both in the task's own unit, which stands to a preference model's as their deviations on those completions do.
+The limits of a task hold for a trained reward too: a completion that was cut earns `env.cut_reward` at most, and
+`env.overlong_buffer` takes its share. Both are in the unit of the task's own reward; the calibration converts it.
 
-An ensemble's members are calibrated each by itself, and then combined (Coste et al. 2024):
+Each member of an ensemble is calibrated by itself, and then they are combined (Coste et al. 2024):
 
         mean | min | mean - pessimism * variance
 """
@@ -31,33 +31,35 @@ Reading: TypeAlias = Literal["preference", "outcome", "process"]
 """What the scores of a model mean."""
 Combination: TypeAlias = Literal["mean", "min", "mean_minus_variance"]
 COMPONENTS = {
-    "reward": "what is trained: proxy, at most cut_reward if the limit cut it",
-    "proxy": "the trained reward",
-    "gold": "the task's own reward",
-    "gap": "proxy minus gold (of a preference model, gold in deviations from the reference's mean)",
-    "disagreement": "deviation of the ensemble's members, which stands for what they do not know",
+    "reward": "the reward that training maximises: the proxy, at most cut_reward if the limit cut the completion",
+    "proxy": "reward of the trained reward model",
+    "gold": "the task's own reward, which training does not see",
+    "gap": "proxy minus gold (for a preference model, gold in standard deviations from its mean on the calibration's "
+    "completions)",
+    "disagreement": "standard deviation of the ensemble members' rewards of a completion, a measure of their "
+    "uncertainty",
 }
-"""Of a task whose reward a model gives."""
+"""Of a task whose reward comes from a trained model."""
 SMALLEST = 1e-6
-"""Deviation of a judge that says the same of everything."""
+"""Least standard deviation of a calibration: a judge may give every completion the same score."""
 
 
 def step_ends(task: Any, texts: Completions) -> Tensor:
-    """(N, T) bool: the last token of each step, as the task tells."""
+    """(N, T) bool: the last token of each step, according to the task."""
     return ~torch.isnan(task.step_labels(texts.observations, texts.actions, texts.mask))
 
 
 def last_score(scores: Tensor, mask: Tensor) -> Tensor:
-    """(members, N, T), (N, T) -> (members, N): the score that has read all of a completion and none of its padding."""
+    """(members, N, T), (N, T) -> (members, N): the score at a completion's last token, before any padding."""
     last = last_of(mask)[None, :, None].expand(len(scores), -1, 1)
     return scores.gather(2, last).squeeze(2)
 
 
 def worth(policy: Any, task: Any, texts: Completions, reading: Reading) -> Tensor:
-    """What a model of the role `Scores` makes of completions: (members, N, 1), or (members, N, T) of a process model:
-    after each token, of which it has read nothing that comes later. The last column is what the completion is worth.
+    """Rewards of completions by a model of the role `Scores`: (members, N, 1), or for a process model (members, N, T):
+    after each token, and a function of the tokens up to it. The last column is the completion's reward.
 
-    A process model's worth is 1 until a step ends, and 0 from the last token on if none ever did.
+    A process model's is 1 until a step ends, and 0 from the last token on if none ever did.
     """
     scores = policy(texts.observations, texts.actions)
     if reading == "process":
@@ -69,7 +71,7 @@ def worth(policy: Any, task: Any, texts: Completions, reading: Reading) -> Tenso
 
 
 class Judge(nn.Module):
-    """A trained model, frozen, and how it is read. Its calibration belongs to it."""
+    """A trained model, frozen, with the reading of its scores and their calibration."""
 
     mean: Tensor
     std: Tensor
@@ -86,11 +88,11 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def worth(self, task: Any, texts: Completions) -> Tensor:
-        """As above, calibrated."""
+        """The function `worth`, calibrated."""
         return (worth(self.scorer, task, texts, self.reading) - self.mean) / self.std
 
     def calibrate(self, task: Any, texts: Completions, gold: Tensor) -> None:
-        """On completions, the reference's, and their true rewards (N,). A probability has a zero and a unit."""
+        """On completions and their true rewards (N,). Probabilities stay as they are: they have a zero and a unit."""
         if self.reading == "preference":
             values = self.worth(task, texts)
             self.mean.copy_(values.mean(1, keepdim=True))
@@ -100,13 +102,13 @@ class Judge(nn.Module):
 
 
 def true_reward(parts: dict[str, Tensor], mask: Tensor) -> Tensor:
-    """(N,), of a task's components: where a trained reward stands in its place, it is reported beside it."""
+    """(N,), from a task's components: `gold` where a trained reward replaces the task's, else `reward`."""
     found = parts.get("gold", parts["reward"])
     return found if found.dim() == 1 else masked_sum(found, mask, dim=1)
 
 
 class LearnedReward:
-    """A text task whose reward a judge gives."""
+    """A text task whose reward comes from a judge."""
 
     def __init__(self, task: Any, judge: Judge, *, combination: Combination, pessimism: float) -> None:
         self.task, self.judge, self.combination, self.pessimism = task, judge, combination, pessimism

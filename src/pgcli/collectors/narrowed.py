@@ -1,4 +1,4 @@
-"""A policy that writes only what is probable enough: to look at it, never to train it."""
+"""Temperature, top-k and top-p sampling: for inspection only, never for training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pgcli.types import Observations
 
 
 def narrowed(policy: Any, *, temperature: float, top_k: int | None, top_p: float | None) -> Any:
-    """The policy itself where nothing is narrowed. Raises InputError for what makes no sense."""
+    """The policy with a narrowed distribution, or the policy itself if nothing is narrowed. Raises InputError."""
     if not 0 < temperature < float("inf"):
         raise InputError(f"--temperature must be above 0, not {temperature:g}; --greedy takes the likeliest token")
     if top_k is not None and top_k < 1:
@@ -27,7 +27,7 @@ def narrowed(policy: Any, *, temperature: float, top_k: int | None, top_p: float
 
 
 class Narrowed:
-    """A policy whose improbable tokens are cut off while it writes; all else is the policy's own."""
+    """A policy whose improbable tokens are cut off while it writes; everything else is passed on to the policy."""
 
     has_critic = False
 

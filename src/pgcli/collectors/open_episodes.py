@@ -1,4 +1,4 @@
-"""The episodes that are open in an environment that is stepped without end: their seeds, returns so far, lengths."""
+"""The open episodes of an environment that is stepped without end: their seeds, returns so far and lengths."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pgcli.types import Episode, State, VectorEnvironment
 
 
 class OpenEpisodes:
-    """One in each row of `env`. Whoever steps it says what was earned, and which rows are over."""
+    """One open episode in each row of `env`. The collector that steps it reports rewards and the rows that ended."""
 
     def __init__(self, env: VectorEnvironment, *, seed: int) -> None:
         self.env, self.seed = env, seed
-        self.begun = 0  # episodes so far: the next one's number, and so its seed
+        self.begun = 0  # episodes so far; the number, and so the seed, of the next one
         self.returns = np.zeros(env.num_envs)
         self.lengths = np.zeros(env.num_envs, dtype=np.int64)
         self.seeds = np.zeros(env.num_envs, dtype=np.int64)
 
     def begin(self, rows: np.ndarray) -> np.ndarray:
-        """New ones in `rows` (k,): their first observations, (k, *shape)."""
+        """Begin new episodes in `rows` (k,); returns their first observations, (k, *shape)."""
         seeds = episode_seeds(self.seed, "train", range(self.begun, self.begun + len(rows)))
         self.begun += len(rows)
         self.returns[rows], self.lengths[rows], self.seeds[rows] = 0.0, 0, seeds
         return self.env.reset(rows, seeds)
 
     def earn(self, rewards: np.ndarray) -> None:
-        """All of them went one step further: (N,), the task's own rewards."""
+        """Count one step of every episode; rewards: (N,), the task's own."""
         self.returns += rewards
         self.lengths += 1
 

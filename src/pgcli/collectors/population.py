@@ -1,8 +1,8 @@
 """A population: every candidate plays the same episodes, all of them side by side.
 
-The same initial states for all (common random numbers): a candidate's fitness is compared with the others', and what
-they share cancels. Candidates act without noise of their own, so that in an environment whose episodes are a function
-of seed and actions two candidates of the same parameters have the same fitness, to the last bit.
+All candidates get the same initial states (common random numbers): their fitnesses are compared, and the luck that they
+share cancels. Candidates act without noise, so that in an environment whose episodes are a function of seed and actions
+two candidates with the same parameters have the same fitness, to the last bit.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pgcli.types import Episode, Fitness, Population, State, VectorEnvironment
 
 
 class PopulationCollector:
-    """`num_episodes` whole episodes of each candidate, as many of all at a time as the environment has rows."""
+    """`num_episodes` whole episodes of each candidate, as many at a time as the environment has rows."""
 
     def __init__(self, env: VectorEnvironment, *, num_episodes: int, seed: int) -> None:
         self.env, self.num_episodes, self.seed = env, num_episodes, seed
-        self.begun = 0  # episodes so far, of one candidate: the next one's number, and so its seed
+        self.begun = 0  # episodes per candidate so far; the number, and so the seed, of the next one
 
     def collect(self, population: Population) -> Fitness:
         E, K = self.num_episodes, len(population.candidates)
@@ -41,7 +41,7 @@ class PopulationCollector:
         )
 
     def _play(self, crowd: Any, players: np.ndarray, seeds: list[int], totals: np.ndarray, lengths: np.ndarray) -> None:
-        """One episode for each of (R,) players, whose return and length are written where they belong."""
+        """One episode for each of (R,) players; writes their returns and lengths into `totals` and `lengths`."""
         env, rows = self.env, np.arange(len(players))
         observations = env.reset(rows, seeds)
         running, length, seated = np.zeros(len(rows)), 0, -1
@@ -60,7 +60,7 @@ class PopulationCollector:
                 rows, observations, running = rows[going], observations[going], running[going]
 
     def state_dict(self) -> State:
-        """Nothing is open between two generations, and an episode is a function of its seed and the actions."""
+        """No episode is open between two generations, and an episode is a function of its seed and the actions."""
         return {"begun": self.begun, "env": self.env.state_dict()}
 
     def load_state_dict(self, state: State) -> None:

@@ -1,12 +1,12 @@
-"""Comparisons of completions, and labels of single ones: written by a policy, labelled by what the task knows.
+"""Comparisons of completions, and labels of single ones: written by a policy, labelled from the task's reward.
 
         P(a preferred to b) = sigmoid((r(a) - r(b)) / label_scale), and a share label_flip of labels is turned round
 
-r is the task's reward, or that of a trained judge in its place. Because the law is known, so is how often the best
-possible judge of these labels would be right: their ceiling.
+r is the task's reward, or that of a trained judge in its place. Because this law is known, so is the ceiling: how often
+the best possible judge of these labels would be right.
 
-A dataset is a function of its seed and of the frozen policy that wrote it. It is made when it is first asked for, and a
-resumed run makes the same one again.
+A dataset is a function of its seed and of the frozen policy that wrote it. It is made at first use, and a resumed run
+makes the same one again.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from pgcli.types import (
 METRICS = {
     "preferences/dataset": "pairs (or completions) in the dataset",
     "preferences/epoch": "passes over the dataset, this one included",
-    "preferences/gold_agreement": "share of labels that say what the task's true reward says",
-    "preferences/ceiling": "share of labels that the best possible judge of them would predict",
-    "preferences/identical": "share of fresh pairs that are one completion twice, and teach nothing",
+    "preferences/gold_agreement": "share of labels that agree with the task's true reward",
+    "preferences/ceiling": "share of labels that the best possible judge of them would predict, mean over the batch",
+    "preferences/identical": "share of fresh pairs whose two completions are identical and so teach nothing",
     "preferences/right": "share of checked completions, or of their steps, that are right",
     "preferences/desirable": "share of completions that are labelled desirable",
 }
 CHUNK = 512
-"""Completions that are written side by side: the noise of a row is its own, so this changes no token."""
+"""Completions written in one batch; each row has its own noise, so the size changes no token."""
 
 
 class Law(NamedTuple):
@@ -61,13 +61,13 @@ class Law(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Completions that were rewarded."""
+    """Completions and their rewards."""
 
     texts: Completions
     reward: Tensor
-    """(N,), what labels them."""
+    """(N,), the reward that the labels are drawn from."""
     gold: Tensor
-    """(N,), the task's true reward: where a trained one stands in its place, it is reported beside it."""
+    """(N,), the task's true reward, also where a trained one replaces it in `reward`."""
 
 
 class Pairs(NamedTuple):
@@ -101,7 +101,7 @@ def write(
 def compare(first: Answers, second: Answers, law: Law, noise: np.ndarray) -> Pairs:
     """Label two completions of each prompt.
 
-    noise: (B, 2) uniform: of the label, and of whether it is turned round.
+    noise: (B, 2) uniform: one for the label, one for whether it is turned round.
     """
     difference = (first.reward - second.reward).double()
     drawn, turned = torch.from_numpy(noise).to(difference.device).unbind(1)
@@ -115,7 +115,7 @@ def compare(first: Answers, second: Answers, law: Law, noise: np.ndarray) -> Pai
 
 
 def _either(which: Tensor, one: Completions, other: Completions) -> Completions:
-    """Row by row the one or the other. Both are of the same prompts."""
+    """Row by row one completion or the other. Both belong to the same prompts."""
 
     def rows(a: Tensor, b: Tensor) -> Tensor:
         return a if a is None else torch.where(which[:, None], a, b)
@@ -124,12 +124,12 @@ def _either(which: Tensor, one: Completions, other: Completions) -> Completions:
 
 
 def identical(pairs: Pairs) -> Tensor:
-    """(B,) bool: one completion twice. After its end every completion is padding."""
+    """(B,) bool: both completions are the same. (After its end every completion is padding, so all tokens compare.)"""
     return (pairs.preferred.actions == pairs.rejected.actions).all(dim=1)
 
 
 def agreement(differences: Tensor) -> float:
-    """Share of positive ones; where there is no difference, either order is as good: a half."""
+    """Share of positive differences; a difference of 0 counts 1/2, because either order is as good."""
     return float((torch.sign(differences) + 1).mean() / 2)
 
 
@@ -152,9 +152,9 @@ def stack(parts: list[Any]) -> Any:
 def write_pairs(
     decoding: Decoding, policy: Any, law: Law, seeds: list[int], *, seed: int, held_out: bool = False
 ) -> Pairs:
-    """Two completions for each seed's prompt, labelled; less those that are the same twice, or cannot be scored.
+    """Two completions for each seed's prompt, labelled; without pairs that are identical or cannot be scored.
 
-    seed: of all noise.
+    seed: seed of all noise.
     """
     given = given_pairs(decoding.task, held_out=held_out)
     if given is not None:
@@ -168,17 +168,20 @@ def write_pairs(
     pairs = compare(first, second, law, numpy_generator(seed, "labels").random((len(seeds), 2)))
     pairs = pick(pairs, ~identical(pairs) & ~pairs.gold.isnan() & ~pairs.predictable.isnan())
     if not len(pairs.gold):
-        raise InputError("the policy that writes the pairs writes the same twice each time: nothing can be preferred")
+        raise InputError(
+            "both completions of every prompt are identical (or cannot be scored), so there is nothing to label; raise "
+            "policy.temperature"
+        )
     return pairs
 
 
 def given_pairs(task: TextTask, *, held_out: bool) -> tuple[Written, Written] | None:
-    """Pairs that a task brings of its own, if it does."""
+    """The task's own pairs, or None if it has none."""
     return cast("Comparing", task).given_pairs(held_out=held_out) if hasattr(task, "given_pairs") else None
 
 
 def read_pairs(decoding: Decoding, policy: Any, preferred: Written, rejected: Written) -> Pairs:
-    """Pairs that a task brings. Whoever compared them is taken at their word, unless the task has a true reward."""
+    """A task's own pairs. Their labels count as the truth (gold 1), unless the task has a true reward."""
     one, other = (_read(decoding, policy, written) for written in (preferred, rejected))
     gold = (one.gold - other.gold).nan_to_num()
     if not getattr(decoding.task, "has_reward", True):
@@ -202,7 +205,7 @@ def _read(decoding: Decoding, policy: Any, written: Written) -> Answers:
 
 
 def dataset(decoding: Decoding, policy: Any, law: Law, *, pairs: int, seed: int) -> Pairs:
-    """Of training prompts: as many pairs, less those that are the same twice."""
+    """Pairs for `pairs` training prompts, without those that are identical or cannot be scored."""
     return write_pairs(decoding, policy, law, episode_seeds(seed, "pairs", range(pairs)), seed=derive(seed, "pairs"))
 
 
@@ -231,8 +234,8 @@ def preferences(pairs: Pairs, numbers: Tensor) -> Preferences:
 
 
 class LabelledData:
-    """The same pairs taken apart: preferred completions are desirable, rejected ones are not, and it is forgotten which
-    belonged together. Beside each stands a completion of another prompt, for KTO's reference point.
+    """The same pairs as single completions: preferred ones are desirable, rejected ones are not, and the pairing is
+    dropped. Beside each completion stands one of another prompt, for KTO's reference point.
     """
 
     def __init__(self, pairs: Pairs, reference: Any) -> None:
@@ -254,7 +257,7 @@ class LabelledData:
 
 
 def other_prompts(prompts: Tensor) -> Tensor:
-    """(B, P) -> (B,): the next row that has another prompt; simply the next one where all prompts are the same."""
+    """(B, P) -> (B,): the next row with another prompt; the next row if all prompts are the same."""
     rows = torch.arange(len(prompts), device=prompts.device)
     found = (rows + 1) % len(rows)
     for distance in range(2, len(rows)):
@@ -267,7 +270,7 @@ def other_prompts(prompts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def referred(texts: Completions, reference: Any) -> Completions:
-    """With the log-probs that a frozen policy gives to what somebody else wrote."""
+    """The texts with the log-probs that a frozen policy gives to them."""
     found = []
     for start in range(0, len(texts.mask), CHUNK):
         part = pick(texts, slice(start, start + CHUNK))
@@ -276,7 +279,7 @@ def referred(texts: Completions, reference: Any) -> Completions:
 
 
 class CheckedData:
-    """Completions of which the task says whether they are right, or which of their steps are."""
+    """Completions with the task's labels: whether each is right, or which of its steps are."""
 
     def __init__(self, task: Any, written: Answers, reading: Reading) -> None:
         self.texts = written.texts
@@ -309,7 +312,7 @@ class CheckedData:
 
 
 class DataCollector:
-    """Minibatches of a finite dataset, in another order each epoch. It is made when it is first asked for."""
+    """Minibatches of a finite dataset, in another order each epoch. The dataset is made at first use."""
 
     def __init__(self, make: Callable[[], Any], *, rows: int, seed: int) -> None:
         self.make, self.rows, self.seed = make, rows, seed
@@ -339,7 +342,7 @@ class DataCollector:
 
 
 class JudgedCollector:
-    """Two fresh completions of each prompt by the policy as it is now, labelled as the pairs of a dataset would be."""
+    """Two fresh completions of each prompt by the present policy, labelled like the pairs of a dataset."""
 
     def __init__(self, decoding: Decoding, reference: Any, law: Law, *, rows: int, seed: int) -> None:
         self.decoding, self.reference, self.law, self.rows, self.seed = decoding, reference, law, rows, seed
@@ -379,17 +382,18 @@ class JudgedCollector:
 
 
 JUDGED = {
-    "eval/ceiling": "of a judge: share of held-out labels that the task's true reward would predict",
-    "eval/margin": "of a judge: score of the preferred completion minus that of the rejected one, mean",
+    "eval/ceiling": "share of held-out labels that the best possible judge would predict; in runs of a reward model",
+    "eval/margin": "score of the preferred held-out completion minus that of the rejected one, mean; in runs of a "
+    "reward model",
 }
 
 
 class HeldOutPairs:
-    """Evaluates a judge: which completion of a pair does it like better, of prompts that no training ever saw?
+    """Evaluates a judge on pairs of completions of held-out prompts: which one does it score higher?
 
-    With noise, an episode's total is 1 where the judge agrees with the label; without, where it agrees with the task's
-    true reward, of which the labels are only a noisy witness. Pairs of the same completion twice are left out, and of
-    the latter those whose true rewards are equal.
+    With noise (stochastic), an episode's total is 1 where the judge agrees with the label; without (greedy), where it
+    agrees with the task's true reward, from which the labels are drawn with noise. Identical pairs are left out, and in
+    the greedy evaluation also those whose true rewards are equal.
     """
 
     def __init__(self, decoding: Decoding, writer: Any, law: Law, reading: Reading) -> None:
@@ -399,7 +403,7 @@ class HeldOutPairs:
     def play(
         self, policy: Any, seeds: list[int], generator: np.random.Generator | None, *, held_out: bool = False
     ) -> Rollout:
-        """The preferred completions, with what the judge makes of them."""
+        """A Rollout of the preferred completions, whose reward is 1 where the judge is right."""
         if self.made is None or self.made[0] != seeds:  # the same ones for every evaluation of a run
             seed = derive(seeds[0], "held out")
             made = write_pairs(self.decoding, self.writer, self.law, seeds, seed=seed, held_out=held_out)
@@ -427,7 +431,7 @@ class HeldOutPairs:
 
     @torch.no_grad()
     def _margins(self, policy: Any, pairs: Pairs) -> Tensor:
-        """(members, B): how much better each member likes the preferred completion."""
+        """(members, B): each member's score of the preferred completion minus that of the rejected one."""
         found = []
         task = self.decoding.task
         for start in range(0, len(pairs.gold), CHUNK):

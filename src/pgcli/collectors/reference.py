@@ -1,4 +1,4 @@
-"""A frozen policy that looks at what another one did: how far has it moved?"""
+"""The reference policy: a frozen policy from which the divergence of the trained one is measured."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pgcli.types import Collector, Evaluation, Metrics, Rollout, State, each_ten
 
 METRICS = {
     "kl/exact": "KL(policy || reference) of an episode: exact in each of its states, summed; mean over episodes, nats",
-    "kl/k1": "the same, estimated by the sum of log-ratios",
-    "kl/k2": "the same, estimated by the sum of half their squares",
-    "kl/k3": "the same, estimated by the sum of exp(-log-ratio) - 1 + log-ratio",
+    "kl/k1": "KL(policy || reference) of an episode, estimated by the sum of its log-ratios; mean over episodes, nats",
+    "kl/k2": "KL(policy || reference) of an episode, estimated by the sum of log-ratio^2 / 2; mean over episodes, nats",
+    "kl/k3": "KL(policy || reference) of an episode, estimated by the sum of exp(-log-ratio) - 1 + log-ratio; mean "
+    "over episodes, nats",
 }
 
 
 class Referenced:
-    """What a collector hands on, with the log-probs that a frozen reference gives the same actions."""
+    """A collector whose rollouts also get the reference's log-probs of the same actions."""
 
     def __init__(self, collector: Collector, reference: Any) -> None:
         self.collector, self.reference = collector, reference
@@ -39,13 +40,13 @@ class Referenced:
         self.collector.load_state_dict(state)
 
     def __getattr__(self, name: str) -> Any:
-        """`close`, `replay_mismatch`: what only some collectors have."""
+        """`close`, `replay_mismatch`: methods that only some collectors have."""
         return getattr(self.collector, name)
 
 
 @torch.no_grad()
 def view(policy: Any, rollout: Rollout) -> Evaluation:
-    """What a policy says of a rollout's actions, (N, T)."""
+    """A policy's evaluation of a rollout's actions, (N, T)."""
     if policy.unit == "sequence":
         return processes.shared(policy)(rollout.observations, rollout.actions)
     flat = each_tensor(rollout.observations, lambda x: x.flatten(0, 1))
@@ -54,7 +55,7 @@ def view(policy: Any, rollout: Rollout) -> Evaluation:
 
 
 def divergence(rollout: Rollout, reference: Evaluation) -> Metrics:
-    """Of the policy that acted from the reference, summed over each episode (row), mean over rows."""
+    """Divergence of the acting policy from the reference, summed over each episode (row), mean over rows."""
 
     def of_a_row(per_action: torch.Tensor) -> float:
         return float(masked_sum(per_action, rollout.mask, dim=1).mean())

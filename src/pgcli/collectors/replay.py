@@ -1,7 +1,7 @@
 """Replay: every step goes into a memory, from which an off-policy method draws its minibatches (Lin 1992).
 
-What is remembered is raw. Where observations or rewards are normalised, they are so when they are drawn, and when the
-policy looks at them, by the statistics of that moment: a state has one encoding however long ago it was seen.
+The memory holds raw values. Observations and rewards are normalised when they are drawn, and when the policy acts on
+them, by the statistics of that moment: a state has one encoding however long ago it was seen.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pgcli.types import Appended, Continuous, ControlSpec, Episode, State, Trans
 
 
 class ReplayCollector:
-    """Steps `env` for `num_steps`, again and again, after `learning_starts` random actions the first time.
+    """Steps `env` for `num_steps` per call; the first call begins with `learning_starts` random actions.
 
-    A truncated episode leaves its true final observation behind, and `terminated` false.
+    A truncated episode is stored with its true final observation and `terminated` false.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ReplayCollector:
         self.observations: np.ndarray | None = None  # raw
 
     def collect(self, policy: Any) -> Experience:
-        """`num_steps` of every environment, and the memory that they went into."""
+        """`num_steps` of every environment, stored in the memory."""
         N, steps, episodes = self.env.num_envs, self.num_steps, list[Episode]()
         if self.observations is None:
             self.observations = self._begin(np.arange(N))
@@ -94,7 +94,7 @@ class ReplayCollector:
 
 @dataclass
 class Experience:
-    """What just happened, and the memory of all that happened: a `types.Replay`."""
+    """The newest steps and episodes, and the memory of all: a `types.Replay`."""
 
     steps: int
     episodes: list[Episode]
@@ -121,7 +121,7 @@ class Memory:
         actions = np.zeros((0, len(spec.actions.low)), np.float32) if real else np.zeros(0, np.int64)  # type: ignore[union-attr]
 
         def column(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            return np.zeros((capacity, *shape), dtype)  # the system gives the memory when it is first written to
+            return np.zeros((capacity, *shape), dtype)  # the system allocates it when it is first written to
 
         try:
             self.observations = column(spec.observation_shape, np.float32)
@@ -140,7 +140,7 @@ class Memory:
         self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, next_observations: np.ndarray,
         terminated: np.ndarray,
     ) -> None:  # fmt: skip
-        """A row for each environment, (N, ...)."""
+        """One transition of each environment, (N, ...)."""
         first, count = self.count % self.capacity, len(rewards)
         where: Any = slice(first, first + count)
         if first + count > self.capacity:
@@ -153,7 +153,7 @@ class Memory:
         self.count += count
 
     def draw(self, batch_size: int) -> Transitions:
-        """Uniformly, with replacement."""
+        """A minibatch, drawn uniformly with replacement."""
         rows = self.generator.integers(self.size, size=batch_size)
         observations, next_observations = self.observations.take(rows, 0), self.next_observations.take(rows, 0)
         rewards = self.rewards.take(rows)
@@ -170,7 +170,7 @@ class Memory:
         return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> State:
-        """The ring as two pieces: what lies behind the newest transition is older than what lies before it."""
+        """The ring as two pieces in order of age: the rows after the newest transition, then those up to it."""
         oldest, columns = self.count - self.size, self._columns()
         turn = max(oldest, self.count - self.count % self.capacity)  # the number of the transition in row 0
         pieces = [
@@ -184,7 +184,7 @@ class Memory:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Of more than there is room for (in a fork, say), the newest."""
+        """If there are more transitions than room (after a fork, say), the newest are kept."""
         self.generator.bit_generator.state = state["generator"]
         transitions: Appended = state["transitions"]
         self.count = transitions.end if transitions.pieces else 0  # an evaluation does not read them
@@ -197,7 +197,7 @@ class Memory:
 
 
 class _Random:
-    """Draws actions uniformly, whatever is seen: a sampler like a policy's."""
+    """Draws actions uniformly, whatever the observation: a sampler like a policy's."""
 
     def __init__(self, spec: ControlSpec) -> None:
         self.actions = spec.actions

@@ -1,4 +1,4 @@
-"""Answers that were criticised and rewritten: what a policy learns to say at once."""
+"""Answers that were criticised and revised: the policy learns to give the revised answer at once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pgcli.seeding import episode_seeds, numpy_generator, uniforms
 from pgcli.types import Observations, Revising, Rollout, State
 
 METRICS = {
-    "revisions/criticised": "share of first answers of which the constitution had something to say",
-    "revisions/reward": "mean reward of what is learned: the last revisions, and the answers that needed none",
-    "revisions/improved": "share of criticised answers whose reward their last revision raised",
+    "revisions/criticised": "share of first answers that the constitution criticised",
+    "revisions/reward": "mean reward of the texts that are learned: last revisions, and answers that needed none",
+    "revisions/improved": "share of criticised answers whose last revision has a higher reward",
 }
 
 
 class RevisionCollector:
-    """An answer to each prompt; where it is criticised, a revision of it, and of that one, up to `rounds` times."""
+    """An answer to each prompt; as long as it is criticised, it is revised, up to `rounds` times."""
 
     def __init__(self, decoding: Decoding, task: Revising, writer: Any, *, rows: int, rounds: int, seed: int) -> None:
         self.decoding, self.task, self.writer = decoding, task, writer
@@ -31,7 +31,7 @@ class RevisionCollector:
     def collect(self, policy: Any) -> Rollout:
         """A Rollout of (rows, completion_length) without log-probs: the last revisions, as answers to the requests.
 
-        `metrics` are of the first answers, but for those that say otherwise.
+        `metrics` describe the first answers, except those named `revisions/`.
         """
         writer = self.writer or policy
         numbers = range(self.begun, self.begun + self.rows)
@@ -71,7 +71,7 @@ class RevisionCollector:
         return written.actions, written.mask
 
     def _rewards(self, observations: Observations, actions: Tensor, mask: Tensor) -> Tensor:
-        """(N,), whole completions'."""
+        """(N,), the rewards of whole completions."""
         found = self.decoding.task.rewards(observations, actions, mask)["reward"]
         return found if found.dim() == 1 else (found * mask).sum(1)
 

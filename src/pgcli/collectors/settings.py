@@ -1,4 +1,4 @@
-"""How much to collect at once. An algorithm's Config takes those that its `collects` names."""
+"""How much to collect at once. An algorithm's Config inherits the settings of the collectors in its `collects`."""
 
 from typing import Literal, Self
 
@@ -15,7 +15,7 @@ class Segments(Settings):
 
 
 class Episodes(Settings):
-    """For `episodes`: whole episodes, all of those that were begun."""
+    """For `episodes`: whole episodes; every one that is begun is finished."""
 
     num_episodes: int = Field(ge=1, description="whole episodes (or completions) per update")
 
@@ -37,21 +37,21 @@ class Groups(Settings):
 
 
 class InformativeGroups(Groups):
-    """For `groups`, those that have something to teach preferred."""
+    """For `groups`, with a preference for those whose episodes differ in return."""
 
     max_polls: int = Field(
         ge=1,
-        description="collections an update may take until num_groups groups are there whose episodes differ in return; "
-        "1: whatever comes",
+        description="most collections per update, repeated until num_groups groups have episodes that differ in "
+        "return; 1: take the first as it is",
     )
 
 
 class Demonstrations(Settings):
-    """For `demonstrations`: text that a task has written itself."""
+    """For `demonstrations`: text that the task provides."""
 
     num_demonstrations: int = Field(ge=1, description="demonstrations (or texts of the corpus) per update")
     source: Literal["demonstrations", "corpus"] = Field(
-        description="right answers to prompts, or text to learn the language from, prompts included"
+        description="what is imitated: right answers to prompts, or text to learn the language from, prompts included"
     )
 
 
@@ -59,9 +59,9 @@ class Revisions(Settings):
     """For `revisions`: answers that were criticised and rewritten."""
 
     num_prompts: int = Field(ge=1, description="prompts per update, each with an answer that may be revised")
-    rounds: int = Field(ge=1, description="how often an answer is criticised and revised at most")
+    rounds: int = Field(ge=1, description="most times that an answer is criticised and revised")
     writer: Literal["initial", "policy"] = Field(
-        description="who writes answers and revisions: the frozen initial policy, or the one that learns"
+        description="policy that writes answers and revisions: the frozen initial one, or the one that learns"
     )
 
 
@@ -77,16 +77,18 @@ class Candidates(Settings):
     """For `population`: each candidate plays whole episodes, all of them the same."""
 
     num_episodes: int = Field(ge=1, description="whole episodes that each candidate plays")
-    fresh_seeds: bool = Field(description="new initial states each time; otherwise the same ones for ever")
+    fresh_seeds: bool = Field(
+        description="draw new initial states for each evaluation of candidates; otherwise always the same ones"
+    )
 
     @property
     def rows(self) -> int:
-        """Of the environment: for one candidate at a time, unless an algorithm has a population of them."""
+        """Rows of the environment: for one candidate at a time, unless an algorithm has a population of them."""
         return self.num_episodes
 
 
 class Generations(Candidates):
-    """For `population`, where as many candidates are played each time."""
+    """For `population`, where every update evaluates the same number of candidates."""
 
     population: int = Field(ge=2, description="candidates of each generation")
 
@@ -96,19 +98,24 @@ class Generations(Candidates):
 
 
 class Fresh(Settings):
-    """For `transitions`: single steps, learned from at once and forgotten."""
+    """For `transitions`: single steps, learned from at once and then dropped."""
 
     num_envs: int = Field(ge=1, description="environments stepped side by side: one step of each per update")
 
 
 class Replay(Settings):
-    """For `replay`: a memory of transitions, from which minibatches are drawn."""
+    """For `replay`: a replay memory of transitions, from which minibatches are drawn."""
 
     num_envs: int = Field(ge=1, description="environments stepped side by side")
     num_steps: int = Field(ge=1, description="steps of each environment per update")
     gradient_steps: int = Field(ge=1, description="gradient steps per update")
-    batch_size: int = Field(ge=1, description="transitions drawn from the memory for each of them, with replacement")
-    capacity: int = Field(ge=1, description="transitions that the memory holds; then the oldest are forgotten")
+    batch_size: int = Field(
+        ge=1,
+        description="transitions per minibatch, drawn from the replay memory with replacement for each gradient step",
+    )
+    capacity: int = Field(
+        ge=1, description="most transitions in the replay memory; once it is full, the oldest are overwritten"
+    )
     learning_starts: int = Field(ge=0, description="random actions before the first update")
 
 
@@ -116,7 +123,8 @@ class Either(Segments, Episodes):
     """For an algorithm that learns from segments or from episodes."""
 
     collect: Literal["auto", "segments", "episodes"] = Field(
-        description="segments where the environment is stepped, else episodes; or one of the two by name"
+        description="what is collected: segments, episodes, or auto: segments in a stepped environment, episodes in a "
+        "text task"
     )
 
 
@@ -130,11 +138,12 @@ class FreshPairs(Pairs):
     """For an algorithm that learns from `pairs` of a dataset or from `judged` ones."""
 
     collect: Literal["auto", "pairs", "judged"] = Field(
-        description="pairs: a dataset that the frozen initial policy wrote; judged: fresh ones of the policy itself"
+        description="where pairs come from: a dataset that the frozen initial policy wrote (pairs), or fresh ones of "
+        "the policy itself (judged)"
     )
 
 
 class Texts(Settings):
-    """For `labelled` and `checked`: completions by themselves."""
+    """For `labelled` and `checked`: single completions."""
 
     num_completions: int = Field(ge=1, description="completions per update")

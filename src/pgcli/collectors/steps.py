@@ -1,4 +1,4 @@
-"""Segments: a fixed number of steps of every environment, cut where they end and bootstrapped from there."""
+"""Segments: a fixed number of steps of every environment, bootstrapped where they end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pgcli.types import Continuous, Episode, Rollout, State, VectorEnvironment
 
 
 class SegmentCollector:
-    """Steps `env` for `num_steps`, again and again; an environment whose episode ends is reset at once with a new seed.
+    """Steps `env` for `num_steps` per call; an environment whose episode ends is reset at once with a new seed.
 
-    An episode still open at the end of a segment goes on in the next. No dummy transitions: every row is a real step.
+    An episode still open at the end of a segment goes on in the next. There are no dummy transitions: each is a real
+    step.
     """
 
     def __init__(self, env: VectorEnvironment, *, num_steps: int, seed: int, device: torch.device) -> None:
@@ -24,7 +25,7 @@ class SegmentCollector:
         self.generator = numpy_generator(seed, "actions")
         self.open = OpenEpisodes(env, seed=seed)
         self.observations: np.ndarray | None = None
-        self.memory: dict[str, np.ndarray] | None = None  # what a policy that has one remembers of the open episodes
+        self.memory: dict[str, np.ndarray] | None = None  # the memory that a recurrent policy has of the open episodes
 
     def collect(self, policy: Any) -> Rollout:
         """`num_steps` of every environment: a Rollout of (num_envs, num_steps)."""
@@ -83,8 +84,9 @@ class SegmentCollector:
         self, policy: Any, sampler: Any, rollout: Rollout, first: np.ndarray, last: np.ndarray,
         cut: list[tuple[int, np.ndarray, np.ndarray]],
     ) -> None:  # fmt: skip
-        """Hand on what the policy remembered when the segment began, value every state with what led to it, and keep
-        what it remembers now. `first`: (N,) bool, an episode begins with the segment. `last`: (N, *shape), after it.
+        """Add the policy's memory at the segment's start to the observations, value every state given its history, and
+        keep the memory at the end. `first`: (N,) bool, an episode begins with the segment. `last`: (N, *shape), after
+        it.
         """
         starts = rollout.done.roll(1, dims=1)
         starts[:, 0] = torch.from_numpy(first)

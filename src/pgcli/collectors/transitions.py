@@ -1,4 +1,4 @@
-"""Transitions: one step of every environment at a time, learned from at once and forgotten."""
+"""Transitions: one step of every environment at a time, learned from at once and then dropped."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pgcli.types import ABSENT, Episode, State, Steps, Transitions, VectorEnviro
 
 
 class TransitionCollector:
-    """Steps `env` once a call; an environment whose episode ends is reset at once with a new seed.
+    """Steps `env` once per call; an environment whose episode ends is reset at once with a new seed.
 
-    looks_ahead: choose the next action with the present policy, hand it on as `next_actions`, and take it the next
-        time: Sutton & Barto 2018, section 6.4. Otherwise an action is chosen when it is taken: section 6.5.
+    looks_ahead: choose the next action with the present policy, return it as `next_actions`, and take it in the next
+        call (SARSA: Sutton & Barto 2018, section 6.4). Otherwise an action is chosen when it is taken (section 6.5).
     """
 
     def __init__(self, env: VectorEnvironment, *, looks_ahead: bool, seed: int, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class TransitionCollector:
         self.open = OpenEpisodes(env, seed=seed)
         self.observations: np.ndarray | None = None
         self.chosen: np.ndarray | None = None  # actions that were chosen ahead
-        self.fresh = np.ones(env.num_envs, dtype=bool)  # rows whose episode has only begun: nothing was chosen
+        self.fresh = np.ones(env.num_envs, dtype=bool)  # rows whose episode has just begun: no action is chosen yet
 
     def collect(self, policy: Any) -> Steps:
         """One transition of each environment, (num_envs,)."""

@@ -1,4 +1,4 @@
-"""The device that suits the size of the network."""
+"""The device by the size of the network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pgcli.settings import Settings
 
 
 class Auto:
-    """The processor for small networks, whose operations end before a graphics processor has begun; else the best."""
+    """The CPU for small networks, whose operations are shorter than launching a GPU kernel; else the best GPU."""
 
     class Config(Settings):
         name: Literal["auto"]
-        threads: int = Field(ge=1, description="of one operation on the processor")
-        small: int = Field(ge=0, description="networks of fewer parameters stay on the processor")
+        threads: int = Field(ge=1, description="threads of one operation on the CPU")
+        small: int = Field(ge=0, description="number of parameters below which a network stays on the CPU")
 
     def __init__(self, config: Config, *, parameters: int) -> None:
         torch.set_num_threads(config.threads)

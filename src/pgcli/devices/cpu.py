@@ -1,4 +1,4 @@
-"""The processor."""
+"""The CPU."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pgcli.settings import Settings
 class CPU:
     class Config(Settings):
         name: Literal["cpu"]
-        threads: int = Field(ge=1, description="of one operation; more than one only pays for large networks")
+        threads: int = Field(ge=1, description="threads of one operation; more than one pays only for large networks")
 
     def __init__(self, config: Config, *, parameters: int) -> None:
-        del parameters  # the processor serves every size
+        del parameters  # the CPU is used for every size
         torch.set_num_threads(config.threads)
         keep_freed_memory()
         self.torch = torch.device("cpu")
         self.note = f"cpu, {config.threads} thread{'s' if config.threads > 1 else ''}"
 
     def synchronise(self) -> None:
-        """Nothing is queued here."""
+        """Does nothing: CPU operations are not queued."""
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -36,8 +36,8 @@ KEPT = 32 * 2**20
 def keep_freed_memory() -> None:
     """Ask glibc to keep blocks of up to 32 MB that a tensor has freed for the next one.
 
-    By default it hands them back to the system, and each new tensor is paid for in page faults: a tenth of an update of
-    some thousand actions. Other C libraries are left alone.
+    By default it returns them to the system, and each new tensor costs page faults: a tenth of an update of some
+    thousand actions. Other C libraries are not changed.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

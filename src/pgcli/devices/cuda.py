@@ -1,4 +1,4 @@
-"""An NVIDIA (or ROCm) graphics processor."""
+"""An NVIDIA (or ROCm) GPU."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from pgcli.settings import Settings
 class CUDA:
     class Config(Settings):
         name: Literal["cuda"]
-        index: int = Field(ge=0, description="which one; `device=cuda:1` sets it")
-        threads: int = Field(ge=1, description="of one operation on the processor, which still steps the environments")
+        index: int = Field(ge=0, description="number of the GPU, from 0; `device=cuda:1` sets it")
+        threads: int = Field(
+            ge=1, description="threads of one operation on the CPU, which still steps the environments"
+        )
 
     def __init__(self, config: Config, *, parameters: int) -> None:
-        """Raises InputError where this machine has no such device: never a silent run on the processor."""
-        del parameters  # asked for by name, so used for every size
+        """Raises InputError if this machine has no such device: never a silent run on the CPU."""
+        del parameters  # chosen by name, so used for every size
         if not torch.cuda.is_available():
             raise InputError("device=cuda: torch finds no CUDA device on this machine; use device=cpu (or device=auto)")
-        index = config.index + processes.local_rank()  # each process of a `torchrun` has a device of its own
+        index = config.index + processes.local_rank()  # each process of a `torchrun` has its own GPU
         if index >= torch.cuda.device_count():
             raise InputError(f"device=cuda:{index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
         torch.set_num_threads(config.threads)

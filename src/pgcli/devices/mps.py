@@ -1,4 +1,4 @@
-"""The graphics processor of an Apple computer."""
+"""The GPU of an Apple computer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pgcli.settings import Settings
 class MPS:
     class Config(Settings):
         name: Literal["mps"]
-        threads: int = Field(ge=1, description="of one operation on the processor, which still steps the environments")
+        threads: int = Field(
+            ge=1, description="threads of one operation on the CPU, which still steps the environments"
+        )
 
     def __init__(self, config: Config, *, parameters: int) -> None:
-        """Raises InputError where this machine has no such device."""
-        del parameters  # asked for by name, so used for every size
+        """Raises InputError if this machine has no such device."""
+        del parameters  # chosen by name, so used for every size
         if not torch.backends.mps.is_available():
             raise InputError("device=mps: torch finds no Metal device on this machine; use device=cpu (or device=auto)")
         torch.set_num_threads(config.threads)

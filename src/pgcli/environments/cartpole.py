@@ -28,7 +28,7 @@ MAX_POSITION, MAX_ANGLE = 2.4, 12 * 2 * np.pi / 360
 class CartPole:
     """Push a cart left (0) or right (1) so that its pole stays up. Observation: x, speed, angle, its speed.
 
-    CartPole-positions-v1 shows x and angle alone: one observation does not tell which way the pole is falling, two do.
+    CartPole-positions-v1 shows only x and angle: a single observation does not show which way the pole falls, two do.
     (CartPoleNoVel-v1 in RL Zoo, PositionOnlyCartPole in POPGym.)
     """
 
@@ -38,11 +38,13 @@ class CartPole:
     class Config(Settings):
         name: str = Field(description="name of this environment")
         id: Literal["CartPole-v1", "CartPole-positions-v1"] = Field(
-            description="the Gymnasium environment that this one equals, or the same with its velocities hidden"
+            description="Gymnasium environment that this one equals, or the same with velocities hidden"
         )
         max_episode_steps: int = Field(gt=0, description="steps after which an episode is truncated")
-        solved_at: float | None = Field(description="greedy return that counts as solved; null: never")
-        normalise: Normalisation = Field(description="running normalisation of observations and rewards")
+        solved_at: float | None = Field(
+            description="greedy return at which the environment counts as solved; null: none"
+        )
+        normalise: Normalisation = Field(description="transformations of observations and rewards")
 
     def __init__(self, config: Config, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -53,7 +55,7 @@ class CartPole:
         self.spec = ControlSpec(observation_shape=(self._carts.observed,), actions=Discrete(2))
 
     def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        # Most of a reset is the making of a generator: once for the many rows that share a seed.
+        # Most of a reset's time is making a generator: it is made once for all rows that share a seed.
         draws = {seed: np.random.Generator(np.random.PCG64(seed)).uniform(-0.05, 0.05, 4) for seed in set(seeds)}
         starts = np.array([draws[seed] for seed in seeds]).reshape(-1, 4)
         self._some.bring_back()
@@ -81,7 +83,7 @@ class CartPole:
 
 
 class _Some:
-    """Steps some rows: out on a few carts of their own, where they stay for as long as the same ones are stepped."""
+    """Steps a subset of rows on a copy of their carts, which is kept as long as the same rows are stepped."""
 
     def __init__(self, home: "_Carts", limit: int, seen: slice) -> None:
         self._home, self._limit, self._seen = home, limit, seen
@@ -100,7 +102,7 @@ class _Some:
         return Step(*(part[:count] for part in self._out.step(self._actions)))
 
     def _take(self, rows: np.ndarray) -> None:
-        # Carts for at most a third more rows than there are: to make new ones costs as much as several steps.
+        # At most a third more carts than rows are kept: making new ones costs as much as several steps.
         if not len(rows) <= self._out.count <= len(rows) * 4 / 3:
             self._out = _Carts(len(rows), self._limit, self._seen)
             self._actions = np.zeros(len(rows), dtype=np.int64)
@@ -114,14 +116,14 @@ class _Some:
 
 
 class _Carts:
-    """N carts and their buffers. At N = 4 a step costs what its NumPy calls cost, about 0.25 us each if, and only if,
+    """N carts and their buffers. At N = 4 the NumPy calls are the cost of a step, about 0.25 us each if, and only if,
     every operand is contiguous and none is a Python number: hence the row order and the constants written out in full.
 
     state: (6, N) float64. Rows 0-2 are positions (x, angle, clock in steps), rows 3-5 their velocities; the clock moves
     at 1/SECONDS, so that one addition advances all three and one comparison finds both ways in which an episode ends.
 
-    The operations are rounded as Gymnasium's are: a falling pole multiplies a difference by e every quarter of a
-    second, so the last bit of one step would be a different episode 500 steps later.
+    The operations round as Gymnasium's do: a falling pole multiplies a difference by e every quarter of a second, so a
+    difference in the last bit of one step would give a different episode 500 steps later.
     """
 
     OBSERVED = np.array([[0], [3], [1], [4]])
@@ -163,7 +165,7 @@ class _Carts:
         inertia, temp, scratch = self._inertia, self._temp, self._scratch
         np.cos(self._angle, self._cos)
         np.sin(self._angle, self._sin)
-        # Both m l / M cos^2 a and temp, which share a factor and a divisor.
+        # m l / M cos^2 a and temp together, because they share a factor and a divisor.
         np.multiply(self._cos, self._cos, inertia)
         np.multiply(self._angular_velocity, self._angular_velocity, temp)
         np.multiply(self._inertia_and_temp, self._moments, self._inertia_and_temp)

@@ -1,8 +1,8 @@
-"""Any Gymnasium environment, one instance a row, reset only when the collector says so.
+"""Any Gymnasium environment, one instance per row, reset only by the collector.
 
 There is no autoreset and no dummy transition: a step returns the true successor, and each episode begins with its own
-seed. So an episode is a function of (seed, actions) in any well-behaved environment, and that is how a run resumes: a
-checkpoint stores both for each open episode, `load_state_dict` plays them again and compares the last observation.
+seed. So in any well-behaved environment an episode is a function of (seed, actions), and this makes resuming possible:
+a checkpoint stores both for each open episode, `load_state_dict` plays them again and compares the last observation.
 """
 
 import importlib
@@ -27,7 +27,7 @@ from pgcli.settings import Settings
 from pgcli.types import Continuous, ControlSpec, Discrete, State, Step
 
 FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-"""Besides these, Tuple and Dict of them."""
+"""Supported spaces of observations, besides Tuple and Dict of them."""
 
 
 @dataclass
@@ -41,13 +41,15 @@ class Gymnasium:
 
     class Config(Settings):
         name: str = Field(description="name of this environment")
-        id: str = Field(description="Gymnasium id, or `module:id` where importing the module registers it")
+        id: str = Field(description="Gymnasium id, or `module:id` if importing the module registers it")
         kwargs: dict[str, Any] = Field(description="arguments of the environment's constructor")
         max_episode_steps: int | None = Field(
             gt=0, description="steps after which an episode is truncated; null: the environment's own limit"
         )
-        solved_at: float | None = Field(description="greedy return that counts as solved; null: never")
-        normalise: Normalisation = Field(description="running normalisation of observations and rewards")
+        solved_at: float | None = Field(
+            description="greedy return at which the environment counts as solved; null: none"
+        )
+        normalise: Normalisation = Field(description="transformations of observations and rewards")
 
     def __init__(self, config: Config, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -91,7 +93,7 @@ class Gymnasium:
         assert episode is not None, f"row {row} has no open episode"
         episode.actions.append(action)
         try:
-            # A copy: an environment that changes the action in place must not change what a resume replays.
+            # A copy: an environment that changes the action in place must not change the action that a resume replays.
             played = action if isinstance(action, int) else action.copy()
             observation, reward, terminated, truncated, _ = self._environments[row].step(played)
             self._observations[row] = self._encoder(observation)
@@ -113,7 +115,7 @@ class Gymnasium:
         return np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
 
     def _check(self, row: int, reward: float) -> None:
-        """Refuse what is not finite here, before it is learned from."""
+        """Raises RunError if a reward or an observation is not finite, before it is learned from."""
         if not math.isfinite(reward):
             raise RunError(f"{self._id} gave a reward of {reward}: {self._place(row)}")
         if not np.isfinite(self._observations[row]).all():
@@ -144,7 +146,7 @@ class Gymnasium:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Play the open episodes again. Where that gives something else, `replay_mismatch` says so in a sentence."""
+        """Play the open episodes again. If the observations differ, `replay_mismatch` says so in a sentence."""
         self.replay_mismatch = None
         for row, saved in enumerate(state["episodes"]):
             if saved is None:
@@ -165,7 +167,7 @@ class Gymnasium:
                     break
         except RunError:
             self._episodes[row] = None
-        if self._episodes[row] is None:  # it ended before its time: begin it again, so that it can be stepped at all
+        if self._episodes[row] is None:  # the replay ended early: begin the episode again, so that it can be stepped
             self.reset(np.array([row]), [seed])
             return False
         return np.array_equal(self._observations[row], observation)
@@ -206,7 +208,7 @@ class Encoder:
             encoded = self._as_image(np.asarray(observation))
         else:
             encoded = np.asarray(spaces.flatten(self._space, observation))
-        if encoded.shape != self.shape:  # an assignment would broadcast it without a word
+        if encoded.shape != self.shape:  # an assignment would silently broadcast it
             raise ValueError(f"an observation of shape {encoded.shape} where its space says {self.shape}")
         return encoded
 
@@ -258,9 +260,9 @@ def action_spec(name: str, space: spaces.Space) -> Discrete | Continuous:
 
 
 def refuse_endless(environment: gymnasium.Env, config: Gymnasium.Config) -> None:
-    """Whole episodes are waited for, in every evaluation: one that a bad policy never ends would never come back."""
+    """Refuses an environment without a time limit: an evaluation could wait for ever for an episode to end."""
     spec = environment.spec
-    # Atari's limit is one of frames, in the environment itself.
+    # Atari has a limit of frames in the environment itself.
     if spec and spec.max_episode_steps is None and "max_num_frames_per_episode" not in spec.kwargs:
         raise InputError(
             f"{config.id} has no time limit, so an episode may never end: give it one with env.max_episode_steps=500"
@@ -272,7 +274,7 @@ def make(config: Gymnasium.Config) -> gymnasium.Env:
     spec = find_spec(config.id)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"gymnasium\.")  # on precisions of spaces and the like
+            warnings.filterwarnings("ignore", module=r"gymnasium\.")  # on the precision of spaces and similar
             return gymnasium.make(
                 spec, max_episode_steps=config.max_episode_steps, disable_env_checker=True, **config.kwargs
             )
@@ -303,7 +305,7 @@ def find_spec(name: str) -> Any:
 
 def import_user_module(module: str) -> None:
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that a file beside the user shadows nothing that is installed
+        sys.path.append(os.getcwd())  # last, so that a file in the working directory shadows no installed module
     try:
         importlib.import_module(module)
     except Exception as error:

@@ -1,13 +1,13 @@
-"""What an algorithm sees of observations and rewards, around any stepped environment: scaled, clipped, normalised.
+"""Observations and rewards as an algorithm sees them, around any stepped environment: scaled, clipped, normalised.
 
     o' = clip((o - mean(o)) / std(o))           over all observations so far, per element
-    r1 = clip(reward_scale * (r + reward_shift), -reward_clip, reward_clip)     r, and nothing else, unless asked for
+    r1 = clip(reward_scale * (r + reward_shift), -reward_clip, reward_clip)     equal to r by default
     r' = clip(r1 / std(G)),  G_t = gamma G_{t-1} + r1_t    G: per row, starts at 0 with each episode
 
-Normalised rewards are scaled, never shifted: a shift changes which policy is best where episodes differ in length, and
-`reward_shift` is there for studies of just that. A clip changes it too, where one large reward is worth many small ones
-(Mnih et al. 2015 clip at 1: games are then alike).
-The task's own rewards go on as `task_rewards`: episode returns and evaluations never see what is done here.
+Normalised rewards are scaled, never shifted: if episodes differ in length, a shift changes which policy is best;
+`reward_shift` exists to study just that. A clip changes it too, if one large reward is worth many small ones (Mnih et
+al. 2015 clip at 1, so that all games have rewards of one scale).
+The task's own rewards are kept as `task_rewards`: episode returns and evaluations use only those.
 Source: Engstrom et al. 2020, section 3; as in OpenAI Baselines' VecNormalize.
 """
 
@@ -24,13 +24,21 @@ EPSILON = 1e-8
 
 
 class Normalisation(Settings):
-    observations: bool = Field(description="subtract the running mean of observations and divide by their deviation")
-    rewards: bool = Field(description="divide rewards by the running deviation of the discounted return")
-    reward_shift: float = Field(default=0.0, description="added to rewards; 0: as they are")
-    reward_scale: float = Field(gt=0, description="rewards are multiplied by it; 1: as they are")
-    reward_clip: float | None = Field(gt=0, description="then held within plus and minus this; null: never")
-    clip: float = Field(gt=0, description="bound on what is normalised, in standard deviations")
-    gamma: float = Field(ge=0, le=1, description="discount of the return that scales rewards; best the algorithm's own")
+    observations: bool = Field(
+        description="subtract the running mean of observations and divide by their running standard deviation"
+    )
+    rewards: bool = Field(description="divide rewards by the running standard deviation of the discounted return")
+    reward_shift: float = Field(default=0.0, description="constant added to rewards; 0: no shift")
+    reward_scale: float = Field(gt=0, description="factor on the shifted rewards; 1: no scaling")
+    reward_clip: float | None = Field(
+        gt=0, description="bound to which the scaled rewards are clipped on both sides; null: no bound"
+    )
+    clip: float = Field(
+        gt=0, description="bound to which normalised observations and rewards are clipped, in standard deviations"
+    )
+    gamma: float = Field(
+        ge=0, le=1, description="discount of the return whose deviation divides rewards; best the algorithm's own gamma"
+    )
 
 
 class RunningMoments:
@@ -51,7 +59,7 @@ class RunningMoments:
         if len(batch) == 0:
             return
         batch = batch.astype(np.float64)
-        alone = len(batch) == 1  # as with one environment: it does not vary, and costs half
+        alone = len(batch) == 1  # the case of one environment: no variance within the batch, at half the cost
         mean = batch[0] if alone else batch.mean(axis=0)
         within = 0.0 if alone else ((batch - mean) ** 2).sum(axis=0)
         total = self.count + len(batch)
@@ -73,7 +81,7 @@ class Normalised:
     """A `VectorEnvironment` around another. While `frozen`, the statistics are used but not updated: for evaluation."""
 
     def __init__(self, environment: VectorEnvironment, config: Normalisation) -> None:
-        # What is normalised is no longer the one-hot vector of a state.
+        # A normalised observation is no longer the one-hot vector of a state.
         self.spec = replace(environment.spec, states=None) if config.observations else environment.spec
         self.num_envs = environment.num_envs
         self.frozen = False
@@ -83,7 +91,7 @@ class Normalised:
         self._returns = RunningMoments((1,))
         self._discounted = np.zeros(self.num_envs)
         self.raw: np.ndarray = np.zeros((0, *self.spec.observation_shape), dtype=np.float32)
-        """What `reset` or `step` returned last, as it was before."""
+        """The raw observations of the last `reset` or `step`."""
 
     @property
     def replay_mismatch(self) -> str | None:
@@ -118,14 +126,14 @@ class Normalised:
         return rewards if bound is None else np.clip(rewards, -bound, bound)
 
     def normalise(self, observations: np.ndarray) -> np.ndarray:
-        """Raw observations, (k, *shape), by the present statistics."""
+        """Normalise raw observations, (k, *shape), by the present statistics."""
         if not self._config.observations:
             return observations
         scaled = (observations - self._observations.mean) / self._observations.deviation
         return np.clip(scaled, -self._config.clip, self._config.clip).astype(np.float32)
 
     def scale(self, rewards: np.ndarray) -> np.ndarray:
-        """Raw rewards, (k,), by the present statistics; of their own precision."""
+        """Normalise raw rewards, (k,), by the present statistics; the precision stays."""
         scaled = self._shaped(rewards)
         if self._config.rewards:
             scaled = np.clip(scaled / self._returns.deviation, -self._config.clip, self._config.clip)
@@ -135,7 +143,7 @@ class Normalised:
         return {"observations": self._observations.state_dict(), "returns": self._returns.state_dict()}
 
     def use_statistics(self, statistics: State) -> None:
-        """Normalise by these (of the training environment, say) from now on, and leave them as they are."""
+        """From now on normalise by these (the training environment's, say) without updating them."""
         self._observations.load_state_dict(statistics["observations"])
         self._returns.load_state_dict(statistics["returns"])
         self.frozen = True
@@ -158,23 +166,23 @@ class Normalised:
 
 
 def wrap(environment: VectorEnvironment, config: Normalisation) -> VectorEnvironment:
-    """The environment itself where nothing is changed, so that this costs nothing in the hot path."""
+    """The normalised environment; the environment itself if nothing is to be changed, so that this costs nothing."""
     rewards = config.rewards or config.reward_shift or config.reward_scale != 1 or config.reward_clip is not None
     changes = config.observations or rewards
     return Normalised(environment, config) if changes else environment
 
 
 def as_normalised(environment: VectorEnvironment) -> Normalised | None:
-    """The environment, if `wrap` has put its statistics around it."""
+    """The environment, if `wrap` made it, else None."""
     return environment if isinstance(environment, Normalised) else None
 
 
 def statistics(environment: VectorEnvironment) -> State:
-    """What `use_statistics` wants; empty for an environment that `wrap` left as it was."""
+    """The state for `use_statistics`; empty for an environment that `wrap` returned as it was."""
     return environment.statistics() if isinstance(environment, Normalised) else {}
 
 
 def use_statistics(environment: VectorEnvironment, state: State) -> None:
-    """Freeze an evaluation's environment at `statistics(training environment)`."""
+    """Set and freeze an evaluation environment's statistics at `statistics(training environment)`."""
     if isinstance(environment, Normalised):
         environment.use_statistics(state)

@@ -31,10 +31,12 @@ class Pendulum:
 
     class Config(Settings):
         name: str = Field(description="name of this environment")
-        id: Literal["Pendulum-v1"] = Field(description="the Gymnasium environment that this one equals")
+        id: Literal["Pendulum-v1"] = Field(description="Gymnasium environment that this one equals")
         max_episode_steps: int = Field(gt=0, description="steps after which an episode is truncated")
-        solved_at: float | None = Field(description="greedy return that counts as solved; null: never")
-        normalise: Normalisation = Field(description="running normalisation of observations and rewards")
+        solved_at: float | None = Field(
+            description="greedy return at which the environment counts as solved; null: none"
+        )
+        normalise: Normalisation = Field(description="transformations of observations and rewards")
 
     def __init__(self, config: Config, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -54,7 +56,7 @@ class Pendulum:
     def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> Step:
         state = self._state if rows is None else self._state[:, rows]
         cos, sin, velocity, angle, clock = state
-        # In the precision of the action, as Gymnasium does it: widening a float32 torque first would differ by 1e-8.
+        # In the precision of the action, as in Gymnasium: widening a float32 torque first would differ by 1e-8.
         torque = np.minimum(np.maximum(actions[:, 0], -MAX_TORQUE), MAX_TORQUE)  # a third of the cost of `clip`
         upright = (angle + np.pi) % (2 * np.pi) - np.pi
         rewards = -(upright * upright + 0.1 * (velocity * velocity) + 0.001 * (torque * torque))

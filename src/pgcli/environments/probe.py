@@ -1,4 +1,4 @@
-"""Probe environments: each is so small that its values are known exactly, and each fails for one reason of its own.
+"""Probe environments: each is so small that its values are known exactly, and each detects one kind of mistake.
 
     kind                        episode                                             V, for the best policy
     constant_reward             one step, o = 0, r = 1                              1
@@ -9,19 +9,20 @@
     memory                      o = +1 or -1, then o = 0 for 3 steps; r only for    gamma^(3 - t) if discrete,
                                 the last action, by it, s = the first o             0 if continuous
 
-In the first three the action changes nothing, so V holds for every policy. In the others, the sign s says what is
-right:
+In the first three the action changes nothing, so V holds for every policy. In the others, the sign s determines the
+best action:
 
     discrete     r = s for action 1, -s for action 0.     Best: 1 where s > 0, else 0.  V = 2 pi(best) - 1.
     continuous   r = -(a - s / 2)^2.                      Best: a = s / 2.              V = -(mean - s / 2)^2 - std^2.
 
-The box of the continuous actions is [-1, 1], but an action outside is not clipped: so V above is exact for a Gaussian.
+The box of the continuous actions is [-1, 1], but actions outside are not clipped, so that V is exact for a Gaussian.
 With `image`, o is drawn as 1 x 8 x 8 pixels: the left half is bright for -1, the right half for +1, none for 0.
 
 A method that learns constant_reward and not observation_value does not propagate the observation; one that fails at
-delayed_reward discounts or bootstraps wrongly; at action_reward, the policy gradient is wrong; at the one after it, the
-pairing of observations, actions and advantages is. At memory every policy without one fails, with a mean return of 0
-if actions are discrete. Source of all but memory: Jones 2021, "Debugging RL, Without the Agonizing Pain".
+delayed_reward discounts or bootstraps wrongly; at action_reward, its policy gradient is wrong; at
+observation_action_reward, its pairing of observations, actions and advantages. At memory every policy without memory
+fails, with a mean return of 0 if actions are discrete. Source of all except memory: Jones 2021, "Debugging RL, Without
+the Agonizing Pain".
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from pgcli.types import Continuous, ControlSpec, Discrete, State, Step
 
 SIDE = 8
 DELAY = 3
-"""Steps from what is to be remembered to the action that it decides."""
+"""Steps between the observation to remember and the action that depends on it."""
 Kind = Literal[
     "constant_reward", "observation_value", "delayed_reward", "action_reward", "observation_action_reward", "memory"
 ]  # fmt: skip
@@ -48,11 +49,15 @@ class Probe:
 
     class Config(Settings):
         name: str = Field(description="name of this environment")
-        kind: Kind = Field(description="what is to be learned")
-        action_space: Literal["discrete", "continuous"] = Field(description="two actions, or one real number")
+        kind: Kind = Field(description="kind of probe: what must be learned to solve it")
+        action_space: Literal["discrete", "continuous"] = Field(
+            description="space of actions: two discrete ones, or one real number"
+        )
         image: bool = Field(description="draw the observation as an image of 8 x 8 pixels")
-        solved_at: float | None = Field(description="greedy return that counts as solved; null: never")
-        normalise: Normalisation = Field(description="running normalisation of observations and rewards")
+        solved_at: float | None = Field(
+            description="greedy return at which the environment counts as solved; null: none"
+        )
+        normalise: Normalisation = Field(description="transformations of observations and rewards")
 
     def __init__(self, config: Config, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -68,7 +73,7 @@ class Probe:
 
     def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
         random = self._config.kind in ("observation_value", "observation_action_reward", "memory")
-        # An episode's seed is a hash already: its lowest bit is the coin.
+        # An episode's seed is already a hash: its lowest bit decides.
         self._observed[rows] = 1 - 2 * (np.asarray(seeds, dtype=np.int64) & 1) if random else 0
         self._first[rows] = self._observed[rows]
         self._clock[rows] = 0

@@ -1,10 +1,10 @@
-"""Tabular worlds: finite Markov decision processes, given by their matrices, played like any other environment.
+"""Tabular worlds: finite Markov decision processes given by their matrices, stepped like any other environment.
 
     P(s' | s, a), r(s, a, s'), a distribution of starts, terminal states, a limit of steps
 
-The matrices are in `Tabular.mdp`, so everything about such a world can be computed (`functional.dynamic_programming`).
-They come from one of three places: a `grid` drawn in text, a `random` world from a seed, or the `matrices` themselves.
-The observation is the one-hot vector of the state.
+The matrices are in `Tabular.mdp`, so values, policies and gradients can be computed (`functional.dynamic_programming`).
+They come from one of three settings: a `grid` drawn in text, a `random` world from a seed, or the `matrices`
+themselves. The observation is the one-hot vector of the state.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,12 @@ class Grid(Settings):
     """Cells of a map: `S` start, `G` goal, `C` cliff, `#` wall, `.` free. Walls and the border stop a move."""
 
     map: tuple[str, ...] = Field(min_length=1, description="rows of cells: S start, G goal, C cliff, # wall, . free")
-    moves: tuple[Literal["up", "right", "down", "left"], ...] = Field(min_length=1, description="what an action can be")
-    step_reward: float = Field(description="of every move that leads neither to a goal nor to a cliff")
-    goal_reward: float = Field(description="of reaching a goal, which ends the episode")
-    cliff_reward: float = Field(description="of stepping off a cliff, which leads back to a start")
+    moves: tuple[Literal["up", "right", "down", "left"], ...] = Field(
+        min_length=1, description="directions that an action can choose, in the order of the actions"
+    )
+    step_reward: float = Field(description="reward of a move that leads neither to a goal nor to a cliff")
+    goal_reward: float = Field(description="reward of reaching a goal, which ends the episode")
+    cliff_reward: float = Field(description="reward of stepping off a cliff, which leads back to a start")
     slip: Probability = Field(description="probability that a random move is made instead of the chosen one")
 
     @model_validator(mode="after")
@@ -49,13 +51,13 @@ class Grid(Settings):
 
 
 class Random(Settings):
-    """A Garnet (Archibald et al. 1995): from each state and action, to a few states drawn at random, at random odds."""
+    """A Garnet (Archibald et al. 1995): each state and action leads to a few random states, at random odds."""
 
-    states: int = Field(ge=2, description="how many")
-    actions: int = Field(ge=1, description="how many")
-    branching: int = Field(ge=1, description="states that one action can lead to")
-    terminal: int = Field(ge=0, description="states that end an episode")
-    seed: int = Field(ge=0, description="of the world, whatever the seed of the run")
+    states: int = Field(ge=2, description="number of states")
+    actions: int = Field(ge=1, description="number of actions")
+    branching: int = Field(ge=1, description="number of states that one action can lead to")
+    terminal: int = Field(ge=0, description="number of states that end an episode")
+    seed: int = Field(ge=0, description="seed of the world, independent of the run's seed")
 
     @model_validator(mode="after")
     def _fits(self) -> "Random":
@@ -67,12 +69,12 @@ class Random(Settings):
 
 
 class Matrices(Settings):
-    """The world itself."""
+    """The matrices of a world."""
 
     transitions: tuple[tuple[tuple[Probability, ...], ...], ...] = Field(
         min_length=1, description="p(s' | s, a), in the order s, a, s'"
     )
-    rewards: tuple[tuple[tuple[float, ...], ...], ...] = Field(description="r(s, a, s'), in the same order")
+    rewards: tuple[tuple[tuple[float, ...], ...], ...] = Field(description="r(s, a, s'), in the order s, a, s'")
     start: tuple[Probability, ...] = Field(description="probability of beginning in each state")
     terminal: tuple[int, ...] = Field(description="numbers of the states that end an episode, from 0")
 
@@ -101,12 +103,14 @@ class Tabular:
 
     class Config(Settings):
         name: str = Field(description="name of this environment")
-        grid: Grid | None = Field(description="a world drawn in text")
-        random: Random | None = Field(description="a world from a seed")
-        matrices: Matrices | None = Field(description="a world by its numbers")
+        grid: Grid | None = Field(description="world drawn in text; null: another kind of world")
+        random: Random | None = Field(description="random world from a seed; null: another kind of world")
+        matrices: Matrices | None = Field(description="world given by its matrices; null: another kind of world")
         max_episode_steps: int = Field(gt=0, description="steps after which an episode is truncated")
-        solved_at: float | None = Field(description="greedy return that counts as solved; null: never")
-        normalise: Normalisation = Field(description="running normalisation of observations and rewards")
+        solved_at: float | None = Field(
+            description="greedy return at which the environment counts as solved; null: none"
+        )
+        normalise: Normalisation = Field(description="transformations of observations and rewards")
 
         @model_validator(mode="after")
         def _one_world(self) -> "Tabular.Config":
@@ -155,10 +159,10 @@ class Tabular:
 
 
 def uniforms(seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """(k,) float64 in [0, 1): the number that chance holds ready for a step of an episode, whatever came before.
+    """(k,) float64 in [0, 1): the random number of each step of each episode, independent of earlier draws.
 
-    SplitMix64 (Steele, Lea and Flood 2014): the stream of a seed, which can be entered anywhere. So an environment
-    has no generator whose state a checkpoint would have to keep.
+    SplitMix64 (Steele, Lea and Flood 2014): a seed's stream, which can be read at any position. So an environment has
+    no generator whose state a checkpoint would have to keep.
     """
     golden = np.uint64(0x9E37_79B9_7F4A_7C15)
     key = _scramble(seeds.astype(np.uint64) * golden)
@@ -172,17 +176,17 @@ def _scramble(x: np.ndarray) -> np.ndarray:
 
 
 def _cumulative(probabilities: np.ndarray) -> np.ndarray:
-    """Along the last axis, and exactly 1 from the last possible outcome on, so that rounding makes no other one."""
+    """Cumulative sums along the last axis, exactly 1 from the last possible outcome on, despite rounding."""
     sums = probabilities.cumsum(-1)
     return sums / np.where(sums[..., -1:] > 0, sums[..., -1:], 1)
 
 
 def _draw(cumulative: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The first outcome whose cumulative probability exceeds u: (k, S), or (S,) for all alike -> (k,)."""
+    """The first outcome whose cumulative probability exceeds u: (k, S), or one (S,) for all -> (k,)."""
     return (cumulative <= u[:, None]).sum(-1)
 
 
-# ---------------------------------------------------------------- where the matrices come from
+# ---------------------------------------------------------------- making the matrices
 
 
 def world_of(config: Tabular.Config) -> MDP:
@@ -199,7 +203,7 @@ def world_of(config: Tabular.Config) -> MDP:
 
 
 def grid_world(grid: Grid) -> MDP:
-    """States are the starts, goals and free cells, row by row. A fall leads to one of the starts, at even odds."""
+    """States are the starts, goals and free cells, row by row. A fall leads to one of the starts, drawn uniformly."""
     cells = {(y, x): cell for y, row in enumerate(grid.map) for x, cell in enumerate(row)}
     number = {place: i for i, place in enumerate(place for place, cell in cells.items() if cell in "SG.")}
     starts = [number[place] for place in number if cells[place] == "S"]
@@ -220,7 +224,7 @@ def grid_world(grid: Grid) -> MDP:
         return (1 - grid.slip) * x + grid.slip * x.mean(axis=1, keepdims=True)
 
     transitions, payments = slipping(made), slipping(paid)
-    # The mean, where one step can come about in two ways: by a walk to the start, or by a fall.
+    # The mean reward, if a step can happen in two ways: by walking to the start, or by a fall.
     rewards = np.divide(payments, transitions, out=np.zeros_like(payments), where=transitions > 0)
     start, terminal = np.zeros(states), np.zeros(states, dtype=bool)
     start[starts], terminal[goals] = 1 / len(starts), True

@@ -1,13 +1,13 @@
-"""The token-level Markov decision process of a text task, one token a step, as a Gymnasium environment.
+"""The token-level Markov decision process of a text task, one token per step, as a Gymnasium environment.
 
     state       the prompt and all tokens so far
     action      the next token
-    transition  certain: the token is appended, and behind the first end token of a task of two turns what it replies
-    reward      of the finished completion with its last token, or token by token, as the task says
+    transition  deterministic: the token is appended, and after the first end token of a two-turn task also its reply
+    reward      of the finished completion at its last token, or token by token, depending on the task
     terminated  the end token was chosen (the second of two turns)
     truncated   the length limit was reached before it
 
-This is what training on text means; that batched decoding (`collectors.completions`) does the same, a test shows.
+Training on text optimises this process; a test shows that batched decoding (`collectors.completions`) is the same.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ State: TypeAlias = dict[str, Any]
 
 
 class Tokens(gymnasium.Env[State, np.int64]):
-    """One completion is an episode. Its prompt is a function of the seed that `reset` is given.
+    """One completion is an episode. Its prompt is a function of the seed given to `reset`.
 
-    Observations: `prompt` (P,), `length` (how many of its last tokens are not padding), `completion` (T,), padded, and
-    `written` (how many of its first tokens are there).
+    Observations: `prompt` (P,), `length` (number of its tokens that are not padding), `completion` (T,), padded, and
+    `written` (number of its tokens so far).
     """
 
     def __init__(self, task: TextTask) -> None:
@@ -58,7 +58,7 @@ class Tokens(gymnasium.Env[State, np.int64]):
         return self._state(), {}
 
     def step(self, action: np.int64) -> tuple[State, float, bool, bool, dict[str, Any]]:
-        """The information behind the last token has the reward's components."""
+        """At the last token, the info dict has the reward's components."""
         if self.over:
             raise ResetNeeded("the completion is over")
         spec, t = self.task.spec, self.written
@@ -73,7 +73,7 @@ class Tokens(gymnasium.Env[State, np.int64]):
         self.over = terminated or truncated
         parts = self.task.rewards(*self._judged())
         reward = parts["reward"]
-        if reward.dim() == 1:  # the whole completion's, received with its last token
+        if reward.dim() == 1:  # of the whole completion, received at its last token
             reward = reward[:, None].expand_as(self.completion) if self.over else torch.zeros_like(self.completion)
         received = float(reward[0, t])
         told = {name: float(value) for name, value in parts.items() if name != "reward"} if self.over else {}
@@ -88,7 +88,7 @@ class Tokens(gymnasium.Env[State, np.int64]):
         return self.prompt, completion, mask
 
     def _listen(self) -> None:
-        """Append what the task says to a first turn, as far as there is room."""
+        """Append the task's reply to a first turn, as far as there is room."""
         said = cast("Replying", self.task).replies(self.prompt, self.completion, self.mask)[0]
         room = self.completion[0, self.written :]
         room[: len(said)] = said[: len(room)]

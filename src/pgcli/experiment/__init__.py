@@ -1,4 +1,4 @@
-"""The program: compose and validate a config, build its parts, turn the loop, evaluate, resume."""
+"""The program: compose and validate a config, build its parts, run the loop, evaluate, resume."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`audit`: what must hold of any run, checked in its directory and by playing its last checkpoint once more."""
+"""`audit`: properties that every run must have, checked in its directory and by collecting with its last checkpoint."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from pgcli.types import ABSENT, Batch, Rollout, State
 STREAM = "audit"
 COMPLETIONS = 64
 MISMATCH = 1e-3
-"""Nats between the log-prob that a sampler gave and the one that a loss computes: float32 makes some 1e-6 of them,
-a cache in half precision some 1e-4; another temperature makes tenths.
+"""Largest difference, in nats, between a sampler's log-prob and the loss's: float32 gives about 1e-6, a cache in half
+precision about 1e-4; a wrong temperature gives tenths.
 """
 
 
 UNDEFINED = ("value/explained_variance",)
-"""Metrics that have no value, and say so, where all returns are equal."""
+"""Metrics that are NaN, rightly, if all returns are equal."""
 
 
 class Check(NamedTuple):
     name: str
     seen: str
     ok: bool | None
-    """None: there is nothing of the kind to check in this run."""
+    """None: the check does not apply to this run."""
 
 
 def audit(run: Path | str, *, trust: bool = False, runs_dir: str = "runs") -> list[Check]:
@@ -99,7 +99,7 @@ def _metrics(run: Run) -> Iterator[Check]:
 
 
 def _counts(run: Run) -> Iterator[Check]:
-    """What is written in several places is the same in all of them."""
+    """Values that are written in several places agree."""
     last = [row["step"] for row in run.rows()[-1:]] or [0]
     saved = [int(path.name.removeprefix("step-")) for path in run.checkpoints()[-1:]] or [0]
     same = last[0] == saved[0] == run.steps
@@ -112,7 +112,7 @@ def _counts(run: Run) -> Iterator[Check]:
 
 
 def _config(run: Run) -> Check:
-    """Every word that was typed is in config.yaml, but for what a resumed run may change."""
+    """Every override that was typed is in config.yaml, except settings that a resumed run may change."""
     name = "the config is what was typed"
     try:
         words = parse((run.path / "overrides.txt").read_text("utf-8").splitlines())
@@ -136,7 +136,7 @@ def _config(run: Run) -> Check:
         node: Any = run.config
         for part in key.split("."):
             node = node.get(part, ABSENT) if isinstance(node, dict) else ABSENT
-        whole = str(node).endswith(f"/{str(value).removeprefix('./')}") or value == "latest"  # written from its root
+        whole = str(node).endswith(f"/{str(value).removeprefix('./')}") or value == "latest"  # an absolute path
         if node != value and str(node) != str(value) and not whole:
             wrong.append(text)
     kept = f"{len(words) - len(wrong)} of {len(words)} words"
@@ -144,7 +144,7 @@ def _config(run: Run) -> Check:
 
 
 def _price(run: Run) -> Check:
-    """KL to the reference is paid in one place, there by an estimator whose gradient is right."""
+    """The KL price is paid in one place only, by an estimator whose gradient is right there."""
     name = "KL is paid once, and rightly"
     settings = run.config["algo"].get("kl")
     if not isinstance(settings, dict) or "placement" not in settings:
@@ -223,7 +223,7 @@ def _reference(run: Run, parts: Parts) -> Check:
 
 
 def _masks(rollout: Rollout, parts: Parts, source: str) -> Iterator[Check]:
-    """Of texts: 1 up to and including the last end token, 0 after it; a task's own reply is nobody's choice."""
+    """Texts: masks are 1 up to and including the last end token, 0 after it and on a task's own reply."""
     spec = parts.environment.spec
     position = torch.arange(rollout.mask.shape[1], device=rollout.mask.device)
     last = torch.where(rollout.mask, position, -1).amax(1)
@@ -244,7 +244,7 @@ def _masks(rollout: Rollout, parts: Parts, source: str) -> Iterator[Check]:
 
 
 def _padding(rollout: Rollout, parts: Parts) -> Iterator[Check]:
-    """The loss is the same whatever stands on padding; the estimates leave the rollout as it was."""
+    """The loss does not depend on values at padding, and the estimates do not change the rollout."""
     name = "padding is not in the loss"
     algorithm: Any = parts.algorithm
     if not hasattr(algorithm, "prepare") or not hasattr(algorithm, "loss"):
@@ -283,7 +283,7 @@ def _padding(rollout: Rollout, parts: Parts) -> Iterator[Check]:
 
 
 def _ratio(rollout: Rollout, parts: Parts) -> Check:
-    """Before the first step of an update the policy is the one that acted: every ratio is 1."""
+    """Before an update's first step the policy is the behaviour policy: every ratio is 1."""
     found = view(parts.behaviour(), rollout).log_probs
     apart = torch.where(rollout.mask, (found - rollout.log_probs).abs(), 0)
     worst = float(apart.max())
@@ -319,7 +319,7 @@ def _rewards(rollout: Rollout, run: Run, parts: Parts, writes: bool) -> Iterator
 
 
 def _batching(parts: Parts) -> Check:
-    """A completion is a function of its prompt and its noise, whatever is written beside it."""
+    """A completion is a function of its prompt and its noise, whatever else is in the batch."""
     whole = _play(parts, COMPLETIONS)
     seeds = episode_seeds(parts.config.seed, STREAM, range(COMPLETIONS))
     generator = numpy_generator(parts.config.seed, STREAM)
@@ -329,5 +329,5 @@ def _batching(parts: Parts) -> Check:
     ]
     same = (torch.cat([piece.actions for piece in pieces]) == whole.actions).all(1)
     seen = f"{int(same.sum())} of {len(same)} completions are the same in batches of {len(same)} and of 16"
-    # Another shape of a matrix product may round otherwise, and once in a thousand tokens that decides one.
+    # Matrix products of another shape may round differently, which changes about one token in a thousand.
     return Check("noise does not depend on batching", seen, float(same.float().mean()) >= 0.95)

@@ -1,4 +1,4 @@
-"""The best of n completions by a trained reward: what that gains without any training."""
+"""The best of n completions by a trained reward: the gain of selection without any training of the policy."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pgcli.seeding import episode_seeds, numpy_generator
 class Point(NamedTuple):
     n: int
     kl: float
-    """From the policy that was sampled, in nats; an upper bound."""
+    """KL of the best of n from the policy that was sampled, in nats; an upper bound."""
     reward: float
-    """What the best was chosen by, mean over prompts."""
+    """The trained reward, by which the best was chosen, mean over prompts."""
     gold: float
     """The task's own reward of the same completions."""
 
 
 def best_of(settings: ExperimentConfig, *, largest: int, prompts: int) -> list[Point]:
-    """For n = 1, 2, 4 up to `largest`, on held-out prompts, each with `largest` completions of the initial policy.
+    """Points for n = 1, 2, 4 up to `largest`, on held-out prompts: `largest` completions of each by the policy.
 
-    Raises InputError where the parts do not fit.
+    Raises InputError if the parts do not fit.
     """
     parts = build(settings, sources(settings))
     try:

@@ -25,32 +25,32 @@ from pgcli.seeding import derive
 from pgcli.types import Algorithm, Collector, Continuous, Rollout, Spec, State, Stochastic, TextSpec
 
 SAMPLED = ("segments", "episodes", "groups")
-"""Ways of collecting that hand on what the policy itself has done."""
+"""Ways of collecting whose rollouts hold the policy's own actions."""
 
 
 @dataclass
 class Parts:
-    """Everything that the loop turns, ready to turn."""
+    """Everything that the training loop needs, ready to run."""
 
     config: ExperimentConfig
     device: Any
     spec: Spec
     policy: Any
     behaviour: Callable[[], Any]
-    """Who acts while training: the policy, unless the algorithm makes something else of it."""
+    """The policy that acts in training: `policy`, unless the algorithm makes a behaviour policy of it."""
     algorithm: Algorithm
     collector: Collector
     environment: Any
     unit: str
-    """What a step is: `steps` or `tokens`."""
+    """The name of an action: `steps` or `tokens`."""
     close: Callable[[], None]
-    """Lets the environments go."""
+    """Closes the environments."""
     evaluator: Player
-    """Plays episodes that training never sees, with whatever statistics training has gathered."""
+    """Plays episodes that training never sees, with the normalisation statistics of training."""
     frozen: dict[str, Any]
-    """Modules that never learn here: the `reference` policy, the `reward` model. By name, those that are used."""
+    """Frozen modules by name, if used: the `reference` policy, the `reward` model, the `writer` of a judge's pairs."""
     standard: Rollout | None = None
-    """What the reference makes of the evaluation's prompts, once it was asked."""
+    """The reference's completions of the evaluation prompts, cached for the win rate."""
 
     def state_dict(self) -> State:
         state = {
@@ -59,7 +59,7 @@ class Parts:
             "collector": self.collector.state_dict(),
             "frozen": {name: module.state_dict() for name, module in self.frozen.items()},
         }
-        # The state of a stepped environment is its collector's; that of a task, where it has any, stands by itself.
+        # The collector saves the state of a stepped environment; a text task with a state of its own is saved here.
         if isinstance(self.spec, TextSpec) and hasattr(self.environment, "state_dict"):
             state["task"] = self.environment.state_dict()
         return state
@@ -78,7 +78,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     """Config -> device, environment, policy, algorithm, collector.
 
     Args:
-        sources: what `init`, `reference` and `reward` name. Parameters that the initial policy lacks (a critic, say)
+        sources: the runs named by `init`, `reference` and `reward`. Parameters that `init` lacks (a critic, say)
             keep their initialisation.
 
     Raises InputError for parts that do not fit together.
@@ -107,7 +107,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     device: Any = find("device", config.device.name)(config.device, parameters=size)
     policy = policy.to(device.torch)
     frozen = {}
-    if way in world.comparing and not isinstance(needs, Stochastic):  # it judges what another one writes
+    if way in world.comparing and not isinstance(needs, Stochastic):  # a judge learns from texts of another policy
         frozen["writer"] = make_reference(config, environment.spec, sources, policy).to(device.torch)
     elif refers(config):
         _check_compares(config, way, world)
@@ -142,12 +142,12 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
 
 
 def warnings(config: ExperimentConfig) -> list[str]:
-    """What an algorithm has to say of settings that it runs all the same."""
+    """An algorithm's warnings about settings that it runs nevertheless."""
     return getattr(find("algo", config.algo.name), "warnings", lambda algo: [])(config.algo)
 
 
 def _close(collector: Any, close_world: Callable[[Any, Any], None], environment: Any, evaluator: Any) -> None:
-    if hasattr(collector, "close"):  # it has processes of its own
+    if hasattr(collector, "close"):  # a collector with worker processes
         collector.close()
     close_world(environment, evaluator)
 
@@ -156,7 +156,7 @@ def _close(collector: Any, close_world: Callable[[Any, Any], None], environment:
 
 
 def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
-    """What the algorithm will learn from: the first of its ways that the world offers, or the one asked for."""
+    """The way of collecting: the first of the algorithm's ways that the world offers, or the one in `algo.collect`."""
     wanted = getattr(config.algo, "collect", "auto")
     ways = [wanted] if wanted != "auto" else algorithm_class.collects
     for way in ways:
@@ -197,8 +197,8 @@ def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec, w
 def _check_samples(config: ExperimentConfig, environment_class: Any) -> None:
     if config.eval.samples > 1 and SUCCESS not in getattr(environment_class, "COMPONENTS", {}):
         raise InputError(
-            f"eval.samples={config.eval.samples}: pass@k counts {SUCCESS}, which env={config.choices['env']} has not; "
-            "leave it at 1"
+            f"eval.samples={config.eval.samples}: pass@k counts {SUCCESS}, which env={config.choices['env']} does not "
+            "have; leave it at 1"
         )
 
 

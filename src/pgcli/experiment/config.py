@@ -1,4 +1,4 @@
-"""From `key=value` words to one frozen, typed config. Hydra chooses the files, the models check what is in them.
+"""From `key=value` words to one frozen, typed config. Hydra chooses the files, the models check their contents.
 
     config.yaml  <  group files  <  conf/tuned/<algo>_<env>.yaml  <  the command line            (the last one wins)
 
@@ -36,18 +36,24 @@ from pgcli.settings import Settings
 Origin: TypeAlias = Callable[[str], Path | None]
 
 TRUNCATED = {"top_k", "top_p", "min_p"}
-"""Settings of sampling that training must not have."""
+"""Settings of sampling that are refused in training."""
 
 
 class Evaluation(Settings):
-    every: int = Field(ge=1, description="actions between evaluations (environment steps, or tokens)")
-    episodes: int = Field(ge=1, description="episodes of each evaluation, for the greedy and for the stochastic policy")
+    every: int = Field(ge=1, description="actions (environment steps, or tokens) between two evaluations")
+    episodes: int = Field(
+        ge=1, description="episodes of each evaluation, for the greedy and for the stochastic policy alike"
+    )
     texts: int = Field(ge=0, description="completions of each evaluation that are written to samples.jsonl; 0: none")
     samples: int = Field(
-        ge=1, description="sampled completions of each held-out prompt; from 2, pass@k of a task with exact_match"
+        ge=1,
+        description="sampled completions of each held-out prompt; 2 or more also give pass@k of a task with "
+        "exact_match",
     )
     gradients: int = Field(
-        ge=0, description="fresh rollouts of each evaluation on which the gradient's variance is measured; 0: none"
+        ge=0,
+        description="fresh rollouts at each evaluation, from which the gradient's variance is measured; 0: not "
+        "measured",
     )
 
     @field_validator("gradients")
@@ -59,36 +65,44 @@ class Evaluation(Settings):
 
 
 class Checkpoint(Settings):
-    every: int = Field(ge=1, description="actions between checkpoints")
-    keep: int = Field(ge=1, description="how many of the last valid checkpoints stay, besides the best")
+    every: int = Field(ge=1, description="actions between two checkpoints")
+    keep: int = Field(ge=1, description="number of the latest valid checkpoints that are kept, besides the best")
 
 
 class Judging(Settings):
     """How a trained reward is used."""
 
     combine: Literal["mean", "min", "mean_minus_variance"] = Field(
-        description="what an ensemble's members come to; the last two distrust what they disagree on"
+        description="how the rewards of an ensemble's members are combined; min and mean_minus_variance are lower "
+        "where they disagree"
     )
-    pessimism: float = Field(ge=0, description="weight of the variance in mean_minus_variance")
+    pessimism: float = Field(ge=0, description="weight of the variance with combine=mean_minus_variance")
     calibration: int = Field(
         ge=2,
-        description="completions of the reference, else of the initial policy, on which the scores get mean 0 and "
-        "deviation 1",
+        description="completions, of the reference or else of the initial policy, on which a preference model's scores "
+        "are scaled to mean 0 and standard deviation 1",
     )
     stop_disagreement: float | None = Field(
-        gt=0, description="stop once the members' deviation, mean over a batch of completions, exceeds it; null: never"
+        gt=0,
+        description="stop once the members' standard deviation, mean over a batch of completions, exceeds this; null: "
+        "never",
     )
 
 
 class ExperimentConfig(Settings):
-    """A whole experiment. Dumped as `config.yaml` of a run directory, from which `load` reads the same thing back."""
+    """A whole experiment. Dumped as `config.yaml` of a run directory, from which `load` reads the same values back."""
 
-    seed: int = Field(ge=0, description="all random numbers of a run come from it")
+    seed: int = Field(ge=0, description="seed of all random numbers of a run")
     total_steps: int = Field(
-        ge=1, description="actions to train for (environment steps, or tokens); the batch that reaches it is the last"
+        ge=1,
+        description="actions (environment steps, or tokens) to train for; the batch that reaches this number is the "
+        "last",
     )
-    stop_at: float | None = Field(description="stop once an evaluation's greedy return reaches it; null: never")
-    init: str | None = Field(description="run whose last checkpoint gives the initial weights; null: fresh ones")
+    stop_at: float | None = Field(
+        description="greedy return of an evaluation at which training stops, if 100 fresh episodes confirm it; null: "
+        "never stop early"
+    )
+    init: str | None = Field(description="run whose last checkpoint gives the initial weights; null: fresh weights")
     reference: str | None = Field(
         description="run whose last checkpoint is the frozen reference that the policy is compared with; null: the "
         "initial policy, for algorithms that need one"
@@ -99,16 +113,16 @@ class ExperimentConfig(Settings):
     judge: Judging = Field(description="how the reward model of `reward` is used")
     runs_dir: str = Field(min_length=1, description="folder of the run directories")
     log_every: int = Field(
-        ge=1, description="actions between two rows of metrics; 1: a row for each update, however small"
+        ge=1, description="actions between two rows of metrics; 1: one row per update, however small"
     )
     eval: Evaluation = Field(description="evaluation while training")
-    checkpoint: Checkpoint = Field(description="what a resumed run starts from")
+    checkpoint: Checkpoint = Field(description="checkpoints, from which a run can be resumed")
     algo: Any = Field(description="the algorithm's own `Config`")
     env: Any = Field(description="the environment's own `Config`")
     policy: Any = Field(description="the policy's own `Config`")
     device: Any = Field(description="the device's own `Config`")
     choices: dict[str, str] = Field(exclude=True, description="group -> chosen option; `tuned` -> overlay, or `none`")
-    overrides: tuple[str, ...] = Field(exclude=True, description="the words that were typed")
+    overrides: tuple[str, ...] = Field(exclude=True, description="overrides that were typed")
 
 
 class Composition(NamedTuple):
@@ -122,7 +136,7 @@ class Composition(NamedTuple):
 def compose(
     overrides: Sequence[str] = (), *, config_dirs: Iterable[Path | str] = (), trust: bool = False
 ) -> ExperimentConfig:
-    """The config that `pgcli train OVERRIDES` runs. Raises InputError with one line for each thing that is wrong.
+    """The config that `pgcli train OVERRIDES` runs. Raises InputError with one line for each mistake.
 
     `trust`: let a file of a user's config folder name user code to import (`env.id: package:Env-v0`,
     `env.reward: my_rewards.py:score`).
@@ -133,7 +147,7 @@ def compose(
 def explain(
     overrides: Sequence[str] = (), *, config_dirs: Iterable[Path | str] = (), trust: bool = False
 ) -> Composition:
-    """`compose`, with the origin of each value."""
+    """The config of `compose`, with the origin of each value."""
     folders = search_path(config_dirs)
     assignments = parse(overrides)
     wanted = choose([a for a in assignments if a.key in GROUPS], folders)
@@ -178,7 +192,7 @@ def _assign(data: dict[str, Any], values: Iterable[Assignment]) -> dict[str, str
 
 
 def _resolve(data: dict[str, Any]) -> dict[str, Any]:
-    """Interpolations (`${seed}`) replaced by values."""
+    """Replaces interpolations (`${seed}`) by values."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -195,7 +209,7 @@ def _resolve(data: dict[str, Any]) -> dict[str, Any]:
 def _typed_config(
     data: Mapping[str, Any], choices: dict[str, str], overrides: tuple[str, ...], origin: Origin
 ) -> ExperimentConfig:
-    """Every model's verdict at once. `origin`: key -> the file to blame for it, None for the command line."""
+    """Validates all models; reports all mistakes at once. `origin`: key -> the file that set it, None: command line."""
     problems: list[Problem] = []
     models = {group: find(group, str(data[group]["name"])).Config for group in GROUPS}  # type: ignore[attr-defined]
     typed: dict[str, Any] = {}
@@ -244,13 +258,13 @@ USER_CODE = {"env.id", "env.reward"}
 
 
 def _user_code(config: ExperimentConfig) -> list[tuple[str, str]]:
-    """(key, value) of each setting that names some."""
+    """(key, value) of each setting that names user code."""
     found = [(key, str(getattr(config.env, key.removeprefix("env."), ""))) for key in sorted(USER_CODE)]
     return [(key, value) for key, value in found if ":" in value]
 
 
 def _is_installed(config: ExperimentConfig, key: str, value: str) -> bool:
-    """An installed file says the same: of pgcli, or of a plug-in, whose code its user runs anyway.
+    """Whether an installed file has the same value: one of pgcli, or of a plug-in, whose code the user runs anyway.
 
     The value is compared, because a file elsewhere can reach any key (`# @package _global_`).
     """

@@ -1,4 +1,4 @@
-"""How good a policy is: whole episodes that training never saw, greedy and stochastic, with an interval."""
+"""Evaluation of a policy: whole episodes that training never saw, greedy and stochastic, with an interval."""
 
 from __future__ import annotations
 
@@ -21,37 +21,40 @@ from pgcli.types import Metrics, Rollout
 
 METRICS = {
     "eval/return_mean": "mean undiscounted return of evaluation episodes, actions sampled from the policy",
-    "eval/return_std": "their standard deviation",
+    "eval/return_std": "standard deviation of the return of evaluation episodes, actions sampled from the policy",
     "eval/greedy_return_mean": "mean undiscounted return of evaluation episodes, each action the most probable",
-    "eval/greedy_return_std": "their standard deviation",
+    "eval/greedy_return_std": "standard deviation of the return of evaluation episodes, each action the most probable",
     "eval/length_mean": "mean length of the sampled evaluation episodes, in actions",
     "eval/finished": "share of sampled evaluation completions that ended by themselves, before the length limit",
-    "eval/length_finished": "mean length of those that did, the end token included",
-    "eval/length_cut": "mean length of those that the limit cut",
-    "eval/kl": "KL(policy || reference) of a sampled evaluation episode: exact in each of its states, summed; mean",
-    "eval/kl_k1": "the same, estimated by the sum of log-ratios",
-    "eval/win_rate": "share of evaluation prompts that the policy completes better than the reference does, with the "
-    "same noise; by gold where there is one, else by the return; a tie is half",
+    "eval/length_finished": "mean length of the sampled evaluation completions that ended by themselves, with the end "
+    "token",
+    "eval/length_cut": "mean length of the sampled evaluation completions that the length limit cut",
+    "eval/kl": "KL(policy || reference) of a sampled evaluation episode: exact in each of its states, summed; mean "
+    "over episodes, nats",
+    "eval/kl_k1": "KL(policy || reference) of a sampled evaluation episode, estimated by the sum of its log-ratios; "
+    "mean over episodes, nats",
+    "eval/win_rate": "share of evaluation prompts that the policy completes better than the reference with the same "
+    "noise, by the gold reward if there is one, else by the return; a tie counts 1/2",
     "eval/pass@k": "chance that one of k completions of a prompt is an exact match, for k = 1, 2, 4 up to eval.samples",
 }
 GOLD = "gold"
-"""The component that is a text task's true reward, where what is trained may be another one."""
+"""The component that is a text task's true reward, if training may maximise another one."""
 SUCCESS = "exact_match"
 """The component that pass@k counts: 1 for a right completion, 0 for any other."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns of some episodes, those that could be scored. The interval is Student's for the mean: 95 % over episodes
+    """Returns of those episodes that could be scored. The interval is Student's 95 % interval of the mean over episodes
     of this one policy.
     """
 
     returns: np.ndarray
     lengths: np.ndarray
     components: dict[str, np.ndarray] = field(default_factory=dict)
-    """Of a text task: what its reward is made of, and what is reported beside it."""
+    """Text tasks: the components of the reward, and values reported beside it."""
     finished: np.ndarray | None = None
-    """Of a text task: which completions ended by themselves."""
+    """Text tasks: which completions ended by themselves."""
 
     @property
     def mean(self) -> float:
@@ -63,7 +66,7 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """None for a single episode, which says nothing of the spread."""
+        """None for a single episode, which has no spread."""
         if len(self.returns) < 2:
             return None
         half = student_quantile(0.975, len(self.returns) - 1) * self.std / math.sqrt(len(self.returns))
@@ -76,17 +79,17 @@ def play(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, 
 
 
 def play_once(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, greedy: bool) -> Rollout:
-    """What `play` reads: the episodes themselves."""
+    """The episodes that `play` evaluates."""
     return next(_played(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=greedy))
 
 
 def evaluate_both(
     player: Player, policy: Any, *, episodes: int, seed: int, stream: str, samples: int = 1, reference: Any = None
 ) -> tuple[Metrics, Rollout]:
-    """Greedy and stochastic, as metrics; and the sampled episodes, the first from each initial state.
+    """Metrics of the greedy and the stochastic policy; and the first sampled episode from each initial state.
 
-    samples: episodes from each initial state; what is sampled is averaged over all of them.
-    reference: a frozen policy; the rollout then has its log-probs, and `aux["kl"]`, each episode's divergence from it.
+    samples: sampled episodes from each initial state; the stochastic metrics are averaged over all of them.
+    reference: a frozen policy; the rollout then has its log-probs, and `aux["kl"]`, each episode's KL to it.
     """
     sampled, more, rollout = play_sampled(player, policy, episodes=episodes, seed=seed, stream=stream, samples=samples)
     greedy = play(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=True)
@@ -106,7 +109,7 @@ def evaluate_both(
 def play_sampled(
     player: Player, policy: Any, *, episodes: int, seed: int, stream: str, samples: int
 ) -> tuple[Evaluation, Metrics, Rollout]:
-    """All sampled episodes; of a text task, components, lengths and pass@k; and the first from each initial state."""
+    """All sampled episodes; components, lengths, pass@k of a text task; the first episode from each initial state."""
     played = _played(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=False)
     rollouts = [next(played) for _ in range(samples)]
     each = [read(rollout) for rollout in rollouts]
@@ -119,7 +122,7 @@ def play_sampled(
 
 
 def _played(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, greedy: bool) -> Iterator[Rollout]:
-    """The same initial states again and again, with other noise each time."""
+    """Rollouts from the same initial states, each with other noise."""
     seeds = episode_seeds(seed, stream, range(episodes))
     generator = None if greedy else numpy_generator(seed, stream, "actions")
     while True:
@@ -127,7 +130,7 @@ def _played(player: Player, policy: Any, *, episodes: int, seed: int, stream: st
 
 
 def read(rollout: Rollout) -> Evaluation:
-    """What whole episodes come to, one a row."""
+    """The evaluation of whole episodes, one per row."""
     totals = np.array([episode.total for episode in rollout.episodes])
     if np.isnan(totals).all():
         raise RunError("no episode of the evaluation could be scored")
@@ -149,7 +152,7 @@ def join(parts: list[Evaluation]) -> Evaluation:
 
 
 def lengths(found: Evaluation) -> Metrics:
-    """Of completions that ended and of those that were cut, where there are any; nothing in control."""
+    """Mean lengths of completions that ended and of those that were cut, if there are any; empty in control."""
     if found.finished is None:
         return {}
     kinds = {"eval/length_finished": found.finished, "eval/length_cut": ~found.finished}
@@ -173,7 +176,7 @@ def win_rate(own: Rollout, other: Rollout) -> float:
 
 
 def _worth(rollout: Rollout) -> torch.Tensor:
-    """(N,): what is true of each row, as far as it is known."""
+    """(N,): the true reward of each row if it is known, else its return."""
     for name in (GOLD, "reward"):
         if name in rollout.aux:
             return rollout.aux[name]
@@ -181,7 +184,7 @@ def _worth(rollout: Rollout) -> torch.Tensor:
 
 
 def diverge(policy: Any, reference: Any, rollout: Rollout) -> Metrics:
-    """How far the policy is from the reference where it went. The rollout is given what the reference says of it."""
+    """KL of the policy from the reference on the rollout, which also gets the reference's log-probs."""
     own, other = view(policy, rollout), view(reference, rollout)
     rollout.reference_log_probs = torch.where(rollout.mask, other.log_probs, 0)
     ratio = masked_sum(own.log_probs - other.log_probs, rollout.mask, dim=1)

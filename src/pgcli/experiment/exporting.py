@@ -1,4 +1,4 @@
-"""`export`: a run's language model as a folder that other tools open."""
+"""`export`: a run's language model as a folder that other tools can open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def export(run: Path | str, folder: Path | str, *, trust: bool = False, runs_dir
     """The policy of a run's last checkpoint in a Hugging Face layout: `pgcli export RUN FOLDER`.
 
     Args:
-        folder: to be created. It is there in full or not at all.
+        folder: the folder to create. It is written completely or not at all.
 
     Returns: {"run", "step", "folder", "files"}.
     """

@@ -1,4 +1,4 @@
-"""The files of a config: the options that are chosen, what Hydra makes of them, the tuned overlay, who sets a key."""
+"""The files of a config: the chosen options, their merge by Hydra, the tuned overlay, the origin of each key."""
 
 import copy
 import re
@@ -15,7 +15,7 @@ from pgcli.experiment.validation import nearest
 from pgcli.options import GROUPS, PLURALS, built_in_folder, find_file, options, plugin_folders, short
 
 GYMNASIUM_ID = re.compile(r".*[:/].*|.+-v\d+")
-"""`LunarLander-v3`, `ALE/Pong-v5`, `my_package:MyEnv-v0`: a slip such as `cartpol` is not one."""
+"""`LunarLander-v3`, `ALE/Pong-v5`, `my_package:MyEnv-v0`: a typing error such as `cartpol` does not match."""
 
 _hydra_is_a_singleton = threading.Lock()
 
@@ -27,7 +27,7 @@ _hydra_is_a_singleton = threading.Lock()
 class Choice:
     options: dict[str, str] = field(default_factory=dict)
     values: list[Assignment] = field(default_factory=list)
-    """What a shorthand stands for: `env=LunarLander-v3` is env=gymnasium and env.id=LunarLander-v3."""
+    """Meaning of a shorthand: `env=LunarLander-v3` is env=gymnasium and env.id=LunarLander-v3."""
 
 
 def choose(assignments: Iterable[Assignment], folders: list[Path]) -> Choice:
@@ -67,7 +67,7 @@ def _unknown_option(group: str, value: str, known: Iterable[str]) -> str:
 
 
 def _gymnasium_id(name: str) -> str | None:
-    """The newest version of what Gymnasium calls `name`, whatever its capitals and dashes."""
+    """The newest version of Gymnasium's environment `name`, whatever its capitals and dashes."""
     import gymnasium
 
     def plain(text: str) -> str:
@@ -78,7 +78,7 @@ def _gymnasium_id(name: str) -> str | None:
 
 
 def _refuse_hidden(group: str, option: str, folders: list[Path]) -> None:
-    """Two files of one name: the built-in one would be taken in silence, and the user's left aside."""
+    """Refuses a user's file with the name of a built-in option: the built-in one would silently be used instead."""
     later = folders[folders.index(built_in_folder()) + 1 :]
     hidden = find_file(group, option, [folder for folder in later if folder not in plugin_folders()])
     if hidden and find_file(group, option, [built_in_folder()]):
@@ -108,7 +108,7 @@ def _ask_hydra(
     folders: tuple[Path, ...],
     stamp: tuple[tuple[str, int], ...],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Remembered, because it takes 50 ms and a sweep asks hundreds of times; `stamp` changes when a file does."""
+    """Cached, because it takes 50 ms and a sweep calls it hundreds of times; `stamp` changes when a file does."""
     import hydra
     import yaml
     from hydra.core.global_hydra import GlobalHydra
@@ -122,7 +122,7 @@ def _ask_hydra(
     # 1.3 warns without a version_base, 1.4 warns with one.
     version = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
     with _hydra_is_a_singleton:
-        outer = GlobalHydra.instance().hydra  # of a caller that is a Hydra application itself
+        outer = GlobalHydra.instance().hydra  # set if the caller is a Hydra application itself
         GlobalHydra.instance().clear()
         try:
             with hydra.initialize_config_dir(str(first), job_name="pgcli", **version):
@@ -143,7 +143,7 @@ def _ask_hydra(
 
 
 def find_tuned(wanted: Any, algo: str, env: str, folders: list[Path]) -> tuple[str, Path | None]:
-    """The overlay's name (`none` where there is none) and file. A user's folder comes before pgcli's own."""
+    """The overlay's name (`none` if there is none) and file. A user's folder takes precedence over pgcli's own."""
     if wanted == "none" or wanted is None:
         return "none", None
     name = f"{algo}_{env}" if wanted == "auto" else str(wanted)
@@ -155,8 +155,8 @@ def find_tuned(wanted: Any, algo: str, env: str, folders: list[Path]) -> tuple[s
 
 
 def apply_tuned(data: dict[str, Any], file: Path) -> Iterator[str]:
-    """Overlay a tuned file; yields its keys. A group's section that states a `name` is for that class only, so that
-    `policy=cnn` is not given the settings that were tuned for the `mlp`.
+    """Overlay a tuned file; yields its keys. A group's section with a `name` applies to that class only, so that
+    `policy=cnn` does not get settings that were tuned for the `mlp`.
     """
     overlay = read_yaml(file)
     if "defaults" in overlay:
@@ -196,11 +196,11 @@ def _bad_yaml(error: Exception) -> InputError:
 
 
 def first_sentence(error: Exception) -> str:
-    """Hydra and OmegaConf add their search path, types and links on further lines."""
+    """The first line: Hydra and OmegaConf add their search path, types and links on further lines."""
     return str(error).partition("\n")[0].strip() or type(error).__name__
 
 
-# ---------------------------------------------------------------- who sets a key
+# ---------------------------------------------------------------- the origin of a key
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Origins:
     choices: dict[str, str]
     folders: list[Path]
     typed: dict[str, str]
-    """Key -> the word of the command line that set it."""
+    """Key -> the command-line word that set it."""
     tuned: Path | None
     tuned_keys: frozenset[str]
 
@@ -229,13 +229,13 @@ class Origins:
         return found or self.folders[0] / "config.yaml"
 
     def name(self, key: str) -> str:
-        """`command line`, or the file as a user knows it."""
+        """`command line`, or the file's path as the user knows it."""
         file = self.file(key)
         return label(file) if file else "command line"
 
 
 def setting_file(group: str, option: str, key: str, folders: list[Path]) -> Path | None:
-    """The file that sets a group's key: the option's own, or the last of its `defaults` that does."""
+    """The file that sets a group's key: the option's own, or the last of its `defaults` that sets it."""
     file = find_file(group, option, folders)
     if file is None:
         return None
@@ -247,13 +247,13 @@ def setting_file(group: str, option: str, key: str, folders: list[Path]) -> Path
 
 
 def label(file: Path) -> str:
-    """`conf/algo/ppo.yaml`, wherever pgcli is installed."""
+    """The file's path from `conf/`, wherever pgcli is installed: `conf/algo/ppo.yaml`."""
     own = built_in_folder()
     return f"conf/{file.relative_to(own).as_posix()}" if file.is_relative_to(own) else short(file)
 
 
 def _overlap(key: str, other: str) -> bool:
-    """One is the other, or holds it."""
+    """Whether the keys are equal or one contains the other."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
@@ -261,7 +261,7 @@ def _overlap(key: str, other: str) -> bool:
 
 
 def merge(target: dict[str, Any], key: str, value: Any) -> None:
-    """Settings are merged, all else replaced."""
+    """Groups of settings are merged, other values replaced."""
     if isinstance(value, dict) and isinstance(target.get(key), dict):
         for inner, item in value.items():
             merge(target[key], inner, item)

@@ -1,6 +1,6 @@
-"""How noisy an algorithm's gradient is where its policy stands: measured, on fresh rollouts of the size it learns from.
+"""Noise of an algorithm's gradient at its present policy, measured on fresh rollouts of the size it learns from.
 
-For comparing estimators at one policy: the same `init`, one evaluation before learning has got anywhere.
+To compare estimators at one policy: the same `init`, and an evaluation before the policy has changed much.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pgcli.functional.gradient_noise import gradient_noise
 from pgcli.types import Metrics
 
 METRICS = {
-    "gradient/variance": "trace of the covariance of the policy term's gradient, from one rollout to another",
-    "gradient/signal": "squared length of its expectation, estimated without bias; may be negative",
-    "gradient/relative_variance": "the first over the second; missing where the signal is lost in the noise",
+    "gradient/variance": "trace of the covariance of the policy term's gradient between rollouts",
+    "gradient/signal": "squared norm of the policy term's expected gradient, estimated without bias; may be negative",
+    "gradient/relative_variance": "gradient/variance divided by gradient/signal; missing if the signal is lost in the "
+    "noise",
 }
 
 
 def check(parts: Parts) -> None:
-    """Raises InputError for an algorithm that follows no gradient of a loss of its own."""
+    """Raises InputError for an algorithm that has no loss on a rollout whose gradient it follows."""
     algorithm: Any = parts.algorithm
     follows = hasattr(algorithm, "prepare") and hasattr(algorithm, "updater") and "loss/policy" in algorithm.METRICS
     if not follows or "gradients" in algorithm.collects:
@@ -35,7 +36,7 @@ def check(parts: Parts) -> None:
 
 
 def measure(parts: Parts, rollouts: int) -> Metrics:
-    """Of the policy term of the loss, at the present parameters. Neither they nor what is collected next change."""
+    """Gradient noise of the loss's policy term at the present parameters. Changes neither them nor later rollouts."""
     before = copy.deepcopy(parts.collector.state_dict())
     algorithm: Any = parts.algorithm
     gradients = []

@@ -1,4 +1,4 @@
-"""The trained reward that a config names: made of its run, refused where it does not fit, and given its unit."""
+"""The reward model that a config names: loaded from its run, checked against the task, and calibrated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pgcli.types import TextSpec
 
 
 def make_judge(config: ExperimentConfig, task: Any, trained: Trained) -> Judge:
-    """The reward model that a config names, frozen; refused where it cannot judge this task's texts."""
+    """The reward model that a config names, frozen. Raises InputError if it cannot judge this task's texts."""
     name = f"reward={config.reward}"
     if not isinstance(task.spec, TextSpec):
         raise InputError(f"{name} judges texts; env={config.choices['env']} is stepped and has its own reward")
@@ -48,8 +48,8 @@ def _vocabulary(task: Any) -> list[str]:
 
 
 def calibrate(config: ExperimentConfig, task: Any, judge: Judge, writer: Any, device: torch.device) -> None:
-    """On completions of training prompts by the reference, so that a reward keeps its unit in a run that goes on from
-    another; without one by the initial policy (where that judges: by who writes its pairs).
+    """Sets the judge's mean and scale on completions of training prompts by the reference policy (without one, by the
+    initial policy), so that a run which goes on from another is paid in the same unit.
     """
     seeds = episode_seeds(config.seed, "calibration", range(config.judge.calibration))
     written = write(Decoding(task, device=device), writer, seeds, numpy_generator(config.seed, "calibration"))

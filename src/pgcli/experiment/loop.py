@@ -30,8 +30,8 @@ METRICS = (
     | revisions.METRICS
     | {
         "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",
-        "rollout/length_mean": "their mean length, in actions",
-        "rollout/episodes": "how many they are",
+        "rollout/length_mean": "mean length of the training episodes that ended since the last row, in actions",
+        "rollout/episodes": "number of training episodes that ended since the last row",
         "time/collect": "seconds spent on collecting since the last row",
         "time/update": "seconds spent on updating since the last row",
         "time/evaluate": "seconds spent on evaluating since the last row",
@@ -44,32 +44,32 @@ CONFIRMING_EPISODES = 100
 
 @dataclass
 class Progress:
-    """Where a run stands. It is in every checkpoint, so that a resumed run does everything at the same steps."""
+    """Progress of a run, saved in every checkpoint, so that a resumed run does everything at the same steps."""
 
     steps: int = 0
-    """Actions taken so far (for demonstrations: trained on)."""
+    """Actions taken so far (for demonstrations: tokens trained on)."""
     updates: int = 0
     evaluated: int = 0
-    """The multiple of eval.every last evaluated at."""
+    """The multiple of eval.every at the last evaluation."""
     logged: int = 0
-    """The multiple of log_every last logged at."""
+    """The multiple of log_every at the last row."""
     saved: int = 0
-    """The multiple of checkpoint.every last saved at."""
+    """The multiple of checkpoint.every at the last checkpoint."""
     best: float = -math.inf
-    """The best stochastic evaluation, to mark its checkpoint."""
+    """The best stochastic return of an evaluation, to mark its checkpoint."""
     solved: dict[str, float] | None = None
-    """The confirming evaluation, once stop_at was reached."""
+    """The confirming evaluation, after stop_at was reached."""
     doubtful: float | None = None
-    """The disagreement of the reward model's members that exceeded judge.stop_disagreement."""
+    """The disagreement of the reward model's members that exceeded judge.stop_disagreement, if it did."""
     seconds: float = 0.0
-    """Spent training, over all sittings."""
+    """Time spent training, including before a resume."""
 
 
 def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progress, stop: StopRequest) -> None:
-    """Turn `parts` until the budget is spent, stop_at is reached and confirmed, the reward model's members disagree by
-    more than they may, or someone asks to stop.
+    """Train `parts` until the budget is spent, stop_at is reached and confirmed, the reward model's members disagree by
+    more than judge.stop_disagreement, or a signal asks to stop.
 
-    Leaves a checkpoint of the final state. `progress` tells how it went.
+    Leaves a checkpoint of the final state, and the outcome in `progress`.
     """
     config = parts.config
     clock = Clock(parts.device, progress.steps)
@@ -90,7 +90,8 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
         evaluated: Metrics = {}
         samples: list[Sample] = []
         spent = progress.steps >= config.total_steps
-        # Asked once: who asks later than this gets one more update, and so a row and a checkpoint of where it stopped.
+        # Read the stop flag once per iteration: a later signal is handled after the next update, with its own row and
+        # checkpoint.
         asked = processes.anybody(stop.requested)
         if _due(progress.steps, config.eval.every, progress.evaluated) or spent or progress.doubtful is not None:
             with clock("evaluate"):
@@ -125,8 +126,8 @@ def restore(parts: Parts, state: State) -> Progress:
 
 
 def _evaluate(parts: Parts, progress: Progress) -> tuple[Metrics, list[Sample]]:
-    """Both evaluations, and what is shown of them. A greedy one that reaches stop_at must be confirmed by a hundred
-    fresh episodes.
+    """Both evaluations, greedy and stochastic, and sample texts. A greedy return that reaches stop_at must be confirmed
+    by a hundred fresh episodes.
     """
     config = parts.config
     progress.evaluated = progress.steps // config.eval.every
@@ -160,7 +161,7 @@ def _due(steps: int, every: int, last: int) -> bool:
 
 
 class Pending:
-    """What happened since the last row of metrics."""
+    """Metrics and episodes since the last row."""
 
     def __init__(self) -> None:
         self.metrics: list[Metrics] = []
@@ -171,9 +172,9 @@ class Pending:
         self.finished += episodes
 
     def take(self) -> Metrics:
-        """Means over the updates and over the episodes; without episodes there is no return to speak of.
+        """Means over the updates and over the episodes; without episodes there are no returns in the row.
 
-        Of a key that only some updates have (an actor that waits for its critics), the mean over those.
+        A key that only some updates have (those of a delayed actor, say) is averaged over those.
         """
         found: dict[str, list[float]] = {}
         for metrics in self.metrics:

@@ -1,6 +1,6 @@
 """The words of a command line: `key=value` in Hydra's grammar, one run (`parse`) or the product of many (`expand`).
 
-Some values name other runs (`SOURCES`). In a study or a pipeline they name stages, whose runs are made first.
+Some settings name other runs (`SOURCES`). In a study or a pipeline they name stages, whose runs are made first.
 """
 
 import itertools
@@ -43,7 +43,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def with_runs(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
-    """The words, with the run of each stage in place of its name: `init=sft` -> `init=runs/sft`."""
+    """The words with each stage's name replaced by its run: `init=sft` -> `init=runs/sft`."""
     found = []
     for word in words:
         key, _, value = word.partition("=")
@@ -52,7 +52,7 @@ def with_runs(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """As Hydra's grammar reads a string that may have anything in it, such as a path."""
+    """The value quoted for Hydra's grammar, because it may contain any character (a path, say)."""
     if re.fullmatch(r"[\w.-]*/[\w./-]*", value):
         return value
     escaped = re.sub(r"(\\*)'", lambda backslashes: 2 * backslashes[1] + "\\'", value)
@@ -104,7 +104,7 @@ def _read(text: str) -> Any:
 
 
 def _quoted(text: str) -> str:
-    """What to type instead: `h=(64,64)` -> h=[64,64], `tag=run#1` -> 'tag="run#1"'."""
+    """The spelling to suggest: `h=(64,64)` -> h=[64,64], `tag=run#1` -> 'tag="run#1"'."""
     key, _, value = text.partition("=")
     if value.startswith("(") and value.endswith(")"):
         return f"{key}=[{value[1:-1]}]"

@@ -1,4 +1,4 @@
-"""The policy that a config chose: refused where it cannot be what the algorithm needs, fresh, or given parameters."""
+"""The policy that a config chose: checked against the algorithm's needs, initialised, or loaded with parameters."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pgcli.types import Needs, Spec, State, Stochastic
 
 
 def make_policy(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
-    """Freshly initialised, as the seed says."""
+    """The policy, freshly initialised by the seed."""
     generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
     return _policy_class(config, needs).make(spec, config.policy, needs, generator)
 
 
 def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
-    """The policy that was chosen, if it can be what the algorithm asks for."""
+    """The chosen policy's class. Raises InputError if it does not offer what the algorithm needs."""
     chosen: Any = find("policy", config.policy.name)
     if type(needs) in chosen.offers:
         return chosen
@@ -37,14 +37,14 @@ def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
 
 
 def refers(config: ExperimentConfig) -> bool:
-    """Whether the policy is compared with a frozen one: by its algorithm, or because `reference` names one."""
+    """Whether there is a reference policy: because the algorithm needs one, or because `reference` names one."""
     algorithm: Any = find("algo", config.algo.name)
     return config.reference is not None or getattr(algorithm, "refers", lambda algo: False)(config.algo)
 
 
 def initialise(policy: Any, given: State, source: str) -> None:
-    """Parameters that are not given keep their initialisation. A policy that can start from another kind of weights
-    says in `adopt` what it takes of them.
+    """Load given parameters; the others keep their initialisation. A policy that can start from another kind of weights
+    selects in `adopt` which of them it takes.
     """
     own = policy.state_dict()
     if hasattr(policy, "adopt"):
@@ -61,9 +61,9 @@ def initialise(policy: Any, given: State, source: str) -> None:
 
 
 def make_reference(config: ExperimentConfig, spec: Spec, sources: Sources, policy: Any) -> Any:
-    """A frozen distribution over actions: that of the run `reference`, or what training starts from.
+    """The reference: a frozen policy, that of the run `reference`, or the initial policy.
 
-    A policy that trains little of itself offers a `twin`, which has that little again and shares the rest.
+    A policy that trains few of its parameters offers a `twin`, which copies those and shares the rest.
     """
     if sources.reference is not None:  # it may be of another size
         own = sources.reference.config

@@ -1,4 +1,4 @@
-"""`sample`: what a trained policy writes, and what is known of each text."""
+"""`sample`: completions by a trained policy, with rewards and log-probs."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def sample(
     """Completions by a run's last checkpoint: `pgcli sample RUN --prompt TEXT`.
 
     Args:
-        prompt: what to go on from; None: n held-out prompts of the task, one completion of each.
-        temperature, top_k, top_p: narrow the distribution that is sampled; at 1, None, None it is the policy's.
-        best_of: completions of which each one shown has the highest reward, the one that the run was trained for.
+        prompt: text to complete; None: n held-out prompts of the task, one completion of each.
+        temperature, top_k, top_p: narrow the distribution that is sampled; with 1, None, None it is the policy's.
+        best_of: completions sampled for each one shown, which is the one of highest reward (the run's own reward).
         seed: of prompts and noise; the run's own by default.
 
-    Returns: {"run", "step", "samples"}. `log_prob` is the policy's; `sampled_log_prob`, where it was narrowed, that of
-    the distribution that was sampled. `kl`, against the run's reference where it has one, is exact in each state.
+    Returns: {"run", "step", "samples"}. `log_prob` is the policy's; `sampled_log_prob`, if it was narrowed, that of the
+    distribution that was sampled. `kl`, to the run's reference if it has one, is exact in each state.
     """
     for name, value in (("-n", n), ("--best-of", best_of)):
         if value < 1:
@@ -90,7 +90,7 @@ def _check_writes(parts: Parts, choices: dict[str, str]) -> None:
 
 
 class Asked:
-    """A task whose every prompt is the user's. What all of its own begin or end with is added where it is missing."""
+    """A task with the user's prompt only. A start or end that all the task's own prompts share is added if missing."""
 
     def __init__(self, task: TextTask, prompt: str, *, name: str) -> None:
         self._task, self._name = task, name

@@ -1,4 +1,4 @@
-"""`train`, `resume` and `evaluate`: a config becomes a run directory, goes on in one, or is looked at again."""
+"""`train`, `resume` and `evaluate`: make a run directory from a config, go on in one, evaluate its last checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pgcli.runs.writer import RunWriter, write_config
 from pgcli.types import State
 
 EXTENSIBLE = ("total_steps", "stop_at", "judge.stop_disagreement")
-"""What a resumed run may change and still be the same experiment."""
+"""Settings that a resumed run may change and still be the same experiment."""
 
 
 @processes.joined()
@@ -86,7 +86,7 @@ def resume(
         fork: go on in a new run directory, and leave this one as it is.
         samples: show some completions of each evaluation.
 
-    Raises InputError where nothing can be resumed, or where the change would make it another experiment.
+    Raises InputError if nothing can be resumed, or if the change would make it another experiment.
     """
     old = find_run(str(run), runs_dir)
     before, settings = load(old.path, trust=trust), load(old.path, overrides, trust=trust)
@@ -141,13 +141,13 @@ def evaluate(
     """Greedy and stochastic return of a run's last checkpoint over fresh episodes: `pgcli eval RUN`.
 
     Args:
-        samples: stochastic completions of each prompt; from 2, pass@k of a task that has right answers.
+        samples: stochastic completions of each prompt; 2 or more also give pass@k of a task with right answers.
         temperature, top_k, top_p: narrow what the stochastic policy writes.
 
     Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval"}, "stochastic": {...}, "metrics": {...}}.
-    The interval is 95 %, of the mean over episodes of this one policy: it says nothing of other seeds. The metrics are
-    those of the stochastic policy's completions: components, lengths, KL to the reference (of the policy that is not
-    narrowed), pass@k.
+    The interval is a 95 % interval of the mean over episodes of this one policy: it does not cover other seeds. The
+    metrics are those of the stochastic policy's completions: components, lengths, KL to the reference (of the policy
+    without narrowing), pass@k.
     """
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {episodes}")
@@ -169,7 +169,7 @@ def evaluate(
 
 @contextmanager
 def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Parts, int]]:
-    """A run's parts as its last checkpoint left them, and that one's step. Nothing is written."""
+    """A run's parts in the state of its last checkpoint, and the checkpoint's step. Nothing is written."""
     settings = load(run.path, overrides, trust=trust)
     loaded = checkpoint.load_last(run.path / "checkpoints", memory=False)
     parts = build(settings, sources(settings, begun=True))
@@ -181,7 +181,7 @@ def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Par
 def _run(
     parts: Parts, writer: RunWriter, progress: Progress, stop: StopRequest, *, quiet: bool, samples: bool, note: str
 ) -> Run:
-    """The loop between its run directory, its console and its signals; says in run.json how it ended."""
+    """Run the loop with its run directory, console and signals; write to run.json how it ended."""
     settings = parts.config
     title = f"{settings.choices['algo']} on {_task(settings)}, seed {settings.seed}"
     with _failing(writer):
@@ -198,7 +198,7 @@ def _run(
 
 
 def _finish(writer: RunWriter, progress: Progress, stop: StopRequest, settings: ExperimentConfig) -> None:
-    last = Run(writer.path).rows()[-1:]  # none in a fork of a run that was over
+    last = Run(writer.path).rows()[-1:]  # no rows in a fork of a complete run
     summary = {key: value for row in last for key, value in row.items() if key.startswith("eval/")}
     summary |= {"steps": progress.steps, "seconds": round(progress.seconds, 3), "solved": progress.solved}
     if progress.doubtful is not None:
@@ -212,12 +212,12 @@ def _finish(writer: RunWriter, progress: Progress, stop: StopRequest, settings: 
 
 @contextmanager
 def _failing(writer: RunWriter) -> Iterator[None]:
-    """A run that ends by an error says so in run.json; its last good checkpoint stays."""
+    """Records in run.json that a run ended by an error; its last good checkpoint stays."""
     try:
         yield
     except PgcliError as error:
         writer.finish("failed", str(error))
-        if processes.rank() > 0:  # its words go to the first process, which has the run
+        if processes.rank() > 0:  # rank 0, which has the run, reports its error
             raise
         raise type(error)(f"{error}\nrun    {writer.path} (failed)") from error
     except BaseException as error:
@@ -240,7 +240,7 @@ def _create(
     run_dir: Path | str | None,
     parent: Run | None = None,
 ) -> Any:
-    """The writer of a new run: the process that writes makes it and tells the others where."""
+    """The writer of a new run: rank 0 creates it and tells the others its path."""
     if processes.rank() > 0:
         return Bystander(Path(processes.tell("")))
     info = {
@@ -262,14 +262,14 @@ def _create(
 
 
 def _reopen(path: Path) -> Any:
-    """The writer of a run that goes on, once it has been put in order."""
+    """The writer of a run that is resumed, after its files were repaired."""
     writer = RunWriter.reopen(path) if processes.rank() == 0 else Bystander(path)
     processes.tell("")
     return writer
 
 
 class Bystander:
-    """In a process that writes nothing: what a RunWriter has, without effect."""
+    """The interface of RunWriter without effect, for a process that writes nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -282,7 +282,7 @@ class Bystander:
 
 
 def _promise(parts: Parts) -> bool | str:
-    """Whether a resumed run ends with the very bytes of an uninterrupted one; if not, why."""
+    """Whether a resumed run ends with exactly the bytes of an uninterrupted one; if not, the reason."""
     if parts.device.torch.type != "cpu":
         return f"not promised on {parts.device.torch}"
     workers = getattr(parts.config.algo, "num_workers", 1)
@@ -292,12 +292,12 @@ def _promise(parts: Parts) -> bool | str:
 
 
 def _has_begun(run: Run) -> bool:
-    """False for a run that was killed before its checkpoint of step 0: its config is all there was of it."""
+    """False for a run that was killed before its checkpoint of step 0: it has nothing but its config."""
     return bool(run.checkpoints()) or run.steps > 0
 
 
 def _warn(writer: RunWriter, texts: Iterable[str]) -> None:
-    """Into log.txt, and to a user who asked for quiet, too."""
+    """Write warnings to log.txt and to stderr, also with --quiet."""
     for text in texts:
         writer.event(text)
         if processes.rank() > 0:
@@ -307,7 +307,7 @@ def _warn(writer: RunWriter, texts: Iterable[str]) -> None:
 
 
 def _restore_other(parts: Parts, state: State, overrides: Iterable[str]) -> Progress:
-    """As `restore`, into parts that were built from other settings."""
+    """`restore` into parts that were built from other settings."""
     try:
         return restore(parts, state)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -315,7 +315,7 @@ def _restore_other(parts: Parts, state: State, overrides: Iterable[str]) -> Prog
 
 
 def _check_extension(before: ExperimentConfig, after: ExperimentConfig) -> None:
-    """A resumed run is the same experiment, longer at most."""
+    """Refuse overrides that would make a resumed run another experiment, not just a longer one."""
     was, now = _leaves(dump(before)), _leaves(dump(after))
     changed = [key for key in was | now if was.get(key) != now.get(key) and key not in EXTENSIBLE]
     if changed:
@@ -330,7 +330,7 @@ def _check_extension(before: ExperimentConfig, after: ExperimentConfig) -> None:
 
 
 def _check_unfinished(old: Run, before: ExperimentConfig, after: ExperimentConfig, *, fork: bool) -> None:
-    """There is something left to do. A run that was killed before it could say that it was over has to say so."""
+    """Refuse to resume a run that is complete; a run killed before writing its final status may resume to write it."""
     over = old.status == "completed"
     reached = max((checkpoint_step(path) for path in old.checkpoints()), default=0)
     if reached >= after.total_steps and (over or fork or after.total_steps != before.total_steps):
@@ -355,7 +355,7 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _withdrawn(old: Run, parts: Parts) -> list[str]:
-    """Why the rest of this run may differ from an uninterrupted one, if it may."""
+    """Reasons why the rest of this run may differ from an uninterrupted one."""
     now = provenance.versions()
     changed = [f"{k} {v} -> {now.get(k)}" for k, v in old.info["versions"].items() if now.get(k) != v]
     cpu, here = old.info["machine"]["cpu"], provenance.machine()["cpu"]

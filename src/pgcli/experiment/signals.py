@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM or a closing terminal ask a run to stop: the loop ends its update, writes a checkpoint, then does."""
+"""Ctrl-C, SIGTERM or a closing terminal ask a run to stop: the loop ends its update, saves a checkpoint, and stops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """`requested` once a signal came; a handler does nothing else, so nothing is interrupted half-way."""
+    """`requested` becomes true with the first signal; the handler does nothing else, so no update is interrupted."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -34,7 +34,7 @@ def stop_requests() -> Iterator[StopRequest]:
     def ask(number: int, frame: FrameType | None) -> None:
         del frame
         request.signal = number
-        for s in previous:  # whichever comes second
+        for s in previous:  # a second signal, of any kind, ends the process
             signal.signal(s, signal.SIG_DFL)
 
     for s in previous:

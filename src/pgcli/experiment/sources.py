@@ -1,4 +1,4 @@
-"""The runs that a config names, `init`, `reference` and `reward`: found, and read as far as this one builds on them."""
+"""The runs that a config names as `init`, `reference` and `reward`: found, and their configs and weights read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pgcli.types import State
 
 
 class Trained(NamedTuple):
-    """Another run, as far as this one builds on it."""
+    """Another run's config and policy weights."""
 
     config: ExperimentConfig
     policy: State
@@ -20,30 +20,28 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """The runs that a config names, read."""
+    """The runs that a config names, loaded."""
 
     init: State | None = None
     reference: Trained | None = None
     reward: Trained | None = None
     begun: bool = False
-    """The run's own checkpoint holds what is frozen: nothing need be made that it will overwrite."""
+    """The run's own checkpoint holds all frozen modules, so nothing that it will overwrite needs to be computed."""
 
 
 NO_SOURCES = Sources()
 
 
 def located(settings: ExperimentConfig) -> ExperimentConfig:
-    """With the runs that it names written down from the root: `latest` will be another one, and so may the folder be
-    in which someone stands who goes on with this run.
-    """
+    """Replaces run names by absolute paths, because `latest` and the working directory may differ on resume."""
     named = {key: name for key in ("init", "reference", "reward") if (name := getattr(settings, key)) is not None}
     found = {key: str(find_run(name, settings.runs_dir).path.resolve()) for key, name in named.items()}
     return settings.model_copy(update=found)
 
 
 def sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
-    """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights; but what a
-    reference or a reward model is, only the config of its run says.
+    """The runs that a config names. If this run has `begun`, its own checkpoint holds their weights, but the kind of a
+    reference or a reward model is only in the config of its run.
     """
 
     def policy(name: str) -> State:

@@ -1,4 +1,4 @@
-"""From plain data to typed settings; from a refusal to one clear line; from the same models to the rows of help."""
+"""From plain data to typed settings; from validation errors to one line each; from the same models to rows of help."""
 
 import difflib
 import types
@@ -39,7 +39,7 @@ def settings_of(model: type[BaseModel], values: Mapping[str, Any], prefix: str =
 
 
 def nested_model(annotation: Any) -> type[BaseModel] | None:
-    """The model of a field that holds settings of its own."""
+    """The model of a field that is a group of settings."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -90,7 +90,7 @@ class Problem(NamedTuple):
 
 
 def validate(model: type[Settings], data: Any, prefix: str = "") -> tuple[Settings | None, list[Problem]]:
-    """The typed settings, or all that is wrong with them."""
+    """The typed settings, or all mistakes in them."""
     try:
         settings = model.model_validate(data)
     except ValidationError as error:
@@ -109,7 +109,7 @@ def _problem(model: type[BaseModel], data: Any, prefix: str, error: Any) -> Prob
     inside: type[BaseModel] | None = model
     value, many = data, False
     for part in error["loc"]:
-        if many and inside is not None:  # which of several settings of one kind
+        if many and inside is not None:  # the index among several groups of one kind
             path.append(str(part))
             value, many = value[part], False
             continue
@@ -126,7 +126,7 @@ def _problem(model: type[BaseModel], data: Any, prefix: str, error: Any) -> Prob
     help = f"   ({field.description})" if field and field.description else ""
     if error["type"] == "missing":
         return Problem(key, "missing", f"has no value: {expects(field) if field else 'settings'}{help}")
-    if error["type"] == "value_error":  # a rule of the model's own, which has said it in words
+    if error["type"] == "value_error":  # raised by a model's own validator, in words
         return Problem(key, "value", f"is refused: {error['ctx']['error']}")
     if inside is not None and not many:
         members = ", ".join(f"{key}.{name}" for name in inside.model_fields)
@@ -165,7 +165,7 @@ def show(value: Any) -> str:
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that a user most likely meant: same last part, a slip of the keys, or an abbreviation (`lr`)."""
+    """The candidate that a user most likely meant: same last part, a typing error, or an abbreviation (`lr`)."""
     candidates = list(candidates)
     parent, _, last = word.rpartition(".")
     inside = [c for c in candidates if c.rpartition(".")[0] == parent]
@@ -195,10 +195,10 @@ def read_file(
     group: str, name: str, model: type[Model], check: Callable[[Model], None], *, noun: str,
     config_dirs: Iterable[Path | str],
 ) -> tuple[Model, Path]:  # fmt: skip
-    """The settings of an option's own file, checked, and the file: of what is no part of an experiment's config.
+    """The checked settings of an option that is not part of an experiment's config (a study, a pipeline), and its file.
 
-    check: what the model cannot say by itself; raises InputError. noun: what such a file describes.
-    Raises InputError with one line for each thing that is wrong.
+    check: checks that the model cannot do by itself; raises InputError. noun: what such a file describes.
+    Raises InputError with one line for each mistake.
     """
     import yaml
 

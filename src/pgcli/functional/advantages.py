@@ -23,8 +23,10 @@ def gae(
         rewards, values, terminated, done: (N, T). `done` = terminated or truncated. Finite on padding.
         next_values: (N, T), V of the true successor, so that a truncated episode is bootstrapped and a terminated one
             is not.
-        mask: (N, T) bool, 1 where the policy chose the action; None: everywhere. What nobody chose in the middle of an
-            episode (a task's reply) takes no time: A_t = A_{t+1} there, and `next_values` looks behind it.
+        mask: (N, T) bool, 1 where the policy chose the action; None: everywhere. Tokens in the middle of an episode
+        that
+            the policy did not choose (a task's reply) take no time: A_t = A_{t+1} there, and `next_values` is the value
+            after them.
 
     Returns: (N, T). Source: Schulman et al. 2016, eq. 16.
     """
@@ -137,7 +139,7 @@ def group_relative(returns: Tensor, groups: Tensor) -> Tensor:
 
         A_i = (R_i - mean(R)) / mean(R)     0 where mean(R) is 0
 
-    With the policy gradient it climbs, for groups of K and p the probability of success,
+    With it the policy gradient is that of, for groups of K and p the probability of success,
 
         sum_{k=1}^{K-1} 1/k * pass@k,    pass@k = 1 - (1 - p)^k
 
@@ -156,7 +158,7 @@ def group_relative(returns: Tensor, groups: Tensor) -> Tensor:
 
 
 def silent_groups(returns: Tensor, groups: Tensor) -> Tensor:
-    """Which groups have one return only: a baseline leaves nothing of them.
+    """Groups whose episodes all have the same return, so that their centred advantages are zero.
 
     Args:
         returns, groups: (N,).
@@ -168,23 +170,24 @@ def silent_groups(returns: Tensor, groups: Tensor) -> Tensor:
 
 
 def variance_minimising_baseline(products: Tensor, squares: Tensor, probabilities: Tensor | None = None) -> Tensor:
-    """The constant b that takes most variance from the policy gradient, estimated from the *other* episodes.
+    """The constant b that removes most variance from the policy gradient, estimated from the *other* episodes.
 
         an episode's gradient       Z - b S,   S = sum_t grad log pi(a_t | s_t),   Z = sum_t grad log pi(a_t | s_t) G_t
         trace of its covariance     E|Z - b S|^2 - |E Z|^2                         since E[S] = 0
         least at                    b* = E[Z . S] / E[|S|^2]
         leave-one-out               b_i = sum_{j != i} Z_j . S_j / sum_{j != i} |S_j|^2
 
-    With one action an episode, or one return for all of them, Z = G S and b* = E[|S|^2 G] / E[|S|^2]: the mean return,
-    weighted by the squared score. Where an episode has several actions, to weight each one's return by its own squared
-    score leaves out the inner products between them, and is not the minimum.
+    With one action per episode, or one return for all its actions, Z = G S and b* = E[|S|^2 G] / E[|S|^2]: the mean
+    return, weighted by the squared score. For episodes of several actions, weighting each action's return by its own
+    squared score leaves out the inner products between them, and does not give the minimum.
 
     An estimate that contained the episode's own score and return would bias the gradient, by O(1 / N).
 
     Args:
         products, squares: (N,), Z_i . S_i and |S_i|^2.
-        probabilities: (N,) of the rows where they enumerate all episodes: the expectations are then exact, and nothing
-            is left out.
+        probabilities: (N,) of the rows if they enumerate all episodes: the expectations are then exact, and no episode
+        is
+            left out.
 
     Returns: (N,), 0 where the others have no score. Source: Greensmith, Bartlett and Baxter 2004, section 4; Peters and
     Schaal 2008, section 3.2 (one for each parameter there).
@@ -197,7 +200,7 @@ def variance_minimising_baseline(products: Tensor, squares: Tensor, probabilitie
 
 
 def best_of_each_group(returns: Tensor, groups: Tensor) -> Tensor:
-    """(N,) bool: in each group the episode with the highest return; the first of several.
+    """(N,) bool: in each group the episode with the highest return, the first one if several have it.
 
     Args:
         returns, groups: (N,), as above.

@@ -1,4 +1,4 @@
-"""The best of n samples: what it is worth, and how far it is from the policy that was sampled."""
+"""The best of n samples: its expected value, and its divergence from the policy that was sampled."""
 
 import math
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def best_of_n(scores: Tensor, values: Tensor, n: int) -> Tensor:
-    """The expected value of the one of n samples that scores highest, from groups of K >= n samples. Unbiased.
+    """Expected value of the highest-scoring one of n samples, estimated from groups of K >= n samples. Unbiased.
 
         E = sum_i w_i value_(i),    w_i = C(K - i, n - 1) / C(K, n)
 
-    where value_(i) belongs to the i-th highest score: the chance that all the others of n, drawn without replacement,
-    score less. One group of 256 so gives every n up to 256.
+    where value_(i) belongs to the i-th highest score, and w_i is the chance that this sample is the best of n drawn
+    without replacement. One group of 256 thus gives every n up to 256.
 
     Args:
-        scores, values: (G, K), a group of samples in each row; `scores` choose, `values` count.
+        scores, values: (G, K), a group of samples in each row; `scores` select the best, `values` are averaged.
 
     Returns: (G,). Source: Nakano et al. 2021, appendix I.
     """

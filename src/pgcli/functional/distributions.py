@@ -1,4 +1,4 @@
-"""Action distributions as functions of a network's outputs. In few operations: every update passes here many times."""
+"""Action distributions as functions of a network's outputs. In few operations, because each update calls them often."""
 
 import math
 from typing import NamedTuple

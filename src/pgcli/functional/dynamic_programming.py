@@ -1,4 +1,4 @@
-"""Everything about a finite Markov decision process that can be known exactly, by linear algebra.
+"""Exact quantities of a finite Markov decision process, by linear algebra.
 
 S states, A actions. A policy is a table of probabilities, (S, A); a softmax policy has one logit for each of them.
 
@@ -8,12 +8,12 @@ S states, A actions. A policy is a table of probabilities, (S, A); a softmax pol
     v of a policy                         policy_evaluation                     eq. 4.4
     the best policy                       policy_iteration, value_iteration     sections 4.3, 4.4
     v and q with a finite horizon         backward_induction                    eq. 4.5, one backup for each step
-    where a policy spends its time        visits, discounted_visits             section 9.2, eq. 9.2
+    how often a policy visits a state     visits, discounted_visits             section 9.2, eq. 9.2
     J and its gradient                    expected_return, softmax_gradient     eq. 13.5
     the Fisher information                softmax_fisher                        Kakade 2001, section 3
 
-An episode ends where it enters a terminal state, and nothing follows: `MDP.continuing` has no way into one. So the
-backups need no special case, and the value of a terminal state is 0.
+An episode ends when it enters a terminal state: `MDP.continuing` has probability 0 of entering one. So the backups need
+no special case, and the value of a terminal state is 0.
 """
 
 from typing import NamedTuple
@@ -26,11 +26,11 @@ class MDP(NamedTuple):
     """A finite Markov decision process. Exact in float64."""
 
     transitions: Tensor
-    """(S, A, S): p(s' | s, a). Rows of terminal states mean nothing."""
+    """(S, A, S): p(s' | s, a). Rows of terminal states are ignored."""
     rewards: Tensor
-    """(S, A, S): what the step from s by a to s' pays."""
+    """(S, A, S): r(s, a, s'), the reward of the step from s by a to s'."""
     start: Tensor
-    """(S,): how an episode begins; 0 at terminal states."""
+    """(S,): probability that an episode begins in s; 0 at terminal states."""
     terminal: Tensor
     """(S,) bool."""
 
@@ -50,7 +50,7 @@ class MDP(NamedTuple):
 
 
 def lookahead(mdp: MDP, values: Tensor, *, gamma: float) -> Tensor:
-    """Action values of acting once and being worth `values` afterwards.
+    """Action values of one step, if the states after it have the given `values`.
 
         q(s, a) = sum_s' p(s' | s, a) (r(s, a, s') + gamma v(s'))
 
@@ -89,7 +89,7 @@ def optimality_backup(mdp: MDP, values: Tensor, *, gamma: float) -> Tensor:
     return lookahead(mdp, values, gamma=gamma).amax(-1)
 
 
-# ---------------------------------------------------------------- what a policy is worth
+# ---------------------------------------------------------------- the value of a policy
 
 
 def policy_evaluation(mdp: MDP, policy: Tensor, *, gamma: float) -> Tensor:
@@ -133,7 +133,7 @@ def backward_induction(mdp: MDP, horizon: int, *, gamma: float, policy: Tensor |
 
 
 def expected_return(mdp: MDP, values: Tensor) -> Tensor:
-    """J = sum_s start(s) v(s): what an episode is worth before it begins.
+    """J = sum_s start(s) v(s): the expected return of an episode.
 
     Args:
         values: (S,), at the first step.
@@ -147,20 +147,20 @@ def expected_return(mdp: MDP, values: Tensor) -> Tensor:
 
 
 class Solution(NamedTuple):
-    """policy: (S, A), one action for sure in each state. values: (S,)."""
+    """policy: (S, A), deterministic: 0 and 1. values: (S,)."""
 
     policy: Tensor
     values: Tensor
 
 
 def greedy(action_values: Tensor, incumbent: Tensor | None = None) -> Tensor:
-    """The policy that takes the best action; among equals the incumbent's, or else the first.
+    """The policy that takes the best action; among equals the incumbent's, otherwise the first.
 
-    Without that preference policy iteration could go round for ever between equally good policies.
+    Without that preference policy iteration could alternate for ever between equally good policies.
 
     Args:
         action_values: (S, A).
-        incumbent: (S, A), one action for sure in each state.
+        incumbent: (S, A), deterministic.
 
     Returns: (S, A), 0 and 1. Source: Sutton & Barto 2018, eq. 4.9, and the remark to exercise 4.4.
     """
@@ -173,7 +173,7 @@ def greedy(action_values: Tensor, incumbent: Tensor | None = None) -> Tensor:
 
 
 def policy_iteration(mdp: MDP, *, gamma: float) -> Solution:
-    """Evaluate, act greedily, and again until the policy is its own improvement: finitely many steps, exactly v_*.
+    """Evaluate the policy, make it greedy, repeat until it no longer changes: finitely many steps, exactly v_*.
 
     Args:
         gamma: below 1, unless every policy ends.
@@ -204,11 +204,11 @@ def value_iteration(mdp: MDP, *, gamma: float, tolerance: float = 1e-12) -> Solu
     return Solution(greedy(lookahead(mdp, values, gamma=gamma)), values)
 
 
-# ---------------------------------------------------------------- where a policy spends its time
+# ---------------------------------------------------------------- how often a policy visits a state
 
 
 def visits(mdp: MDP, policy: Tensor, horizon: int) -> Tensor:
-    """The probability of still being on the way and in s, step by step.
+    """The probability that the episode has not ended and is in s, at each step.
 
         d_0 = start        d_{t+1}(s') = sum_s d_t(s) P_pi(s, s')
 

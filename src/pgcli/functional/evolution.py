@@ -16,7 +16,7 @@ def centred_ranks(fitness: Tensor) -> Tensor:
 
         u_i = (#{j: F_j < F_i} + (#{j: F_j = F_i} - 1) / 2) / (K - 1) - 1/2
 
-    They sum to zero, and no increasing function of the fitness changes them. One candidate alone has rank 0.
+    They sum to zero, and no increasing function of the fitness changes them. A single candidate has rank 0.
 
     Args:
         fitness: (K,).
@@ -66,7 +66,7 @@ def es_gradient(utilities: Tensor, noise: Tensor, sigma: float) -> Tensor:
 
 
 def truncation_selection(fitness: Tensor, count: int) -> Tensor:
-    """The `count` best, best first; of equals the earlier one.
+    """The `count` best, best first; among equals the earlier one first.
 
     Args:
         fitness: (K,).
@@ -77,7 +77,7 @@ def truncation_selection(fitness: Tensor, count: int) -> Tensor:
 
 
 def tournament_selection(fitness: Tensor, entrants: Tensor) -> Tensor:
-    """The winner of each tournament; of equals the one that was entered first.
+    """The winner of each tournament; among equals the first entrant.
 
     Args:
         fitness: (K,). entrants: (M, size) int64, candidates drawn at random.
@@ -89,7 +89,7 @@ def tournament_selection(fitness: Tensor, entrants: Tensor) -> Tensor:
 
 
 def uniform_crossover(first: Tensor, second: Tensor, from_first: Tensor) -> Tensor:
-    """Each parameter of one parent or of the other.
+    """Takes each parameter from one parent or from the other.
 
     Args:
         first, second: (M, P). from_first: (M, P) bool.
@@ -112,7 +112,7 @@ class Coefficients(NamedTuple):
 
 
 def simplex_coefficients(parameters: int, *, adaptive: bool) -> Coefficients:
-    """The usual ones, or those that grow gentler with the number of parameters.
+    """The standard coefficients, or those that grow gentler with the number of parameters.
 
         standard   1, 2,       1/2,            1/2          Lagarias et al. 1998, eq. 2.1
         adaptive   1, 1 + 2/n, 3/4 - 1/(2n),   1 - 1/n      Gao and Han 2012, eq. 4.1
@@ -124,7 +124,7 @@ def simplex_coefficients(parameters: int, *, adaptive: bool) -> Coefficients:
 
 
 def initial_simplex(best: Tensor, offsets: Tensor) -> Tensor:
-    """A vertex, and one step from it along each axis.
+    """A vertex, and one further vertex along each axis.
 
     Args:
         best, offsets: (P,).

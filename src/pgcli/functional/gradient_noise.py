@@ -15,15 +15,15 @@ class GradientNoise(NamedTuple):
 
 
 def gradient_noise(gradients: Tensor) -> GradientNoise:
-    """From independent estimates g_1 .. g_R of one gradient, each from as many episodes:
+    """From independent estimates g_1 .. g_R of one gradient, each from the same number of episodes:
 
         variance  tr Cov(g)   = sum_r |g_r - mean|^2 / (R - 1)
         signal    |E g|^2     = |mean|^2 - variance / R          the mean of R is noisy too, and so too long
         relative  variance / signal                              infinite where the signal is lost in the noise
 
-    `relative` is how many such batches it takes for an average that is as much signal as noise, and has no unit: of
-    several estimators of one gradient, or of multiples of it, the smaller one learns from fewer episodes. Both of its
-    parts are unbiased; it, as a ratio, is so for many estimates only.
+    `relative` is the number of such batches whose average is as much signal as noise, and has no unit: of several
+    estimators of one gradient, or of multiples of it, the one with the smaller value learns from fewer episodes.
+    Variance and signal are unbiased; their ratio is so only for large R.
 
     Args:
         gradients: (R, P), R >= 2.

@@ -3,8 +3,8 @@
         log_ratio = log pi(a) - log ref(a),   a ~ pi
         KL(pi || ref) = E_pi[log_ratio]
 
-A good estimate of the *value* need not be a good loss: the samples stay where they are while the gradient is taken, so
-that the derivative of E_pi with respect to pi itself is missing. Expected over actions of the current policy:
+A good estimate of the *value* need not be a good loss: the samples are fixed while the gradient is taken, so that the
+derivative of E_pi with respect to pi itself is missing. Expected over actions of the current policy:
 
                     value                gradient, in the loss
     k1              KL, any sign         0
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""exp(20) = 5e8. A reference that is that much likelier counts as this much: float32 overflows at 88."""
+"""exp(20) = 5e8. Larger log-ratios are clamped to this: float32 overflows at exp(88)."""
 
 
 def k1(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
 
     Returns: the same shape.
     """
-    # Clamped before exp, and in both terms: clamped in exp alone, the other would in the end carry it below zero.
+    # Clamped in both terms: clamped in exp alone, the linear term would carry k3 below zero.
     opposite = (reference_log_probs - log_probs).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(opposite) - opposite
 
@@ -80,12 +80,12 @@ def k3_corrected(log_probs: Tensor, reference_log_probs: Tensor, old_log_probs: 
 
 
 def adapted_coefficient(coefficient: float, kl: float, *, target: float) -> float:
-    """The price of a nat for the next update: so that what an update costs stays near `target`.
+    """The price of a nat for the next update, adapted so that the KL of an update stays near `target`.
 
         kl > 1.5 target    2 coefficient
         kl < target / 1.5  coefficient / 2
 
-    Source: Schulman et al. 2017, section 4; the two numbers are theirs, and not sensitive.
+    Source: Schulman et al. 2017, section 4; results are not sensitive to 1.5 and 2.
     """
     if kl > 1.5 * target:
         return 2 * coefficient
@@ -93,7 +93,7 @@ def adapted_coefficient(coefficient: float, kl: float, *, target: float) -> floa
 
 
 def proportional_coefficient(coefficient: float, kl: float, *, target: float, gain: float) -> float:
-    """The price of a nat for the next update: so that the distance from the reference comes to stay near `target`.
+    """The price of a nat for the next update, adapted so that the KL to the reference approaches `target`.
 
         e            = clip((kl - target) / target, -0.2, 0.2)
         coefficient <- coefficient * (1 + gain * e)

@@ -1,6 +1,6 @@
-"""Sums and means over the actions that were taken, and the weights by which a loss adds them up.
+"""Sums and means over the actions that were taken, and the weights with which a loss adds them up.
 
-Padding is taken out by `where`, never by multiplying with zero: NaN * 0 is NaN.
+Padding is removed by `where`, never by multiplying with zero: NaN * 0 is NaN.
 """
 
 from typing import Literal, TypeAlias
@@ -30,12 +30,12 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def last_of(mask: Tensor) -> Tensor:
-    """(N, T) bool -> (N,) int64, where the last 1 of each row stands; there may be zeros before it, too."""
+    """(N, T) bool -> (N,) int64: the index of the last 1 in each row; there may be zeros before it."""
     return (mask * torch.arange(mask.shape[1], device=mask.device)).amax(dim=1)
 
 
 def row_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean of each row where `mask`, for each of its places. A sequence's log-probability per action is one.
+    """The mean of each row where `mask`, repeated along the row. For example, a sequence's log-probability per action.
 
     Args:
         x, mask: (N, T); `mask` is bool.
@@ -62,11 +62,11 @@ def masked_std(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor | None, *, eps: float = 1e-8) -> Tensor:
-    """Shift and scale to mean 0 and standard deviation 1 where `mask`; 0 on padding. Without a mask there is none.
+    """Shift and scale to mean 0 and standard deviation 1 where `mask`; 0 on padding. No mask: no padding.
 
         (x - mean) / (std + eps)
 
-    Every action counts the same, however a loss will weight it.
+    Every action counts the same, whatever weight the loss gives it.
 
     Args:
         x, mask: one shape; `mask` is bool.
@@ -92,7 +92,7 @@ def aggregation_weights(
         constant       m / (N * constant)   the same, at a scale that no length changes      Dr. GRPO (Liu et al. 2025)
 
     The first two sum to one over the batch; where lengths differ, they are not the gradient of the expected return.
-    A row that is all padding counts nothing: N is the number of the others.
+    A row that is all padding has weight 0, and N does not count it.
 
     Args:
         mask: (N, T) bool, 1 where the policy chose the action.
@@ -127,9 +127,9 @@ def aggregation_weights(
 def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
     """Sum of `weights * x` where `weights` is not 0.
 
-    What `x` holds elsewhere, NaN included, reaches neither the sum nor the gradient with respect to `x`. (A NaN that is
-    a *factor* of `x`, such as an advantage on padding, still meets that zero gradient one step earlier in the chain:
-    0 * NaN. Keep the padding of what multiplies a log-probability finite.)
+    Other values of `x`, NaN included, reach neither the sum nor the gradient with respect to `x`. (A NaN that is a
+    *factor* of `x`, such as an advantage on padding, is still multiplied with that zero gradient in the backward pass:
+    0 * NaN. So keep padding finite in what multiplies a log-probability.)
 
     Args:
         x, weights: one shape, (N, T), or (B,), which has no padding.

@@ -1,7 +1,7 @@
-"""Distributions with their improbable tokens cut off: for reading what a policy writes, never for training it.
+"""Distributions with their improbable tokens cut off: for inspecting what a policy writes, never for training it.
 
 An update changes which tokens are cut, so that the log-probs before and after it belong to distributions of different
-supports, and their ratio says nothing.
+supports, and their ratio is meaningless.
 """
 
 import torch
@@ -13,7 +13,7 @@ def narrow(logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None
 
         logits / temperature;  then the top_k likeliest tokens;  then the fewest of these that together have top_p
 
-    The token with which the sum reaches top_p stays, so that one always does. What ties with the k-th stays, too.
+    The token with which the sum reaches top_p stays, so that at least one stays. Ties with the k-th token stay, too.
 
     Args:
         logits: (..., V).

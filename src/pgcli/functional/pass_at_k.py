@@ -9,7 +9,7 @@ def pass_at_k(successes: Tensor, attempts: int, k: int) -> Tensor:
 
         1 - C(n - c, k) / C(n, k)  =  1 - prod_{i = n-c+1}^{n} (1 - k / i)
 
-    which is unbiased: the share of subsets of k attempts with a success. 1 - (1 - c/n)^k is not, it is too low.
+    which is unbiased: the share of subsets of k attempts with a success. 1 - (1 - c/n)^k is biased: too low.
 
     Args:
         successes: (N,), c, how many of the n attempts at each problem succeeded.

@@ -1,4 +1,4 @@
-"""What a policy climbs, action by action. Aggregate with `masked.weighted_sum`.
+"""Objectives of a policy, one term per action. Aggregate with `masked.weighted_sum`.
 
 Mind the sign: `policy_gradient` is a loss, to be minimised; a surrogate is an objective, to be maximised, as in the
 papers. No gradient flows into advantages or old log-probs.
@@ -28,11 +28,11 @@ def policy_gradient(log_probs: Tensor, advantages: Tensor) -> Tensor:
 
 
 def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """What another policy would gain over the old one, as far as the old one's states tell.
+    """The gain of a new policy over the old one, estimated on the old one's states.
 
         L_t = rho_t A_t,    rho_t = pi(a_t | s_t) / pi_old(a_t | s_t)
 
-    At rho = 1 its gradient is the policy gradient's. Farther off nothing holds it back: the gain it promises grows with
+    At rho = 1 its gradient is the policy gradient's. Away from it nothing limits a step: the estimated gain grows with
     rho, while the states are still the old policy's.
 
     Args:
@@ -52,7 +52,7 @@ def clipped_surrogate(
     high: float,
     dual: float | None = None,
 ) -> Tensor:
-    """PPO's objective: a lower bound of the ratio's, that stops rewarding a policy for moving out of the range.
+    """PPO's objective: a lower bound of rho_t A_t that does not reward a policy for moving out of the range.
 
         rho_t = pi(a_t | s_t) / pi_old(a_t | s_t)
         L_t   = min(rho_t A_t, clip(rho_t, 1 - low, 1 + high) A_t)
@@ -85,17 +85,17 @@ def clipped_surrogate(
 
 
 def clipped_weight(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
-    """CISPO: the policy gradient, each action weighted by its clipped ratio. What is clipped is the weight alone.
+    """CISPO: the policy gradient, each action weighted by its clipped ratio. Only the weight is clipped.
 
         L_t = sg[ clip(rho_t, 1 - low, 1 + high) ] A_t log pi(a_t | s_t)         gradient  clip(rho) A grad log pi
 
-    Differs from `clipped_surrogate` where the ratio is out of the range: an action loses none of its gradient there, it
-    counts no more than the bound. With `low` = 1 nothing is below the range.
+    Differs from `clipped_surrogate` where the ratio is out of the range: an action keeps its gradient there, with the
+    bound as its weight. With `low` = 1 no ratio is below the range.
 
     Args:
         log_probs, old_log_probs, advantages: (N, T) or (B,). `old_log_probs` are the behaviour policy's.
 
-    Returns: the same shape; its value means little. Source: MiniMax 2025 (MiniMax-M1), eq. 4 and 5.
+    Returns: the same shape; only its gradient is meaningful. Source: MiniMax 2025 (MiniMax-M1), eq. 4 and 5.
     """
     weight = torch.exp(log_probs - old_log_probs).clamp(1 - low, 1 + high)
     return (weight * advantages).detach() * log_probs
@@ -104,14 +104,14 @@ def clipped_weight(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor,
 def gated_surrogate(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, positive: float, negative: float
 ) -> Tensor:
-    """SAPO: a smooth gate in place of the clip, that closes as the ratio leaves 1, on both sides.
+    """SAPO: a smooth gate in place of the clip, which closes on both sides as the ratio moves away from 1.
 
         f(rho) = 4 / tau * sigmoid(tau (rho - 1)),    tau = positive where A > 0, else negative
         L_t    = f(rho_t) A_t
         gradient  4 p (1 - p) rho A grad log pi,    p = sigmoid(tau (rho - 1))
 
-    At rho = 1 the gradient is the policy gradient's. The larger tau, the sooner it fades; `negative` is the larger one,
-    because what a negative advantage takes from one action goes to all the others.
+    At rho = 1 the gradient is the policy gradient's. The larger tau, the sooner it fades; `negative` is usually larger,
+    because the probability that a negative advantage takes from one action goes to all the others.
 
     Args:
         log_probs, old_log_probs, advantages: (N, T) or (B,). `old_log_probs` are the behaviour policy's.
@@ -135,19 +135,19 @@ class RatioStatistics(NamedTuple):
 
 
 def ratio_statistics(log_ratios: Tensor, weights: Tensor, *, low: float, high: float) -> RatioStatistics:
-    """How far a policy has moved from the one that acted, with the weights of the actions as w.
+    """How far a policy has moved from the behaviour policy; w: the weights of the actions.
 
         approx_kl                 mean of rho - 1 - log rho                          (Schulman 2020: k3)
         clipped_high, _low        share of actions with rho > 1 + high, rho < 1 - low
         smallest, largest         of the ratios
-        effective                 (sum w rho)^2 / (sum w * sum w rho^2): the share of the actions that as many equally
-                                  weighted ones would be (Kish)
+        effective                 (sum w rho)^2 / (sum w * sum w rho^2): the effective sample size, as a share of the
+                                  actions (Kish)
 
-    The clipped shares count all four corners of `clipped_surrogate`, those with a gradient too.
+    The clipped shares count all four corners of `clipped_surrogate`, also those with a gradient.
 
     Args:
         log_ratios: log pi - log pi_old of the actions, which are samples of the old policy. (N, T) or (B,).
-        weights: the same shape, 0 on padding, whatever the log-ratios hold there.
+        weights: the same shape, 0 on padding, where the log-ratios may have any value.
     """
     weights = weights.flatten()
     moved = log_ratios.detach().flatten().masked_fill(weights == 0, 0).clamp(max=MAX_LOG_RATIO)

@@ -1,14 +1,14 @@
-"""What learns from comparisons: of pairs, the preferred completion before the rejected one, or of single labels.
+"""Losses on preferences: on pairs, the preferred completion before the rejected one, or on single labelled completions.
 
-A reward model scores both completions of a pair; a policy is its own reward model, up to a constant of the prompt
+A reward model scores both completions of a pair; a policy is its own reward model, up to a constant per prompt
 (Rafailov et al. 2023, eq. 5):
 
         log_ratio(y) = log pi(y | x) - log ref(y | x)          summed over y's tokens
         r(x, y)      = beta * log_ratio(y)                      the implicit reward
 
-Everything here is one number a pair, (B,), to be averaged. The log-probs are *sums* over tokens unless a function says
-`averaged`: then they are divided by the completion's length. Which of the two is a choice of its own, never a detail:
-averaged, a pair of long completions needs a larger difference to count as much.
+Every loss is one number per pair, (B,), to be averaged. The log-probs are *sums* over tokens unless a function says
+`averaged`: then they are divided by the completion's length. The choice matters: averaged, a pair of long completions
+needs a larger difference to count as much.
 """
 
 import torch
@@ -16,20 +16,20 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 SMALLEST = 1e-6
-"""Log-probs above minus this count as it where odds are taken: those of certainty are infinite."""
+"""Log-probs above minus this are clamped to it before odds are taken: the odds of certainty are infinite."""
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, *, margin: float | Tensor = 0.0, centring: float = 0.0) -> Tensor:
-    """The negative log-likelihood that the preferred one wins, if scores are log-strengths.
+    """The negative log-likelihood that the preferred completion wins, if scores are log-strengths.
 
         P(chosen beats rejected) = sigmoid(s_chosen - s_rejected)
         L = -log sigmoid(s_chosen - s_rejected - margin) + centring * (s_chosen + s_rejected)^2
 
-    The likelihood does not change when a constant is added to all scores of a prompt; `centring` holds them near zero
-    without asking anything of their difference.
+    The likelihood does not change when a constant is added to all scores of a prompt; `centring` keeps them near zero
+    without affecting their difference.
 
     Args:
-        chosen, rejected: (..., B), the scores. `margin`: what the difference must exceed, the same shape or a number.
+        chosen, rejected: (..., B), scores. `margin`: must be exceeded by their difference; the same shape or a number.
 
     Returns: the same shape. Source: Bradley & Terry 1952; margin: Touvron et al. 2023, eq. 2; centring: Eisenstein et
     al. 2023, as TRL's `center_rewards_coefficient`.
@@ -43,11 +43,11 @@ def dpo(chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float
         h = beta * (log_ratio_chosen - log_ratio_rejected)
         L = -(1 - label_smoothing) log sigmoid(h) - label_smoothing log sigmoid(-h)
 
-    With smoothing it is the conservative DPO: labels are taken to be wrong so often, and the loss has its minimum at a
-    finite h = log((1 - label_smoothing) / label_smoothing).
+    With smoothing it is conservative DPO: a share `label_smoothing` of labels is taken to be wrong, and the loss has
+    its minimum at a finite h = log((1 - label_smoothing) / label_smoothing).
 
     Args:
-        chosen, rejected: (B,), log-ratios to the reference; averaged, it is the length-normalised DPO.
+        chosen, rejected: (B,), log-ratios to the reference; with averaged ones it is length-normalised DPO.
 
     Returns: (B,). Source: Rafailov et al. 2023, eq. 7; smoothing: Mitchell 2023, a note on cDPO.
     """
@@ -56,15 +56,15 @@ def dpo(chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float
 
 
 def ipo(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
-    """Identity preference optimisation: the margin of log-ratios is regressed on a finite number, whatever the labels.
+    """Identity preference optimisation: the margin of log-ratios is regressed on a finite number.
 
         L = (log_ratio_chosen - log_ratio_rejected - 1 / (2 beta))^2
 
-    Where the preferred one always wins, DPO's margin grows for ever; this one ends at 1 / (2 beta).
+    If the preferred completion always wins, DPO's margin grows for ever; this one converges to 1 / (2 beta).
 
     Args:
-        chosen, rejected: (B,), log-ratios to the reference. The paper's are sums over tokens; averaged ones, as TRL
-            has them, make it another loss, whose margin is in nats *per token*.
+        chosen, rejected: (B,), log-ratios to the reference. The paper's are sums over tokens; averaged ones, as in TRL,
+            make it another loss, whose margin is in nats *per token*.
 
     Returns: (B,). Source: Azar et al. 2023, eq. 17, where beta is tau.
     """
@@ -77,7 +77,7 @@ def simpo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> Ten
         L = -log sigmoid(beta * (a_chosen - a_rejected) - gamma),   a(y) = log pi(y | x) / |y|
 
     Args:
-        chosen, rejected: (B,), log-probs averaged over tokens. `gamma`: the margin that the rewards must exceed.
+        chosen, rejected: (B,), log-probs averaged over tokens. `gamma`: margin of the rewards.
 
     Returns: (B,). Source: Meng et al. 2024, eq. 6.
     """
@@ -85,7 +85,7 @@ def simpo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> Ten
 
 
 def odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """The penalty of odds-ratio preference optimisation (ORPO), to be added to the likelihood of the preferred one.
+    """The penalty of odds-ratio preference optimisation (ORPO), to be added to the preferred completion's NLL.
 
         odds(y) = p / (1 - p),   p = exp(log pi(y | x) / |y|)
         L = -log sigmoid(log odds(chosen) - log odds(rejected))
@@ -104,8 +104,8 @@ def odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def apo_zero(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
-    """Anchored preference optimisation: the preferred one shall become likelier than under the reference, the other
-    rarer. For pairs whose preferred completion is better than what the policy writes.
+    """Anchored preference optimisation: makes the preferred completion likelier than under the reference, the rejected
+    one rarer. For pairs whose preferred completion is better than the policy's own.
 
         L = 1 - sigmoid(beta log_ratio_chosen) + sigmoid(beta log_ratio_rejected)
 
@@ -118,8 +118,8 @@ def apo_zero(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
 
 
 def apo_down(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
-    """Anchored preference optimisation: both shall become rarer, the rejected one more so. For pairs of which even the
-    preferred completion is worse than what the policy writes.
+    """Anchored preference optimisation: makes both completions rarer, the rejected one more so. For pairs whose
+    preferred completion is worse than the policy's own.
 
         L = sigmoid(beta log_ratio_chosen) + 1 - sigmoid(beta (log_ratio_chosen - log_ratio_rejected))
 
@@ -135,7 +135,7 @@ def kto(
     log_ratios: Tensor, desirable: Tensor, reference_point: Tensor, *,
     beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """Kahneman-Tversky optimisation: gains and losses against a reference point, from labels of single completions.
+    """Kahneman-Tversky optimisation: gains and losses relative to a reference point, from labels of single completions.
 
         v = w_d sigmoid(beta (log_ratio - z))   if desirable        L = w_d - v
         v = w_u sigmoid(beta (z - log_ratio))   if not              L = w_u - v
@@ -156,8 +156,8 @@ def kto_reference_point(mismatched: Tensor) -> Tensor:
 
         z = max(0, mean log pi(y' | x) / ref(y' | x)),   y' written for another prompt than x
 
-    Those of the same prompt are what is being pushed up and down, and would move the point along with them. It is a
-    point to compare with, not a thing to learn: no gradient flows into it.
+    Completions of the same prompt are pushed up and down by the loss, and would move the point with them. The point is
+    only compared with: no gradient flows into it.
 
     Args:
         mismatched: (N,), log-ratios of the mismatched pairs.

@@ -5,21 +5,21 @@ from torch import Tensor
 
 
 def reverse_recurrence(x: Tensor, done: Tensor, *, decay: float | Tensor) -> Tensor:
-    """A decaying sum of what is to come, cut at the end of each episode.
+    """A decaying sum of the present and later entries, cut at the end of each episode.
 
         y_t = x_t + decay * (1 - done_t) * y_{t+1}        y = 0 after the last column
 
     Args:
         x: (N, T), finite on padding.
         done: (N, T) bool.
-        decay: per step; or (N, T), of each.
+        decay: per step, a number; or (N, T), one per entry.
 
     Returns: (N, T).
     """
     carry = decay * (~done).to(x.dtype)
     running = torch.zeros_like(x[:, 0])
     columns = []
-    # Columns are cut once and each step is one fused operation: for small N the loop costs what its calls cost.
+    # Columns are sliced once and each step is one fused operation: for small N the number of calls is the cost.
     for x_t, carry_t in zip(reversed(x.unbind(1)), reversed(carry.unbind(1)), strict=True):
         running = torch.addcmul(x_t, carry_t, running)
         columns.append(running)
@@ -32,8 +32,8 @@ def discounted_returns(rewards: Tensor, done: Tensor, *, gamma: float, mask: Ten
         G_t = r_t + gamma * (1 - done_t) * G_{t+1}
 
     Nothing is bootstrapped: an episode that is cut, by a limit or by the last column, counts as ending there.
-    The exact gradient of the discounted return weights the score of action t by gamma**t * G_t; nearly everyone leaves
-    the factor out (Thomas 2014).
+    The exact gradient of the discounted return weights the score of action t by gamma**t * G_t; most implementations
+    leave the factor gamma**t out (Thomas 2014).
 
     Args:
         rewards: (N, T), 0 on padding.

@@ -11,7 +11,7 @@ def linear(initial: float, *, progress: float) -> float:
 
     Args:
         initial: the rate at the start.
-        progress: the share of the budget that is spent, from 0 to 1.
+        progress: the share of the budget spent so far, from 0 to 1.
     """
     return initial * max(0.0, 1.0 - progress)
 
@@ -26,7 +26,7 @@ def between(start: float, end: float, *, progress: float) -> float:
 
 
 def robbins_monro(k: int, *, c: float, offset: float) -> float:
-    """A rate that forgets its start and averages its noise away.
+    """A rate whose steps forget the start and average out the noise.
 
         a_k = c / (k + offset)        k = 1, 2, ...
 

@@ -1,4 +1,4 @@
-"""Temporal differences of action values: what Q(s, a) is moved towards. Sutton & Barto 2018, chapter 6.
+"""Temporal-difference targets and losses of action values Q(s, a). Sutton & Barto 2018, chapter 6.
 
 Shapes: B transitions, n actions, K critics.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def bellman_target(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamma: float) -> Tensor:
-    """r + gamma V(s'), and r alone where the task ended. What V is makes the method.
+    """r + gamma V(s'), and r alone after termination. The methods differ in V.
 
         max_a Q(s', a)                            Q-learning (Watkins 1989), DQN with Q of the target network
         Q_target(s', argmax_a Q(s', a))           double DQN (van Hasselt et al. 2016, eq. 4)
@@ -71,16 +71,16 @@ def soft_value(values: Tensor, log_probs: Tensor, temperature: Tensor) -> Tensor
 
 
 def lowest(values: Tensor) -> Tensor:
-    """min_k Q_k, (K, B) -> (B,), each with the gradient of the one that was chosen."""
+    """min_k Q_k, (K, B) -> (B,), each with the gradient of the lowest one alone."""
     return values.min(0).values  # the gradient of amin, which shares among equals, takes several times as long
 
 
 def temperature_loss(log_temperature: Tensor, log_probs: Tensor, target_entropy: float) -> Tensor:
-    """-log alpha (log pi + H_target): its slope by log alpha is H - H_target in the mean, so alpha falls while there is
-    more entropy than asked for.
+    """-log alpha (log pi + H_target): its derivative by log alpha is H - H_target on average, so alpha falls while the
+    entropy H is above its target.
 
-    The published objective has alpha in place of log alpha (Haarnoja et al. 2018b, equation 18); this is their code's.
-    Both have the same sign and the same zero.
+    The published objective has alpha in place of log alpha (Haarnoja et al. 2018b, equation 18); this is that of their
+    code. Both have the same sign and the same zero.
 
     Args:
         log_temperature: a scalar.
@@ -100,7 +100,7 @@ def follow(target: Tensor, online: Tensor, *, tau: float) -> None:
 
 
 def visit_step_sizes(visits: Tensor, *, c: float, offset: float) -> Tensor:
-    """c / (k + offset) for the k-th visit of each state-action pair: what the convergence theorems ask for.
+    """c / (k + offset) for the k-th visit of each state-action pair, as the convergence theorems require.
 
     Every pair has a schedule of its own, sum = infinity and sum of squares < infinity (Robbins & Monro 1951; Watkins &
     Dayan 1992, theorem; Jaakkola et al. 1994).

@@ -1,6 +1,6 @@
-"""Steps measured by how far they move the policy, not its parameters: natural gradients and trust regions.
+"""Steps whose length is measured between policies, not parameters: natural gradients and trust regions.
 
-A list of parameters and one flat vector of all of them, (P,), stand for each other; no matrix is built anywhere.
+Parameters are a list of tensors or one flat vector of all of them, (P,); no matrix is ever built.
 
     F = E_s[ Hessian of KL(pi_old(. | s) || pi(. | s)) ] at pi = pi_old = E[ grad log pi (grad log pi)^T ]     Fisher
 """
@@ -31,7 +31,7 @@ def assign(parameters: Sequence[Tensor], vector: Tensor) -> None:
 
 
 def depends_on(x: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Those of the parameters that the scalar `x` is a function of: a policy's loss leaves out its critic."""
+    """The parameters that the scalar `x` depends on: a policy's loss does not depend on its critic's."""
     parameters = list(parameters)
     gradients = torch.autograd.grad(x, parameters, retain_graph=True, allow_unused=True)
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
@@ -70,18 +70,18 @@ class Solution(NamedTuple):
 
 
 def conjugate_gradient(product: Product, b: Tensor, *, iterations: int, tolerance: float) -> Solution:
-    """Solve M x = b for a symmetric positive definite M that is known by its products alone.
+    """Solve M x = b for a symmetric positive definite M that is given only by its products.
 
         alpha = r^T r / p^T M p        x += alpha p      r -= alpha M p
         beta  = r'^T r' / r^T r        p  = r' + beta p
 
-    Exact after as many iterations as M has distinct eigenvalues, in exact arithmetic; close much earlier.
+    In exact arithmetic, exact after as many iterations as M has distinct eigenvalues; close much earlier.
 
     Args:
         product: v -> M v.
         b: (P,).
-        iterations: at most so many products.
-        tolerance: enough when |r| <= tolerance |b|.
+        iterations: the largest number of products.
+        tolerance: stops when |r| <= tolerance |b|.
 
     Source: Hestenes and Stiefel 1952; Nocedal and Wright 2006, algorithm 5.2.
     """
@@ -101,7 +101,7 @@ def conjugate_gradient(product: Product, b: Tensor, *, iterations: int, toleranc
 
 
 class NaturalGradient(NamedTuple):
-    """Where to go, before it is said how far. All (P,) over the parameters that the policy's distribution depends on.
+    """The direction of a step, without its length. (P,) over the parameters that the policy's distribution depends on.
 
     gradient: g, of the objective. direction: x, about (F + damping I)^-1 g. curvature: x^T (F + damping I) x > 0.
     """
@@ -117,7 +117,7 @@ class NaturalGradient(NamedTuple):
 
             sqrt(2 max_kl / x^T (F + damping I) x)          a little less than the KL itself would allow
 
-        Source: Schulman et al. 2015, appendix C; Rajeswaran et al. 2017, eq. 5. Zero where there is nowhere to go.
+        Source: Schulman et al. 2015, appendix C; Rajeswaran et al. 2017, eq. 5. Zero if the gradient is zero.
         """
         return math.sqrt(2 * max_kl / self.curvature) if self.curvature > 0 else 0.0
 
@@ -125,11 +125,11 @@ class NaturalGradient(NamedTuple):
 def natural_gradient(
     objective: Tensor, kl: Tensor, parameters: Sequence[Tensor], *, damping: float, iterations: int, tolerance: float
 ) -> NaturalGradient:
-    """The direction that gains most for the KL it costs: steepest ascent where distance is measured by F.
+    """The direction of most gain per KL: steepest ascent if distance is measured by F.
 
         x = (F + damping I)^-1 grad objective
 
-    Without damping, no change of coordinates changes where it leads the policy.
+    Without damping, the policy's change does not depend on its parametrisation.
 
     Args:
         objective, kl: scalars at pi = pi_old, from one evaluation of the policy.
@@ -147,7 +147,7 @@ def natural_gradient(
 
 
 class Search(NamedTuple):
-    """improvement, kl: of the step that was accepted, 0 if none was. tries: how many were looked at."""
+    """improvement, kl: of the step that was accepted, 0 if none was. tries: the number of fractions evaluated."""
 
     accepted: bool
     improvement: float
@@ -160,12 +160,12 @@ def backtracking(at: Callable[[float], tuple[float, float]], *, max_kl: float, s
 
         accept where  improvement(fraction) > 0  and  kl(fraction) <= max_kl
 
-    What is not a number is not accepted.
+    NaN is not accepted.
 
     Args:
-        at: goes to a fraction of the step -> (improvement, kl) there: the true ones, not those of the models that the
-            step was made by.
-        max_kl, shrink, tries: the bound, the factor between two tries, and how many there are.
+        at: moves to a fraction of the step and returns (improvement, kl) there: the true ones, not those of the models
+            from which the step was computed.
+        max_kl, shrink, tries: the bound, the factor between two tries, and the largest number of tries.
 
     Source: Schulman et al. 2015, appendix C.
     """

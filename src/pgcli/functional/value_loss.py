@@ -1,4 +1,4 @@
-"""What a critic minimises, action by action, and how well it does."""
+"""The critic's losses, one term per action, and its explained variance."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from pgcli.functional.masked import masked_variance
 
 
 def value_mse(values: Tensor, returns: Tensor) -> Tensor:
-    """(V - R)**2, without the 1/2 that some codes have: their coefficient of 0.5 is 0.25 here.
+    """(V - R)**2, without the 1/2 that some implementations have: their coefficient of 0.5 is 0.25 here.
 
     Args:
         values, returns: (N, T) or (B,). No gradient flows into `returns`.
@@ -18,12 +18,12 @@ def value_mse(values: Tensor, returns: Tensor) -> Tensor:
 
 
 def value_clipped(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_range: float) -> Tensor:
-    """PPO's clipped value loss: the larger of two squared errors, one of a value held near the old one.
+    """PPO's clipped value loss: the larger of two squared errors, one of V, one of V clipped to near the old value.
 
         max((V - R)**2, (V_old + clip(V - V_old, -clip_range, clip_range) - R)**2)
 
-    The gradient vanishes only where V has left the range and the held value is *farther* from R: V came nearer by
-    enough. `clip_range` has the unit of a return.
+    The gradient vanishes only where V has left the range and the clipped value is *farther* from R: V has moved towards
+    R by enough. `clip_range` has the unit of a return.
 
     Args:
         values, old_values, returns: (N, T) or (B,). No gradient flows into the last two.
@@ -41,7 +41,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
         1 - Var(R - V) / Var(R)
 
-    1 is perfect, 0 no better than a constant, below 0 worse. NaN where the returns do not vary: nothing to explain.
+    1 is perfect, 0 no better than a constant, below 0 worse. NaN if the returns do not vary: there is nothing to
+    explain.
 
     Args:
         values, returns, mask: (N, T) or (B,); `mask` is bool.

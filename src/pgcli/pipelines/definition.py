@@ -1,4 +1,4 @@
-"""What a pipeline is: its file, checked, and the words of each stage."""
+"""A pipeline: its file, checked, and the words of each stage."""
 
 from __future__ import annotations
 
@@ -17,45 +17,51 @@ from pgcli.settings import Settings
 
 FOLDER = "pipeline"
 OWN = ("runs_dir",)
-"""Settings that a pipeline decides."""
+"""Settings that the pipeline sets itself."""
 
 
 class Stage(Settings):
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="of its run directory, and before its own overrides")
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]*$",
+        description="name of the stage: of its run directory, and the prefix of its overrides",
+    )
     words: tuple[str, ...] = Field(
-        min_length=1, description="as after `pgcli train`; init=, reference= and reward= may name an earlier stage"
+        min_length=1,
+        description="overrides as of `pgcli train`; init=, reference= and reward= may name an earlier stage",
     )
 
 
 class Report(Settings):
-    """How the stages that write texts are compared, on the same held-out prompts."""
+    """Comparison of the stages that write texts, on the same held-out prompts."""
 
-    prompts: int = Field(default=256, ge=2, description="held-out prompts")
-    baseline: str | None = Field(default=None, description="stage that the others are compared with; null: no one")
-    best_of: tuple[int, ...] = Field(default=(), description="numbers n, for the best of n samples of the baseline")
-    texts: int = Field(default=3, ge=0, description="prompts whose completions are shown side by side")
+    prompts: int = Field(default=256, ge=2, description="number of held-out prompts")
+    baseline: str | None = Field(default=None, description="stage that the others are compared with; null: none")
+    best_of: tuple[int, ...] = Field(
+        default=(), description="values of n for which the best of n samples of the baseline is measured"
+    )
+    texts: int = Field(default=3, ge=0, description="number of prompts whose completions are shown side by side")
 
 
 class Definition(Settings):
     """A file of `conf/pipeline/`. Its first comment is its title."""
 
-    stages: tuple[Stage, ...] = Field(min_length=1, description="in the order in which they are run")
-    report: Report = Field(default=Report(), description="what is said at the end")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="stages, in the order in which they are run")
+    report: Report = Field(default=Report(), description="report at the end")
 
 
 def names(config_dirs: Iterable[Path | str] = ()) -> dict[str, str]:
-    """Pipeline -> what it is, in one line."""
+    """Pipeline -> its description in one line."""
     return {name: headline(file) for name, file in options(FOLDER, search_path(config_dirs)).items()}
 
 
 def load(name: str, config_dirs: Iterable[Path | str] = ()) -> tuple[Definition, str]:
-    """The pipeline called `name`, and its title. Raises InputError with one line for each thing that is wrong."""
+    """The pipeline called `name`, and its title. Raises InputError with one line for each mistake."""
     found, file = read_file(FOLDER, name, Definition, _check, noun="pipeline", config_dirs=config_dirs)
     return found, headline(file)
 
 
 def _check(definition: Definition) -> None:
-    """What the models cannot say by themselves."""
+    """Checks that the models cannot do by themselves."""
     known = [stage.name for stage in definition.stages]
     for i, name in enumerate(known):
         if name in known[:i]:
@@ -75,7 +81,7 @@ def plan(
 ) -> dict[str, list[str]]:
     """Stage -> its words, with the overrides of the command line: `sft.seed=3` for one stage, `seed=3` for all.
 
-    Every stage is composed; nothing is written. Raises InputError for what any of them refuses.
+    Every stage's config is composed; nothing is written. Raises InputError if any of them is refused.
     """
     known = [stage.name for stage in definition.stages]
     words = {stage.name: [*stage.words] for stage in definition.stages}
@@ -99,7 +105,7 @@ def plan(
 
 
 def _check_sources(words: Sequence[str], name: str, earlier: Sequence[str], known: Sequence[str]) -> None:
-    """Each names an earlier stage, or a run that is there."""
+    """Each source must be an earlier stage, or an existing run."""
     for key, value, text in parse(words):
         if key in OWN:
             raise InputError(f"`{text}`: a stage is a run directory inside the pipeline's")

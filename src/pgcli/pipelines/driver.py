@@ -1,12 +1,12 @@
 """A pipeline directory, and the loop over its stages.
 
-    pipelines/<id>/pipeline.json    what was asked for: the words of each stage
+    pipelines/<id>/pipeline.json    the plan: the words of each stage
                    <stage>/         run directories like any other
-                   discarded/       stages that died before they were runs
+                   discarded/       stages that were killed before they were runs
                    report.md, report.json, report.svg
 
-How far it has come is what its runs say. So it goes on where it was killed: a finished stage is not repeated, one that
-was begun is resumed from its last checkpoint.
+Its progress is read from its runs. So a killed pipeline goes on where it was: a finished stage is not repeated, one
+that was begun is resumed from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ PLAN, DISCARDED = "pipeline.json", "discarded"
 
 @dataclass
 class Pipeline:
-    """A pipeline directory and where its stages stand."""
+    """A pipeline directory and the state of its stages."""
 
     path: Path
     name: str
     title: str
     overrides: list[str]
     words: dict[str, list[str]]
-    """Of each stage, in their order."""
+    """Words of each stage, in order."""
     report: Report
     config_dirs: list[str] = field(default_factory=list)
     trust: bool = False
     signal: int | None = None
-    """The signal that ended it before its end."""
+    """The signal that stopped it early, if any."""
 
     def run_path(self, stage: str) -> Path:
         return self.path / stage
 
     def runs(self) -> dict[str, Run]:
-        """Those that have begun."""
+        """The stages that have begun, and their runs."""
         return {
             stage: Run(self.run_path(stage)) for stage in self.words if (self.run_path(stage) / "run.json").exists()
         }
@@ -80,9 +80,9 @@ def pipeline(
     """Run the stages of a pipeline one after the other: `pgcli pipeline NAME OVERRIDES`.
 
     Args:
-        name: of a file in `conf/pipeline/`; or the directory of a pipeline, to go on with it.
+        name: name of a file in `conf/pipeline/`; or the directory of a pipeline, to resume it.
         overrides: `seed=1` for all stages, `sft.total_steps=1000` for one.
-        resume: go on with the newest one of this name and these overrides.
+        resume: resume the newest pipeline of this name and these overrides.
         quiet, samples: as for `train`.
 
     Everything is checked before anything is written. Raises InputError for that, RunError for a stage that failed.
@@ -96,7 +96,7 @@ def pipeline(
         found = newest(Path(pipelines_dir), str(name), list(overrides))
     else:
         found = _create(Path(pipelines_dir), str(name), list(overrides), folders, trust)
-    found.trust = trust  # given now, or not at all: the word of a file does not count
+    found.trust = trust  # only if given now: a file cannot grant it
     with _held(found.path):
         for number, stage in enumerate(found.words):
             before = found.runs().get(stage)
@@ -112,7 +112,7 @@ def pipeline(
 
 
 def _run(found: Pipeline, stage: str, before: Run | None, *, quiet: bool, samples: bool) -> Run:
-    """Train a stage, or go on with it."""
+    """Train or resume a stage."""
     from pgcli.experiment import resume, train
 
     path = found.run_path(stage)
@@ -154,12 +154,12 @@ def _create(folder: Path, name: str, overrides: list[str], config_dirs: list[str
 
 
 def load(path: Path) -> Pipeline:
-    """A pipeline directory, as its plan says."""
+    """Read a pipeline directory and its plan."""
     try:
         plan: dict[str, Any] = json.loads((path / PLAN).read_text("utf-8"))
         if plan["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {plan['schema']}, and this pgcli reads schema {SCHEMA}")
-        stages = [definition.Stage(**stage) for stage in plan["stages"]]  # a name that leads elsewhere is refused
+        stages = [definition.Stage(**stage) for stage in plan["stages"]]  # refuses names that lead elsewhere
         words = {stage.name: [*stage.words] for stage in stages}
         report = Report(**plan["report"])
         return Pipeline(path, plan["name"], plan["title"], plan["overrides"], words, report, plan["config_dirs"])
@@ -181,7 +181,7 @@ def newest(folder: Path, name: str, overrides: list[str]) -> Pipeline:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """One driver at a time; a disk that fails it is one line for the user."""
+    """Allows one driver at a time; turns an OSError into a RunError of one line."""
     lock.acquire(path)
     try:
         files.sweep(path)

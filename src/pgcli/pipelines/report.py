@@ -1,4 +1,4 @@
-"""What came of a pipeline: each stage, and what its policies write on the same held-out prompts."""
+"""The report of a pipeline: each stage, and its policies' completions of the same held-out prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = {
     "reward": "reward", "proxy": "proxy", "gold": "gold", "exact_match": "exact match", "finished": "finished",
     "kl": "KL", "win_rate": "wins",
 }  # fmt: skip
-"""Key of a row -> its heading; a column that no row has is left out."""
+"""Key of a row -> its heading; a column without values is left out."""
 EXPLAINED = {
     "reward": "what the last stage is paid",
     "proxy": "the reward model's score, in deviations from the reference's mean",
@@ -39,7 +39,7 @@ EXPLAINED = {
 
 
 def make(found: Pipeline) -> dict[str, Any]:
-    """Measure, write report.md, report.json and, where a divergence was logged, report.svg; return the numbers."""
+    """Measure, write report.md, report.json and, if a KL was logged, report.svg; return the numbers."""
     runs = found.runs()
     data: dict[str, Any] = {
         "pipeline": found.name, "title": found.title, "path": str(found.path), "command": command(found),
@@ -74,7 +74,7 @@ def _stage(name: str, run: Run) -> dict[str, Any]:
 
 
 def _compare(found: Pipeline, runs: dict[str, Run]) -> dict[str, Any]:
-    """A row for each stage that writes texts, scored as the last stage is; and the best of n of the baseline."""
+    """A row for each stage that writes texts, scored by the last stage's reward; and the baseline's best of n."""
     from pgcli.experiment.session import opened
 
     with ExitStack() as stack:
@@ -99,7 +99,7 @@ def _measure(found: Pipeline, writers: dict[str, Parts]) -> dict[str, Any]:
     baseline = writers.get(found.report.baseline or "")
     played: dict[str, Rollout] = {}
     for name, parts in writers.items():
-        # The same noise for each: what differs is the policy.
+        # The same noise for each, so that only the policies differ.
         played[name] = player.play(parts.policy, seeds, numpy_generator(seed, STREAM, "actions"), held_out=True)
         if baseline is not None:
             diverge(parts.policy, baseline.policy, played[name])
@@ -128,13 +128,13 @@ def _row(rollout: Rollout, standard: Rollout | None) -> dict[str, Any]:
 
 
 def _drop_doubles(row: dict[str, Any]) -> None:
-    """What is trained has another name, too: a reward model's score, the true reward, whether it is right."""
+    """Removes `reward` if it equals another column: a reward model's score, the true reward, or exact match."""
     if any(row.get(name) == row["reward"] for name in ("proxy", "gold", "exact_match")):
         del row["reward"]
 
 
 def _truth(rollout: Rollout) -> Any:
-    """(N,) of each completion: gold, where there is one."""
+    """(N,): each completion's gold reward if there is one, else its reward."""
     from pgcli.experiment.evaluation import GOLD
 
     return rollout.aux.get(GOLD, rollout.aux["reward"])
@@ -158,7 +158,7 @@ def _wins(difference: Any) -> dict[str, Any]:
 def _best_of(
     found: Pipeline, player: Any, baseline: Parts, seeds: list[int], standard: Rollout
 ) -> Iterator[dict[str, Any]]:
-    """The baseline's best of n, by the reward that the last stage is paid: what it gives without any training."""
+    """The baseline's best of n by the last stage's reward: the gain of selection without training."""
     import torch
 
     from pgcli.functional.best_of_n import best_of_n, best_of_n_kl
@@ -182,7 +182,7 @@ def _best_of(
 
 
 def _draw(found: Pipeline, runs: dict[str, Run], data: dict[str, Any]) -> Path | None:
-    """Proxy and gold (or the return) against the square root of the divergence, while the stages were trained."""
+    """Proxy and gold (or the return) against the square root of the KL, over the stages' training."""
     import numpy as np
 
     from pgcli.analysis.plots import Scatter, draw_planes

@@ -1,8 +1,8 @@
-"""Policies that only act: what is searched over where nothing asks for a gradient.
+"""Policies that only act, for searches over parameters that need no gradient.
 
-They are deterministic: the action of the largest output, or the outputs themselves where actions are real. A search
-explores by its candidates' parameters and not by noise in their actions (Salimans et al. 2017, section 3.1), so what
-is evaluated is what was searched, and the greedy and the stochastic evaluation of such a policy are one.
+They are deterministic: the action of the largest output, or for continuous actions the outputs themselves. A search
+explores by its candidates' parameters and not by noise in their actions (Salimans et al. 2017, section 3.1), so that
+greedy and stochastic evaluations of such a policy are the same.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pgcli.types import ABSENT, Continuous, Discrete, Memoryless
 
 
 class Crowd(Protocol):
-    """Many candidates that act side by side, each in rows of its own."""
+    """Many candidates that act in one batch, each in its own rows."""
 
     def seat(self, candidates: np.ndarray) -> None:
-        """From now on, row i is played by the candidate `candidates[i]`: (R,) int64, ascending."""
+        """Assigns row i to the candidate `candidates[i]`: (R,) int64, ascending."""
         ...
 
     def act(self, observations: np.ndarray) -> np.ndarray:
@@ -35,11 +35,11 @@ class Crowd(Protocol):
 
 
 class Actor(nn.Module):
-    """A deterministic policy. All its parameters are searched over.
+    """A deterministic policy, all of whose parameters are searched over.
 
     Args:
         module: holds the parameters.
-        crowd: makes a crowd of candidates, (K, P) float32, each row the module's parameters one after the other.
+        crowd: makes a crowd of candidates, (K, P) float32, each row the module's parameters, flattened in order.
     """
 
     unit = "action"
@@ -55,13 +55,13 @@ class Actor(nn.Module):
 
 
 class Alone(Memoryless):
-    """A crowd of one, as the players of whole episodes know a policy. It draws nothing, so nothing has a log-prob."""
+    """Sampler for a single deterministic policy; it has no log-probs."""
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd, self.rows = crowd, -1
 
     def act(self, observations: np.ndarray, noise: None) -> tuple[np.ndarray, np.ndarray]:
-        """Actions, twice: they are the outputs too."""
+        """The actions, also as the outputs: (actions, actions)."""
         if len(observations) != self.rows:
             self.rows = len(observations)
             self.crowd.seat(np.zeros(self.rows, dtype=np.int64))
@@ -76,7 +76,7 @@ class Alone(Memoryless):
 
 
 def outputs_of(actions: Discrete | Continuous) -> int:
-    """How many outputs choose an action. Raises InputError for a kind of action that no policy here takes."""
+    """Number of outputs that an action needs. Raises InputError for other action spaces."""
     match actions:
         case Discrete(n):
             return n
@@ -86,9 +86,9 @@ def outputs_of(actions: Discrete | Continuous) -> int:
 
 
 def choose(outputs: np.ndarray, actions: Discrete | Continuous) -> np.ndarray:
-    """The actions of outputs (n, R), one column a row: the first of the largest, or the outputs as they are.
+    """The actions of outputs (n, R), one column per row: the index of the (first) largest, or the outputs themselves.
 
-    `argmax` along so short an axis costs several times as much.
+    `argmax` along such a short axis costs several times as much.
     """
     match actions:
         case Discrete(2):
@@ -103,7 +103,7 @@ def choose(outputs: np.ndarray, actions: Discrete | Continuous) -> np.ndarray:
 
 
 class ModuleCrowd:
-    """Any module's candidates, one after the other through torch: for networks too large for anything else to matter.
+    """Any module's candidates, one after the other in torch: for networks so large that the overhead does not matter.
 
     Args:
         network: observations (B, *shape) -> outputs (B, n).
@@ -132,12 +132,12 @@ class ModuleCrowd:
 
 
 class PerceptronCrowd:
-    """Many perceptrons at once: a product of stacked matrices a layer, (C, M, inputs) @ (C, inputs, outputs).
+    """Many perceptrons at once: one product of stacked matrices per layer, (C, M, inputs) @ (C, inputs, outputs).
 
-    C candidates have an open row, M is the most that one of them has; who has fewer computes some rows for nothing.
+    C candidates have an open row, M is the largest number of rows of one of them; unused rows are computed and ignored.
 
     Args:
-        sizes: of the layers, from the inputs to the outputs.
+        sizes: units of the layers, from the inputs to the outputs.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class PerceptronCrowd:
         self.layers, at = [], 0
         for a, b in pairwise(sizes):
             weights = candidates[:, at : at + a * b].reshape(-1, b, a).swapaxes(1, 2)
-            if a < b:  # of few inputs the product takes a third of the time where outputs are neighbours
+            if a < b:  # with few inputs the product takes a third of the time if outputs are contiguous
                 weights = np.ascontiguousarray(weights)
             biases = np.ascontiguousarray(candidates[:, None, at + a * b : at + a * b + b])
             self.layers.append((weights, biases))
@@ -163,7 +163,7 @@ class PerceptronCrowd:
         places = np.searchsorted(self.held, present)
         if len(present) < 0.75 * len(self.held) or not np.array_equal(self.held.take(places, mode="clip"), present):
             self.held, places = present, np.arange(len(present))
-            # To leave out those that have ended is a copy of all the others.
+            # Removing ended rows copies all the others.
             self.holding = [(weights[present], biases[present]) for weights, biases in self.layers]
         self.most = int(counts.max())
         cells = np.repeat(places * self.most - starts, counts) + rows

@@ -1,4 +1,4 @@
-"""Q(s, a) of all actions at once, for methods that learn values and act by them."""
+"""Q(s, a) of all actions at once, for methods that learn action values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ ActionValueFunction = Callable[[Tensor], Tensor]
 
 
 class ActionValueNetwork(nn.Module):
-    """A policy that takes an action of the highest value.
+    """A policy that takes the action of highest value.
 
     Args:
         network: observations (B, *shape) -> Q(s, a), (B, n).
         actions: n.
-        arrays: the same in NumPy, if it is cheap enough to be worth it: a function that returns one, so that it always
-            reads the present weights.
-        for_a_step: the same for a gradient step, where something is faster than the network itself.
+        arrays: returns the same network in NumPy on the present weights, if it is small enough to gain from it.
+        for_a_step: the same for a gradient step, if there is something faster than the network itself.
     """
 
     unit = "action"
@@ -44,11 +43,11 @@ class ActionValueNetwork(nn.Module):
         return self.network(observations)
 
     def once_differentiable(self) -> ActionValueFunction:
-        """The same for a gradient step, where a faster one exists. A test holds the two together."""
+        """The same for a gradient step, if a faster one exists. A test compares the two."""
         return self._for_a_step or self
 
     def exploring(self, epsilon: float) -> Exploring:
-        """The policy that takes any action with probability `epsilon`, and else one of the best."""
+        """The policy that takes any action with probability `epsilon`, otherwise one of the best."""
         return Exploring(self, epsilon)
 
     def sampler(self, epsilon: float = 0.0) -> EpsilonGreedy:
@@ -62,7 +61,7 @@ class ActionValueNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Exploring:
-    """Who acts while values are learned."""
+    """The behaviour policy while values are learned."""
 
     policy: ActionValueNetwork
     epsilon: float
@@ -72,17 +71,17 @@ class Exploring:
 
 
 class EpsilonGreedy(Memoryless):
-    """Draws actions in NumPy: exactly `functional.temporal_difference.epsilon_greedy`, ties broken evenly."""
+    """Draws actions in NumPy: exactly `functional.temporal_difference.epsilon_greedy`, ties broken uniformly."""
 
     def __init__(self, network: ArrayNetwork, actions: int, epsilon: float) -> None:
         self.network, self.actions, self.epsilon = network, actions, epsilon
 
     def act(self, observations: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """(N, *shape) -> actions, (N,) int64, and the action values, (N, n). Without noise the first of the best."""
+        """(N, *shape) -> actions, (N,) int64, and the action values, (N, n). Without noise the first best action."""
         values = self.network(observations)
         if noise is None:
             return values.argmax(-1), values
-        # The largest of even draws: evenly among the best actions, or among all.
+        # The largest of uniform draws: uniform among the best actions, or among all.
         allowed = (values == values.max(-1, keepdims=True)) | (noise[:, :1] <= self.epsilon)
         return (allowed * noise[:, 1:]).argmax(-1), values
 
@@ -96,7 +95,7 @@ class EpsilonGreedy(Memoryless):
 
 
 def count_actions(spec: ControlSpec, policy: str) -> int:
-    """How many there are. Raises InputError where they cannot be counted."""
+    """Number of discrete actions. Raises InputError for continuous ones."""
     if not isinstance(spec.actions, Discrete):
         raise InputError(f"policy={policy} cannot list the values of all actions: they are continuous")
     return spec.actions.n

@@ -1,4 +1,4 @@
-"""What the networks of control share: an actor and, where the algorithm wants one, a critic, with nothing in common."""
+"""The base of control networks: an actor and, if the algorithm needs one, a critic, without shared parameters."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from pgcli.types import ABSENT, ControlSpec, Evaluation, Memoryless, PolicyFunct
 
 
 class ActorCritic(nn.Module):
-    """Two separate networks under one roof; a policy without memory, as long as they have none.
+    """Two separate networks in one module; a policy without memory, unless a subclass adds it.
 
     Args:
         actor: observations (B, *shape) -> the head's outputs (B, n).
         head: outputs -> a distribution over actions.
         critic: observations (B, *shape) -> values (B, 1), or None.
-        arrays: the actor in NumPy, if it is cheap enough to be worth it: a function that returns one, so that it
-            always reads the present weights.
+        arrays: returns the actor in NumPy on the present weights, if it is small enough to gain from it.
     """
 
     unit = "action"
@@ -43,7 +42,7 @@ class ActorCritic(nn.Module):
         return Evaluation(log_probs, entropy, values, self.head.distribution(outputs))
 
     def once_differentiable(self) -> PolicyFunction:
-        """The same evaluation for a gradient step, where a faster one exists. A test holds the two together."""
+        """The same evaluation for a gradient step, if a faster one exists. A test compares the two."""
         return self
 
     @torch.no_grad()
@@ -68,7 +67,7 @@ ArrayNetwork = Callable[[np.ndarray], np.ndarray]
 
 
 class Sampler(Memoryless):
-    """Draws actions in NumPy. Its outputs equal the module's to float32 rounding; a test holds them together."""
+    """Draws actions in NumPy. Its outputs equal the module's to float32 rounding; a test compares them."""
 
     def __init__(self, network: ArrayNetwork, head: Head) -> None:
         self.network, self.head = network, head
@@ -83,7 +82,7 @@ class Sampler(Memoryless):
 
     @torch.no_grad()
     def log_probs(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """Of the actions, under the very distribution that they were drawn from: (...)."""
+        """Log-probs of the actions under exactly the distribution that they were drawn from: (...)."""
         return self.head.to(outputs.device).evaluate(outputs, actions)[0]
 
 

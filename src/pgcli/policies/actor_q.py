@@ -1,8 +1,7 @@
-"""An actor of bounded real actions and K critics of Q(s, a), each with a target copy: what off-policy methods train.
+"""An actor of bounded continuous actions and K critics of Q(s, a), each with a target copy, for off-policy methods.
 
-What differs from an ordinary module is what a pass leaves out: where the critics are only looked through
-(`fixed_values`) no gradient of their weights is computed, where actions are data (`values`) none of the input. At
-256 x 256 units that is a quarter of an update's arithmetic.
+Passes leave out gradients that are not needed: with constant critics (`fixed_values`) those of their weights, with
+actions from data (`values`) those of the input. At 256 x 256 units that is a quarter of an update's arithmetic.
 
 Shapes: B transitions, K critics, A components of an action, in units of the environment unless said otherwise.
 """
@@ -34,10 +33,10 @@ ActorHead = SquashedGaussianHead | DeterministicHead
 
 
 class ActorQ(nn.Module):
-    """Networks without a shared part. The target copies begin equal, and are moved by the algorithm alone."""
+    """Networks without shared parts. The target copies start equal, and only the algorithm moves them."""
 
     unit = "action"
-    has_critic = False  # of V(s), which an on-policy collector would ask for
+    has_critic = False  # no V(s), which an on-policy collector would need
 
     def __init__(
         self, head: ActorHead, actor: nn.Module, critics: Sequence[nn.Module], *, arrays: Callable[[], ArrayNetwork],
@@ -46,8 +45,8 @@ class ActorQ(nn.Module):
         """
         Args:
             actor: observations (B, n) -> the head's outputs. critics: observations and actions (B, n + A) -> (B, 1).
-            arrays: the actor in NumPy, on the present weights.
-            fused: runs networks faster than one by one, where a gradient is needed once.
+            arrays: returns the actor in NumPy on the present weights.
+            fused: runs networks faster than one by one, differentiable once.
         """
         super().__init__()
         self.head, self.actor, self.critics = head, actor, nn.ModuleList(critics)
@@ -61,7 +60,7 @@ class ActorQ(nn.Module):
         self._draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = head.draw
 
     def actor_parameters(self) -> list[nn.Parameter]:
-        """The actor's network, and a standard deviation that no state changes, if it has one."""
+        """The actor's network, and its state-independent standard deviation if it has one."""
         return [*self.actor.parameters(), *self.head.parameters()]
 
     def forward(self, part: str, *inputs: Tensor) -> Any:
@@ -69,7 +68,7 @@ class ActorQ(nn.Module):
         return getattr(self, part)(*inputs)
 
     def once_differentiable(self) -> ActorQ:
-        """The same networks by the faster functions that a gradient step can use. A test holds the two together."""
+        """The same networks by faster functions for a gradient step. A test compares the two."""
         fast = copy(self)
         fast._run = self._fused
         head = self.head
@@ -82,7 +81,7 @@ class ActorQ(nn.Module):
         """Actions (B, A) from standard normal noise (B, A), and their log-probs (B,), with the actor's gradient.
 
         The log-probs are densities in the unit box [-1, 1]^A, whatever the units of the actions. A deterministic actor
-        has none, and does not look at the noise.
+        has none, and ignores the noise.
         """
         outputs = self._run([self.actor], observations, False)[0]
         unit, log_probs = self._draw(outputs, noise)
@@ -90,7 +89,7 @@ class ActorQ(nn.Module):
 
     @torch.no_grad()
     def target_act(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """The deterministic target actor's actions (B, A), moved by noise in units of the unit box and kept in it."""
+        """The deterministic target actor's actions (B, A), plus noise in units of the unit box, clipped to it."""
         assert self.target_actor is not None
         unit = torch.tanh(self._run([self.target_actor], observations, False)[0])
         return self.head.box.scaled((unit + noise).clamp(-1, 1))
@@ -100,7 +99,7 @@ class ActorQ(nn.Module):
         return self._judge(self.critics, observations, actions)
 
     def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_k(s, a), (K, B), with the actions' gradient alone: the critics are constants."""
+        """Q_k(s, a), (K, B), with the actions' gradient only: the critics are constants."""
         return self._judge(self.critics, observations, actions, constant=True)
 
     @torch.no_grad()
@@ -120,7 +119,7 @@ class ActorQ(nn.Module):
 
 
 def one_by_one(networks: Sequence[nn.Module], x: Tensor, constant: bool) -> list[Tensor]:
-    """Ordinary passes, differentiable as often as one likes."""
+    """Ordinary passes, differentiable any number of times."""
     if not constant:
         return [network(x) for network in networks]
     fixed = [{name: p.detach() for name, p in network.named_parameters()} for network in networks]
@@ -128,8 +127,8 @@ def one_by_one(networks: Sequence[nn.Module], x: Tensor, constant: bool) -> list
 
 
 class SquashedSample(torch.autograd.Function):
-    """A squashed Gaussian head's `draw`, where the network says the deviation, as one node of the graph in place of
-    some thirty, and in NumPy, whose operations on so little take a third of torch's time. Differentiable once.
+    """A squashed Gaussian head's `draw`, with the network's standard deviation, as one node of the graph instead of
+    about thirty, and in NumPy, whose operations on such small arrays take a third of torch's time. Differentiable once.
 
         a = tanh(u), u = m + std z:    da = (1 - a^2) du,    d log pi = 2 a du - d log std,    du = dm + std z d log std
     """
@@ -145,7 +144,7 @@ class SquashedSample(torch.autograd.Function):
         moved = np.exp(log_std) * z
         u = mean + moved
         unit = np.tanh(u)
-        # log(1 - a^2), see functional.distributions.tanh_log_slope, here by |u|, of which no exponential is large
+        # log(1 - a^2), see functional.distributions.tanh_log_slope, here by |u|, so that no exponential overflows
         size = np.abs(u)
         log_slope = 2 * (math.log(2) - size - np.log(1 + np.exp(-2 * size)))
         log_probs = -(0.5 * z * z + log_std + log_slope).sum(-1) - z.shape[-1] * HALF_LOG_TWO_PI
@@ -163,7 +162,7 @@ class SquashedSample(torch.autograd.Function):
 
 
 def make_actor_head(spec: ControlSpec, settings: HeadSettings, needs: ActorWithQ) -> ActorHead:
-    """Raises InputError for a distribution that does not keep to the bounds."""
+    """The actor's head. Raises InputError for a distribution that does not keep to the bounds."""
     assert isinstance(spec.actions, Continuous)  # an algorithm that needs an actor with critics has refused others
     if not needs.stochastic:
         return DeterministicHead(spec.actions)

@@ -24,10 +24,14 @@ class CNN(ActorCritic):
 
     class Config(HeadSettings):
         name: Literal["cnn"]
-        channels: tuple[PositiveInt, ...] = Field(description="of each convolution; each halves height and width")
+        channels: tuple[PositiveInt, ...] = Field(
+            description="channels of each convolution; each halves height and width"
+        )
         dense: PositiveInt = Field(description="units of the dense layer")
-        activation: Literal["tanh", "relu"] = Field(description="of the hidden layers")
-        orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
+        activation: Literal["tanh", "relu"] = Field(description="activation of the hidden layers")
+        orthogonal: bool = Field(
+            description="orthogonal initialisation of the weights; otherwise uniform within 1/sqrt(fan-in)"
+        )
 
     @classmethod
     def make(

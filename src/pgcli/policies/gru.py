@@ -1,4 +1,4 @@
-"""A gated recurrent unit, for environments whose observations do not tell their whole state.
+"""A gated recurrent unit, for environments whose observations do not contain the whole state.
 
     r  = sigmoid(W_r x + b_r + U_r h + c_r)          how much of the past the candidate may use
     z  = sigmoid(W_z x + b_z + U_z h + c_z)          how much of the past stays
@@ -8,13 +8,13 @@
 (Cho et al. 2014, eq. 5-8, with the reset gate after the product, as cuDNN and torch.nn.GRU have it.) Actor and critic
 have one each: with separate ones recurrent actor-critics learn more reliably (Ni et al. 2022).
 
-What such a policy observes is a tree: {"observation": (N, T, I), "starts": (N, T) bool, "actor": (N, H), "critic":
-(N, H)}. `starts`: an episode starts with this observation. The last two are what was remembered before the first
-column, absent where every row starts an episode. They are stored as they were when the actions were taken: from PPO's
-second gradient step on they are a little out of date, as in CleanRL and Stable-Baselines3, which store them too. No
-gradient goes past the first column (truncated backpropagation through time, Williams & Peng 1990).
+The policy's observations are a tree: {"observation": (N, T, I), "starts": (N, T) bool, "actor": (N, H), "critic":
+(N, H)}. `starts`: an episode starts with this observation. The last two are the hidden states before the first column,
+absent if every row starts an episode. They are stored as they were when the actions were taken: from PPO's second
+gradient step on they are a little out of date, as in CleanRL and Stable-Baselines3, which store them too. No gradient
+goes past the first column (truncated backpropagation through time, Williams & Peng 1990).
 
-Shapes: N rows, T steps, I inputs, H units, K networks (the actor, and the critic where there is one).
+Shapes: N rows, T steps, I inputs, H units, K networks (the actor, and the critic if there is one).
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class GRU(ActorCritic):
     class Config(HeadSettings):
         name: Literal["gru"]
         hidden: PositiveInt = Field(description="units of the actor's GRU, and of the critic's")
-        orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
+        orthogonal: bool = Field(
+            description="orthogonal initialisation of the weights; otherwise uniform within 1/sqrt(fan-in)"
+        )
 
     unit = "sequence"
     actor: Recurrent
@@ -60,7 +62,7 @@ class GRU(ActorCritic):
         super().__init__(actor, head, Recurrent("critic", inputs, config, 1, 1.0, generator) if critic else None)
 
     def once_differentiable(self) -> PolicyFunction:
-        """All of the recurrence in NumPy, as one node of the graph instead of a dozen for each step and network: PPO's
+        """The whole recurrence in NumPy, as one node of the graph instead of a dozen per step and network: PPO's
         gradient on 16 x 32 steps takes 3.0 ms instead of 9.2, on 8 x 128 steps 7.5 instead of 38.
         """
         networks = self._networks()
@@ -78,10 +80,10 @@ class GRU(ActorCritic):
 
     @torch.no_grad()
     def foresee(self, observations: Tree, rows: Tensor, times: Tensor, finals: Tensor) -> tuple[Tensor, Tensor, Memory]:
-        """V of every state and of its true successor, (N, T) each, and what the critic remembers after the last one.
+        """V of every state and of its true successor, (N, T) each, and the critic's hidden state after the last one.
 
-        finals: (E, I), what was observed after `times` (E,) of `rows` (E,), where the next column is not that: at the
-        end of an episode, and at the end of the columns. An observation has a value only with the memory before it.
+        finals: (E, I), the observations after `times` (E,) of `rows` (E,), where the next column is not the successor:
+        at the end of an episode, and at the last column. An observation has a value only with the memory before it.
         """
         critic = self.critic
         assert critic is not None
@@ -108,7 +110,7 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         self.role, self.width = role, config.hidden
-        self.input = nn.Linear(inputs, 3 * self.width)  # of r, z and n, in this order
+        self.input = nn.Linear(inputs, 3 * self.width)  # rows of r, z and n, in this order
         self.recurrent = nn.Linear(self.width, 3 * self.width)
         self.readout = nn.Linear(self.width, outputs)
         layers = [self.input, self.recurrent, self.readout]
@@ -119,14 +121,14 @@ class Recurrent(nn.Module):
         return self.readout.weight.is_cpu
 
     def tensors(self) -> list[Tensor]:
-        """Weight and bias of the input's layer, then of the recurrent one."""
+        """Weight and bias of the input layer, then of the recurrent one."""
         return [*self.input.parameters(), *self.recurrent.parameters()]
 
     def forward(self, observations: Tree) -> Tensor:
         return self.readout(self.hidden(observations))
 
     def hidden(self, observations: Tree) -> Tensor:
-        """h after each observation, (N, T, H): step by step as the equations say, and differentiable twice."""
+        """h after each observation, (N, T, H): step by step by the equations, and differentiable twice."""
         projected = self.input(observations["observation"])
         h = observations.get(self.role, projected.new_zeros(len(projected), self.width))
         found = []
@@ -142,7 +144,7 @@ class Recurrent(nn.Module):
 
 
 class RecurrentSampler(Sampler):
-    """Steps the actor in NumPy, and keeps what each row remembers: the critic's too, which `foresee` brings forward."""
+    """Steps the actor in NumPy, and keeps each row's hidden states, also the critic's, which `foresee` updates."""
 
     memory: Memory
 
@@ -171,7 +173,7 @@ class RecurrentSampler(Sampler):
 
 
 class Trace(NamedTuple):
-    """What one step computes on its way, or all T of them: (K, N, .) or (K, T, N, .)."""
+    """Intermediate results of one step, (K, N, .), or of all T steps, (K, T, N, .)."""
 
     gates: np.ndarray
     """r and z side by side, (..., 2 H)"""
@@ -189,13 +191,13 @@ class Trace(NamedTuple):
 
 
 class Cells:
-    """The GRUs of K networks side by side, in NumPy and on their present weights.
+    """The GRUs of K networks at once, in NumPy and on their present weights.
 
     sigmoid(x) = tanh(x / 2) / 2 + 1/2, and NumPy's tanh is fast: hence the halved weights of r and z.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """tensors: `Recurrent.tensors()` of one network after the other."""
+        """tensors: `Recurrent.tensors()` of all networks, concatenated."""
         weight, bias, recurrent, recurrent_bias = (
             np.stack([tensor.detach().cpu().numpy() for tensor in tensors[i::4]]) for i in range(4)
         )
@@ -210,11 +212,11 @@ class Cells:
         self._bias = (half * (bias + recurrent_bias))[:, None]
 
     def project(self, x: np.ndarray) -> np.ndarray:
-        """(B, I) -> what the observations add to r, z and n: (K, B, 3 H)."""
+        """(B, I) -> the observations' terms of r, z and n: (K, B, 3 H)."""
         return x @ self._weight + self._bias
 
     def step(self, projected: np.ndarray, before: np.ndarray, into: Trace | None = None) -> Trace:
-        """h (K, N, H) and `project` of an observation (K, N, 3 H) -> h' and how it came about."""
+        """h (K, N, H) and `project` of an observation (K, N, 3 H) -> h' and the intermediate results."""
         H = self.width
         trace = into or Trace.empty(before.shape[:2], H, before.dtype)
         gates, past, candidate, hidden = trace
@@ -241,14 +243,14 @@ def unroll(networks: Sequence[Recurrent], observations: Tree) -> list[Tensor]:
 
 
 class Unrolled(torch.autograd.Function):
-    """K recurrences over T steps in one node. Not differentiable with respect to its inputs and its first memory.
+    """K recurrences over T steps in one node. Not differentiable with respect to the inputs and the first hidden state.
 
-    Let g be the gradient of h', p = U_n h + c_n, and a_r, a_z, a_n what the sigmoids and the tanh are taken of:
+    Let g be the gradient of h', p = U_n h + c_n, and a_r, a_z, a_n the arguments of the sigmoids and the tanh:
 
         d a_n = g (1 - z) (1 - n^2)        d a_z = g (h - n) z (1 - z)        d a_r = d a_n p r (1 - r)
         g of the step before  =  dL/dh + (g z + U^T [d a_r, d a_z, r d a_n])  where no episode starts, else  dL/dh
 
-    All factors of g are known before the way back, so that one product a step is left to do.
+    All factors of g are known before the backward loop, so that one product per step is left to do.
     """
 
     @staticmethod
@@ -286,7 +288,7 @@ class Unrolled(torch.autograd.Function):
         g = np.stack([gradient.numpy() for gradient in gradients])
         through = np.empty(
             (K, T, N, 3 * H), dtype=before.dtype
-        )  # gradients of W x + b + U h + c, but for r's part in n
+        )  # gradients of W x + b + U h + c, without r's part in n
         carried = np.zeros((K, N, H), dtype=before.dtype)
         for t in reversed(range(T)):
             g[:, t] += carried

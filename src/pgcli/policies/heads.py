@@ -1,6 +1,6 @@
 """From a network's outputs to actions: one head for each kind of action space.
 
-A head's mathematics is `functional.distributions`; what is here are its parameters, and its sampling in NumPy, which is
+A head's mathematics is in `functional.distributions`; here are its parameters, and its sampling in NumPy, which is
 several times faster than torch on the few rows of a single environment step.
 """
 
@@ -29,16 +29,22 @@ from pgcli.types import ABSENT, Continuous, Discrete
 
 
 class HeadSettings(Settings):
-    """How real actions are drawn: what a policy's Config takes for the head at its end."""
+    """How continuous actions are drawn: the settings of the head at a policy's end."""
 
     distribution: Literal["auto", "gaussian", "squashed_gaussian"] = Field(
-        description="of real actions: gaussian, or squashed into the box by tanh; auto: as the algorithm needs it"
+        description="distribution of continuous actions: gaussian, or squashed into their bounds by tanh; auto: as the "
+        "algorithm needs it"
     )
     std: Literal["parameter", "network"] = Field(
-        description="the standard deviation: a parameter that no state changes, or an output of the network"
+        description="where the standard deviation comes from: a parameter that is the same in all states, or an output "
+        "of the network"
     )
-    initial_log_std: float = Field(ge=-10, le=5, description="log standard deviation of real actions at the start")
-    log_std_bounds: tuple[float, float] = Field(description="a network's log standard deviation is clamped to these")
+    initial_log_std: float = Field(
+        ge=-10, le=5, description="log standard deviation of continuous actions at the start"
+    )
+    log_std_bounds: tuple[float, float] = Field(
+        description="bounds to which log standard deviations are clamped, with std=network"
+    )
 
 
 class CategoricalHead(nn.Module):
@@ -65,9 +71,9 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Real actions: the outputs are means, (..., A); the standard deviation is a parameter that no state changes.
+    """Continuous actions: the outputs are means, (..., A); the standard deviation is a state-independent parameter.
 
-    With `bounds`, the network has it as further outputs, (..., 2 A), clamped to the bounds of its logarithm.
+    With `bounds`, its logarithm is a further output of the network, (..., 2 A) in all, clamped to the bounds.
     """
 
     def __init__(self, n: int, initial_log_std: float, bounds: tuple[float, float] | None = None) -> None:
@@ -109,7 +115,7 @@ class GaussianHead(nn.Module):
 
 
 class Box(nn.Module):
-    """The bounds of real actions, and the way there and back from the unit box [-1, 1]^A. Nothing is trained."""
+    """The bounds of continuous actions, and the maps from and to the unit box [-1, 1]^A. Nothing is trained."""
 
     def __init__(self, actions: Continuous, needed_by: str) -> None:
         super().__init__()
@@ -125,7 +131,7 @@ class Box(nn.Module):
 
     centre: Tensor
     reach: Tensor
-    """Half its width."""
+    """Half the box's width."""
 
     def scale(self, unit: np.ndarray) -> np.ndarray:
         """[-1, 1]^A -> the box."""
@@ -133,7 +139,7 @@ class Box(nn.Module):
         return centre + reach * unit
 
     def scaled(self, unit: Tensor) -> Tensor:
-        """The same in torch."""
+        """[-1, 1]^A -> the box, in torch."""
         return self.centre + self.reach * unit
 
     def unit(self, actions: Tensor) -> Tensor:
@@ -145,11 +151,11 @@ NEAR_ONE = 1 - 1e-6
 
 
 class SquashedGaussianHead(GaussianHead):
-    """Real actions in a box: centre + reach * tanh(u), u of a Gaussian. Log-probs are densities of these actions.
+    """Continuous actions in a box: centre + reach * tanh(u), u of a Gaussian. Log-probs are densities of these actions.
 
-    A rollout keeps them as the environment was given them, so that u is atanh of what float32 left: where tanh has
-    saturated, beyond 1 - 1e-6, u counts as 7.25. The policy that acted and the one that learns evaluate the same u, so
-    that their ratio stays honest; the density itself is off there.
+    A rollout keeps the actions that the environment got, so that u is atanh of a float32 number: where tanh has
+    saturated, beyond 1 - 1e-6, u is taken as 7.25. The behaviour policy and the learning one evaluate the same u, so
+    that their ratio is right; the density itself is wrong there.
     """
 
     def __init__(self, space: Continuous, initial_log_std: float, bounds: tuple[float, float] | None = None) -> None:
@@ -157,7 +163,7 @@ class SquashedGaussianHead(GaussianHead):
         self.box = Box(space, "policy.distribution=squashed_gaussian")
 
     def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """log-probs and entropy, (...); the entropy by quadrature, for it has no closed form."""
+        """log-probs and entropy, (...); the entropy by quadrature, because it has no closed form."""
         mean, log_std = self.split(outputs)
         u = torch.atanh(self.box.unit(actions).clamp(-NEAR_ONE, NEAR_ONE))
         volume = self.box.reach.log().sum()
@@ -175,7 +181,7 @@ class SquashedGaussianHead(GaussianHead):
 
 
 class DeterministicHead(nn.Module):
-    """One real action in a box, centre + reach * tanh(output): a point mass, which has neither density nor entropy."""
+    """One continuous action in a box, centre + reach * tanh(output): a point mass, without density or entropy."""
 
     def __init__(self, space: Continuous) -> None:
         super().__init__()
@@ -193,11 +199,11 @@ class DeterministicHead(nn.Module):
         return ABSENT
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """It has none of its own: zeros, (*shape, A)."""
+        """Zeros, (*shape, A): the head has no noise of its own."""
         return np.zeros((*shape, self.size), np.float32)
 
     def sample(self, outputs: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
-        """(N, A) -> actions in the box, (N, A) float32. Noise explores: it is in units of the unit box."""
+        """(N, A) -> actions in the box, (N, A) float32. Noise, for exploration, is in units of the unit box."""
         unit = np.tanh(outputs)
         return self.box.scale(unit if noise is None else (unit + noise).clip(-1, 1))
 
@@ -206,7 +212,7 @@ Head = CategoricalHead | GaussianHead | DeterministicHead
 
 
 def make_head(actions: Discrete | Continuous, settings: HeadSettings) -> CategoricalHead | GaussianHead:
-    """The head that an action space asks for. Raises InputError for a kind that no head serves."""
+    """The head for an action space. Raises InputError if there is none."""
     match actions:
         case Discrete(n):
             if settings.distribution != "auto":

@@ -1,11 +1,11 @@
 """A causal language model of Hugging Face's `transformers`, from a local folder: a policy over tokens, or a judge.
 
-Whatever the folder holds (Llama, Qwen, GPT-2, ...), the logits are the model's own. What is trained is kept in float32;
-with `dtype=bfloat16` the products are of the narrower type (autocast), and the log-softmax is of float32 still. Dropout
-is off: sampling, scoring and training see one and the same distribution.
+Whatever model the folder holds (Llama, Qwen, GPT-2, ...), the logits are its own. Trained parameters are kept in
+float32; with `dtype=bfloat16` the products are in the narrower type (autocast), the log-softmax still in float32.
+Dropout is off: sampling, scoring and training see the same distribution.
 
-With `lora`, low-rank adapters are trained and nothing else: W x + (alpha / rank) B A x, where B = 0 at first (Hu et al.
-2022, eq. 3). The frozen weights are then of the type `dtype`, in no checkpoint, and shared with the reference policy.
+With `lora`, only low-rank adapters are trained: W x + (alpha / rank) B A x, where B = 0 at first (Hu et al. 2022, eq.
+3). The frozen weights then have the type `dtype`, are in no checkpoint, and are shared with the reference policy.
 
 Shapes: N rows, P prompt tokens, T completion tokens, W width, V vocabulary.
 """
@@ -38,30 +38,34 @@ TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_temp
 
 
 class LoRA(Settings):
-    rank: int = Field(ge=1, description="rows of A, columns of B")
-    alpha: float = Field(gt=0, description="what an adapter adds is multiplied by alpha / rank")
+    rank: int = Field(ge=1, description="rank of an adapter: rows of A, columns of B")
+    alpha: float = Field(gt=0, description="scale of an adapter: its output is multiplied by alpha / rank")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        description="the layers that get an adapter, by the ends of their names; all-linear: all but the output layer"
+        description="layers that get an adapter, by the ends of their names; all-linear: all but the output layer"
     )
 
 
 class HF:
-    """`policy=hf`: the folder's model, in the role that an algorithm asks for."""
+    """`policy=hf`: the folder's model, in the role that an algorithm needs."""
 
     offers: ClassVar = (Stochastic, Scores)
 
     class Config(Settings):
         name: Literal["hf"]
         path: str = Field(min_length=1, description="local folder of the model: config.json and *.safetensors")
-        temperature: float = Field(gt=0, description="divides the logits, in sampling, scoring and training alike")
-        dtype: Literal["float32", "bfloat16"] = Field(description="of the products; what is trained stays float32")
-        gradient_checkpointing: bool = Field(description="compute activations a second time instead of keeping them")
-        lora: LoRA | None = Field(description="train low-rank adapters only; null: everything")
+        temperature: float = Field(gt=0, description="divisor of the logits, in sampling, scoring and training alike")
+        dtype: Literal["float32", "bfloat16"] = Field(
+            description="number type of the matrix products; trained parameters stay float32"
+        )
+        gradient_checkpointing: bool = Field(
+            description="recompute activations in the backward pass instead of keeping them: less memory, more time"
+        )
+        lora: LoRA | None = Field(description="low-rank adapters, which alone are trained; null: train all parameters")
 
         @field_validator("path")
         @classmethod
         def _from_anywhere(cls, path: str) -> str:
-            return str(Path(path).expanduser().absolute())  # a run is resumed from other folders too
+            return str(Path(path).expanduser().absolute())  # a run may be resumed from another folder
 
     @classmethod
     def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Writer | Judge:
@@ -84,7 +88,7 @@ class HF:
 
 
 class Network(nn.Module):
-    """What the two roles share: a model that reads prompts padded on the left, and the types of its products."""
+    """The base of both roles: a model that reads prompts padded on the left, with the types of its products."""
 
     unit = "sequence"
 
@@ -98,8 +102,8 @@ class Network(nn.Module):
         return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
 
     def read(self, module: Any, tokens: Tensor, positions: dict[str, Tensor], **options: Any) -> Any:
-        """`module`, of the model or all of it, on (N, S) tokens. Keeps no activations where it need not."""
-        if self.config.gradient_checkpointing:  # transformers has it in training mode only, and then without a cache
+        """Runs `module`, a part of the model or all of it, on (N, S) tokens. Keeps activations only if needed."""
+        if self.config.gradient_checkpointing:  # transformers supports it in training mode only, and without a cache
             self.model.train(torch.is_grad_enabled())
         with self.precision():
             return module(tokens, **positions, use_cache=False, **options)
@@ -108,14 +112,14 @@ class Network(nn.Module):
         return self
 
     def adopt(self, given: State) -> State:
-        """What to start from of another one's parameters. A critic that is not wanted is left; so are heads by a policy
-        that has none of them.
+        """Selects from another model's parameters those to start from. A critic that is not needed is left out, and so
+        are heads that this policy does not have.
         """
         own = self.state_dict()
         return {name: value for name, value in given.items() if name in own or not name.startswith("critic")}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
-        """Tensors that are one and the same (tied embeddings) stay so on another device, also where they are frozen."""
+        """Tensors that are shared (tied embeddings) stay shared on another device, also if they are frozen."""
         moved: dict[int, tuple[Tensor, Tensor]] = {}
 
         def once(tensor: Tensor) -> Tensor:
@@ -144,20 +148,20 @@ class Network(nn.Module):
 
 @dataclass
 class Cache:
-    """What a decode remembers: keys and values, and which of the tokens so far are not padding (None: all of them)."""
+    """The state of decoding: keys and values, and which tokens so far are not padding (None: all)."""
 
     memory: Any
     mask: Tensor | None
     weights: dict[str, Tensor]
-    """Narrow copies of the weights that autocast would make anew for each token."""
+    """Narrow copies of the weights, which autocast would otherwise make again for each token."""
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these, in this order: (k,) int64."""
+        """Drop all rows but these, in this order: (k,) int64."""
         self.memory.batch_select_indices(rows)
         self.mask = None if self.mask is None else self.mask[rows]
 
     def expand(self, counts: Tensor) -> None:
-        """Each row as many times as it is counted, (N,), one behind the other."""
+        """Repeat each row `counts` times, (N,), copies next to each other."""
         self.keep(torch.arange(len(counts), device=counts.device).repeat_interleave(counts))
 
 
@@ -170,14 +174,14 @@ class Writer(Network):
     def __init__(self, model: Any, spec: TextSpec, config: HF.Config, *, critic: bool) -> None:
         super().__init__(model, spec, config)
         self.has_critic = critic
-        # Zero: a critic that has learnt nothing says nothing, and its first gradients leave the model alone.
+        # Zero: an untrained critic gives V = 0, and its first gradients leave the model alone.
         self.critic = nn.Parameter(torch.zeros(1, width(model))) if critic else None
 
     def forward(self, observations: dict[str, Tensor], actions: Tensor) -> Evaluation:
         """observations {"prompt": (N, P), "lengths": (N,)?}, actions (N, T) -> an Evaluation of (N, T), in one pass.
 
         Position P - 1 + t has read the prompt and the actions before t: it gives the logits of action t and V(s_t).
-        Whatever pads a row after its end comes later, so it changes nothing before it.
+        Padding comes after a row's end, so it changes nothing before it.
         """
         T = actions.shape[1]
         tokens = torch.cat([observations["prompt"], actions[:, :-1]], dim=1)
@@ -192,11 +196,11 @@ class Writer(Network):
         return Evaluation(log_probs, entropy, values, Categorical(logits))
 
     def logits(self, found: Tensor) -> Tensor:
-        """float32, of the tokens that there are and not of what fills up the embedding."""
+        """Logits in float32, of the vocabulary's tokens, without the embedding's unused rows."""
         return found[..., : self.vocabulary].float() / self.config.temperature
 
     def prefill(self, observations: dict[str, Tensor]) -> tuple[Tensor, Cache]:
-        """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache that `step` goes on with."""
+        """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache for `step`."""
         if self.config.gradient_checkpointing:
             self.model.eval()
         weights: dict[str, Tensor] = {}
@@ -208,7 +212,7 @@ class Writer(Network):
         return self._decode(observations["prompt"], cache, **where), cache
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache remembers them."""
+        """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache is extended by them."""
         if cache.mask is None:
             return self._decode(tokens[:, None], cache)
         cache.mask = F.pad(cache.mask, (0, 1), value=1)
@@ -226,8 +230,8 @@ class Writer(Network):
         return self
 
     def twin(self) -> Writer | None:
-        """With adapters: a second policy that has adapters of its own, now the same, and shares all that is frozen.
-        None where nothing is.
+        """With adapters: a second policy with its own copy of the adapters, which shares all frozen weights. Without
+        adapters: None.
         """
         if self.config.lora is None:
             return None
@@ -237,7 +241,7 @@ class Writer(Network):
 
 
 class Judge(Network):
-    """An ensemble of `members` linear scores on every token's last hidden state. They share the model."""
+    """An ensemble of `members` linear heads that score every token's last hidden state. They share the model."""
 
     has_critic = False
 
@@ -261,7 +265,7 @@ class Judge(Network):
 
 
 def load(config: HF.Config) -> Any:
-    """The model of the folder, a `PreTrainedModel`. Raises InputError, in one line, where there is none."""
+    """The folder's model, a `PreTrainedModel`. Raises InputError, in one line, if there is none."""
     transformers = _need("transformers")
     folder = Path(config.path)
     if not (folder / "config.json").is_file():
@@ -278,7 +282,7 @@ def load(config: HF.Config) -> Any:
 
 
 def check_fit(model: Any, spec: TextSpec, config: HF.Config) -> None:
-    """Raises InputError for a task that is written in other tokens, or that is longer than the model can read."""
+    """Raises InputError if the task has other tokens, or is longer than the model can read."""
     text = model.config.get_text_config()
     spare = text.vocab_size - spec.vocabulary
     if not 0 <= spare <= max(PADDING, spec.vocabulary // 20):
@@ -297,7 +301,7 @@ def check_fit(model: Any, spec: TextSpec, config: HF.Config) -> None:
 
 
 PADDING = 128
-"""Rows that an embedding may have beyond the vocabulary, and 5 % in a large one: sizes are rounded up."""
+"""Rows that an embedding may have beyond the vocabulary (5 % in a large one), because sizes are rounded up."""
 
 
 def width(model: Any) -> int:
@@ -305,8 +309,8 @@ def width(model: Any) -> int:
 
 
 def positions(observations: dict[str, Tensor], following: int) -> dict[str, Tensor]:
-    """Of prompts padded on the left and `following` tokens behind them: what may be read, and where each token stands,
-    (N, S). Nothing where no row is padded.
+    """Attention mask and position of each token, (N, S), for prompts padded on the left with `following` tokens after
+    them. Empty if no row is padded.
     """
     if "lengths" not in observations:
         return {}
@@ -318,7 +322,7 @@ def positions(observations: dict[str, Tensor], following: int) -> dict[str, Tens
 
 @contextmanager
 def _inputs_of(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    """What a layer is given meanwhile: of the output layer, the last hidden state, whatever the model calls it."""
+    """Collects a layer's inputs inside the context: those of the output layer are the last hidden states."""
     hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
         yield
@@ -327,7 +331,7 @@ def _inputs_of(layer: nn.Module, seen: list[Tensor]) -> Iterator[None]:
 
 
 def _without_dropout(model: nn.Module) -> None:
-    """Also in training mode, which gradient checkpointing needs."""
+    """Turns dropout off also in training mode, which gradient checkpointing needs."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):
@@ -338,14 +342,14 @@ def _without_dropout(model: nn.Module) -> None:
 
 
 def _adapt(model: nn.Module, lora: LoRA, generator: torch.Generator) -> None:
-    """Put adapters into the model, in place, and freeze all else."""
+    """Put adapters into the model, in place, and freeze everything else."""
     peft = _need("peft")
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none"
     )
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):  # its own initialisation, which is replaced
+        with _quiet(), torch.random.fork_rng(devices=[]):  # peft's own initialisation, which is replaced
             peft.inject_adapter_in_model(settings, model)
     except ValueError as error:
         raise InputError(f"policy.lora.targets: {' '.join(str(error).split())[:300]}") from error
@@ -354,7 +358,7 @@ def _adapt(model: nn.Module, lora: LoRA, generator: torch.Generator) -> None:
             bound = 1 / math.sqrt(a.shape[1])  # that of a linear layer in torch
             a.data = torch.empty(a.shape).uniform_(-bound, bound, generator=generator)
             b.data = torch.zeros(b.shape)
-    # What is frozen becomes a buffer: no optimiser sees it, and no checkpoint holds it.
+    # Frozen weights become buffers: no optimiser sees them, and no checkpoint holds them.
     frozen = {id(p): p.data for p in model.parameters() if not p.requires_grad}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -372,7 +376,7 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _need(package: str) -> Any:
-    """Imported where it is used: transformers takes seconds."""
+    """Imported only when used: transformers takes seconds."""
     try:
         with _quiet():
             return importlib.import_module(package)
@@ -385,7 +389,7 @@ def _need(package: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars or advice from below: what matters is raised, or said by us."""
+    """Silences progress bars and advice of the packages: what matters is raised as an error."""
     logging = importlib.import_module("transformers.utils.logging")
     level = logging.get_verbosity()
     logging.set_verbosity_error()

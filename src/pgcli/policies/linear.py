@@ -1,4 +1,4 @@
-"""A linear policy: softmax of linear preferences, a Gaussian of linear mean, or just the best action of either."""
+"""A linear policy: softmax of linear preferences, a Gaussian with a linear mean, or deterministic actions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Needs, Spec, 
 
 
 class Linear(ActorCritic):
-    """Preferences or means W o + b, and where there is a critic V = w o + b. Observations of any shape, flattened.
+    """Preferences or means W o + b, and if there is a critic V = w o + b. Observations of any shape, flattened.
 
     All parameters start at zero: without a hidden layer there is no symmetry to break, and every action is as likely
     as any other. (Sutton & Barto 2018, section 13.1; Rajeswaran et al. 2017 and Mania et al. 2018 for control.)
@@ -58,18 +58,18 @@ class Affine(nn.Linear):
         return super().forward(x.flatten(1))
 
     def arrays(self) -> ArrayNetwork:
-        """The same on the same weights in NumPy."""
+        """The same map in NumPy, on the same weights."""
         weight, bias = self.weight.detach().cpu().numpy().T, self.bias.detach().cpu().numpy()
         return lambda x: x.reshape(len(x), -1) @ weight + bias
 
 
 class AffineCrowd:
-    """Many affine maps at once, each row through its own: no product is large enough for BLAS to be worth a call."""
+    """Many affine maps at once, one per row: the products are too small for BLAS to be worth a call."""
 
     def __init__(self, actions: Discrete | Continuous, candidates: np.ndarray) -> None:
         self.actions = actions
         n = outputs_of(actions)
-        last = np.ascontiguousarray(candidates.T)  # a candidate a column: rows are then contiguous in every operation
+        last = np.ascontiguousarray(candidates.T)  # one candidate per column: then operations run on contiguous rows
         self.weights = last[:-n].reshape(n, -1, len(candidates)).swapaxes(0, 1)  # (inputs, n, K)
         self.biases = last[-n:]  # (n, K)
         if actions == Discrete(2):  # only the difference of the two preferences matters

@@ -1,9 +1,9 @@
-"""The built-in transformer's weights in the layout of Hugging Face's Llama, which other tools open: out and in.
+"""The built-in transformer's weights in the layout of Hugging Face's Llama, which other tools open: writing, reading.
 
 config.json               sizes, as LlamaForCausalLM names them
 model.safetensors         a trunk and its unembedding: no critic, no scores
-generation_config.json    to sample the very distribution of the policy: its temperature, no top-k
-tokenizer.json            where every token is a character or a word of its own
+generation_config.json    to sample exactly the policy's distribution: its temperature, no top-k
+tokenizer.json            if every token is a character or a word of its own
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIZES = {
     "heads": "num_attention_heads",
     "hidden": "intermediate_size",
 }
-"""Ours -> Llama's."""
+"""pgcli's name -> Llama's."""
 BLOCK = {
     "attention_norm": "input_layernorm", "out": "self_attn.o_proj", "feed_norm": "post_attention_layernorm",
     "down": "mlp.down_proj",
@@ -37,10 +37,10 @@ BLOCK = {
 JOINED = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
 }  # fmt: skip
-"""Of each block: ours -> Llama's, one below the other."""
+"""In each block: pgcli's name -> Llama's tensors, of which ours is the concatenation."""
 
 
-# ---------------------------------------------------------------- out
+# ---------------------------------------------------------------- writing
 
 
 def write(folder: Path, state: State, config: TrunkSettings, spec: TextSpec, *, temperature: float) -> None:
@@ -66,9 +66,9 @@ def write(folder: Path, state: State, config: TrunkSettings, spec: TextSpec, *, 
 
 
 def write_tokenizer(folder: Path, decode: Callable[[Sequence[int]], str], spec: TextSpec) -> bool:
-    """A word-level tokenizer of a closed vocabulary. Returns whether there is one: not of bytes, say.
+    """A word-level tokenizer of a closed vocabulary. Returns whether one was written: a byte vocabulary has none.
 
-    decode: the task's, which names every token.
+    decode: the task's `decode`, which gives every token's text.
     """
     names = [decode([token]) for token in range(spec.vocabulary)]
     words = decode([0, 1]) == f"{names[0]} {names[1]}"
@@ -99,11 +99,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# ---------------------------------------------------------------- in
+# ---------------------------------------------------------------- reading
 
 
 def read(folder: Path, config: TrunkSettings, spec: TextSpec) -> State:
-    """The parameters of a `Transformer` of these settings. Raises InputError, in one line, for what differs."""
+    """The parameters of a `Transformer` of these settings. Raises InputError, in one line, if the folder differs."""
     origin = f"policy.path={folder}"
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -129,14 +129,14 @@ def read(folder: Path, config: TrunkSettings, spec: TextSpec) -> State:
 
 
 def _unlike_ours(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What of a config.json the built-in transformer does not compute."""
+    """The entries of a config.json that the built-in transformer does not implement."""
     heads = found.get("num_attention_heads")
     rotary = found.get("rope_parameters") or found.get("rope_scaling") or {}
     usual = {
         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
         "num_key_value_heads": heads, "rms_norm_eps": EPSILON,
     }  # fmt: skip
-    """What a config.json that does not say it means."""
+    """The default of an entry that a config.json leaves out."""
     if found.get("model_type") != "llama":
         yield "model_type", found.get("model_type")
     for name, value in usual.items():
@@ -152,7 +152,7 @@ def _unlike_ours(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _names(layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each of our parameters, with Llama's that it is made of, one below the other."""
+    """Each of our parameters, with Llama's tensors of which it is the concatenation."""
     yield "trunk.embedding", ("model.embed_tokens.weight",)
     for i in range(layers):
         joined = {**JOINED, **{ours: (theirs,) for ours, theirs in BLOCK.items()}}

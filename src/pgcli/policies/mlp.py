@@ -45,8 +45,10 @@ class MLP(ActorCritic):
     class Config(HeadSettings):
         name: Literal["mlp"]
         hidden: tuple[PositiveInt, ...] = Field(description="units of each hidden layer")
-        activation: Literal["tanh", "relu"] = Field(description="of the hidden layers")
-        orthogonal: bool = Field(description="orthogonal initialisation; otherwise uniform by fan-in")
+        activation: Literal["tanh", "relu"] = Field(description="activation of the hidden layers")
+        orthogonal: bool = Field(
+            description="orthogonal initialisation of the weights; otherwise uniform within 1/sqrt(fan-in)"
+        )
 
     @classmethod
     def make(
@@ -103,7 +105,7 @@ def _actor_q(spec: ControlSpec, config: MLP.Config, needs: ActorWithQ, generator
 
 
 def _for_a_step(networks: Sequence[Any], x: Tensor, constant: bool) -> list[Tensor]:
-    """Perceptrons of one input; through constant weights the gradient goes on to the input."""
+    """Perceptrons on the same input; with constant weights only the input gets a gradient."""
     return [LookedThrough.apply(x, network) if constant else network.for_a_step(x) for network in networks]
 
 
@@ -122,7 +124,7 @@ class Perceptron(nn.Module):
         initialise(layers, gains, orthogonal=config.orthogonal, generator=generator)
         self._tensors: list[Tensor] = list(
             self.parameters()
-        )  # to walk through the modules takes longer than a small layer
+        )  # walking through the modules takes longer than a small layer
 
     def forward(self, x: Tensor) -> Tensor:
         activation = torch.tanh if self.activation == "tanh" else torch.relu
@@ -132,13 +134,13 @@ class Perceptron(nn.Module):
         return last(x)
 
     def tensors(self) -> list[Tensor]:
-        """Weight and bias of each layer in turn."""
+        """Weight and bias of each layer, in order."""
         return self._tensors
 
     def for_a_step(self, x: Tensor) -> Tensor:
-        """The same outputs, of data. By hand, `backward()` adds their gradient to the `grad` of the parameters.
+        """The same outputs for inputs without a gradient; a hand-written `backward()` adds to the parameters' `grad`.
 
-        What autograd does for each weight and activation takes longer than a small layer.
+        Autograd's overhead for each weight and activation takes longer than a small layer.
         """
         with torch.no_grad():
             *hidden, outputs = _activations(x, self.tensors(), self.activation)
@@ -153,7 +155,7 @@ class Perceptron(nn.Module):
         return outputs
 
     def arrays(self) -> ArrayNetwork:
-        """The same network on the same weights in NumPy: without torch's few microseconds an operation."""
+        """The same network in NumPy on the same weights, without torch's few microseconds per operation."""
         arrays = [tensor.detach().cpu().numpy() for tensor in self.tensors()]
         *hidden, (last_weight, last_bias) = [(w.T, b) for w, b in zip(arrays[::2], arrays[1::2], strict=True)]
         tanh = self.activation == "tanh"
@@ -174,7 +176,7 @@ class Perceptron(nn.Module):
 
 
 def _activations(x: Tensor, weights: Sequence[Tensor], activation: str) -> list[Tensor]:
-    """Of every layer, the last one linear. No graph is built."""
+    """Outputs of every layer, the last one linear. No graph is built."""
     found = []
     for i in range(0, len(weights), 2):
         hidden = i + 2 < len(weights)
@@ -190,7 +192,7 @@ def _activations(x: Tensor, weights: Sequence[Tensor], activation: str) -> list[
 
 
 class LookedThrough(torch.autograd.Function):
-    """A perceptron whose weights are constants: its gradient is its input's alone. Differentiable once."""
+    """A perceptron with constant weights: only its input gets a gradient. Differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, network: Perceptron) -> Tensor:
@@ -209,9 +211,9 @@ class LookedThrough(torch.autograd.Function):
 def _backwards(
     gradient: Any, inputs: Sequence[Tensor], weights: Sequence[Tensor], activation: str, *, train: bool
 ) -> Tensor | None:
-    """From the gradient of the outputs and the inputs of each layer to what is before them.
+    """The backward pass, from the gradient of the outputs and the inputs of each layer.
 
-    train: add the weights' gradients to their `grad`; otherwise return the input's.
+    train: add the weights' gradients to their `grad`; otherwise return the input's gradient.
     """
     through = _through_tanh if activation == "tanh" else _through_relu
     for i in reversed(range(len(inputs))):
@@ -221,7 +223,7 @@ def _backwards(
             _add(bias, gradient.sum(0))
             if not i:
                 return None
-        # Of a single output it is an outer product, which a matrix multiplication takes longer for.
+        # For a single output it is an outer product, for which a matrix multiplication is slower.
         back = gradient * weight if i and gradient.shape[1] == 1 else product(gradient, weight.t())
         gradient = through(back, inputs[i]) if i else back
     return gradient

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LARGE = 1_300_000
-"""Multiplications from which oneDNN's product is faster than torch's own: 79 us instead of 164 for 2048 x 64 x 64 on a
-recent AMD EPYC. It prepares itself for each new number of rows, which takes 0.4 ms."""
+"""Multiplications above which oneDNN's product is faster than torch's own: 79 us instead of 164 for 2048 x 64 x 64 on a
+recent AMD EPYC. Its preparation for each new number of rows takes 0.4 ms."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
@@ -35,7 +35,7 @@ def _for_onednn(x: Tensor) -> bool:
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b of (B, m) and (B, n). The narrower one first: the other way round takes up to eight times as long."""
+    """a^T b of (B, m) and (B, n). The narrower one must be first: the other order takes up to eight times as long."""
     return product(a.t(), b.t()) if a.shape[1] <= b.shape[1] else product(b.t(), a.t()).t()
 
 
@@ -44,14 +44,14 @@ Linear: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """With a graph where one is being built, differentiable as often as one likes."""
+    """The product with its ordinary graph, differentiable any number of times."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight)
     return product(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1])
 
 
 def linear_once(x: Tensor, weight: Tensor) -> Tensor:
-    """For a gradient step: differentiable once, and in less than two thirds of the time."""
+    """The product for a gradient step: differentiable once, in less than two thirds of the time."""
     if not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1])

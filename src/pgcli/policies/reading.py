@@ -1,11 +1,11 @@
-"""A trunk's pass for a gradient step, on a processor: one node of the graph, with its backward pass written out.
+"""A trunk's pass for a gradient step on the CPU: one node of the graph, with its backward pass written out.
 
-It has the hidden states and the gradient of `Trunk.forward`, in half of the time and less:
+It has the hidden states and the gradient of `Trunk.forward`, in half the time or less:
 
 - A prompt is read once, however many rows begin with it. They share its keys and values, whose gradients add up.
 - Attention is two batched products and a softmax: the fused kernels, made for long rows, take five times as long.
-- What is the same factor wherever a weight is used goes into the weight: the gains of a norm, the scale of the scores.
-  Its rows also change places, so that the pairs which a rotation turns are neighbours, and it a complex product.
+- Constant factors are multiplied into the weights beforehand: the gains of a norm, the scale of the scores. Rows of the
+  weights are also reordered, so that the pairs of a rotation are neighbours, and the rotation is a complex product.
 
 Shapes: N rows, G different prompts of P tokens, T tokens that follow them, S = P + T, W width, H heads, D = W / H.
 M = P G + T N positions in one matrix: those of the prompts, position by position, then those of the rows, row by row.
@@ -25,13 +25,13 @@ from pgcli.policies.products import linear_once, outer, product
 from pgcli.policies.trunk import EPSILON, Block, Trunk
 
 SHORT = 192
-"""Tokens of a row up to which attention by its formula is the faster one; it keeps each share, too."""
+"""Tokens of a row up to which attention by its formula is faster; it also keeps all attention weights."""
 Reader: TypeAlias = Callable[[Trunk, Tensor, Tensor, int, Tensor | None], Tensor]
-"""Of prompts (N, P) and what follows them (N, T), and of their padding, the `last` hidden states: (N, last, W)."""
+"""(trunk, prompts (N, P), following (N, T), last, padding) -> the `last` hidden states, (N, last, W)."""
 
 
 def read(trunk: Trunk, prompts: Tensor, following: Tensor, last: int, padding: Tensor | None) -> Tensor:
-    """The trunk's own pass, whatever is done with it."""
+    """The trunk's own pass, differentiable any number of times."""
     return trunk(torch.cat([prompts, following], 1), last=last, padding=padding)
 
 
@@ -46,20 +46,20 @@ def read_once(trunk: Trunk, prompts: Tensor, following: Tensor, last: int, paddi
 
 
 class Plan(NamedTuple):
-    """Where everything is."""
+    """Sizes, indices and masks of one pass."""
 
     tokens: Tensor
     """(M,)"""
     groups: Tensor
-    """(N,): which of the prompts each row begins with."""
+    """(N,): index of the prompt that each row begins with."""
     sizes: tuple[int, int, int, int, int, int]
     """P, G, T, N, H, D."""
     asked: int
-    """Of a prompt's positions, the last ones whose hidden states are asked for: 0 or 1."""
+    """Number of a prompt's last positions whose hidden states are needed: 0 or 1."""
     rotations: Tensor
     """(S, D / 2), complex."""
     order: Tensor
-    """(3W,): where the rows of `qkv` stand that are to be neighbours."""
+    """(3W,): the order of the rows of `qkv` in which pairs of a rotation are neighbours."""
     of_prompts: Tensor
     """(P, P) or (G H, P, P): 0 where a position may read another, else -inf."""
     of_rows: Tensor
@@ -67,7 +67,7 @@ class Plan(NamedTuple):
 
     @property
     def unread(self) -> int:
-        """The first positions, which nobody reads of the top block."""
+        """Number of first positions whose output of the top block is not needed."""
         return (self.sizes[0] - self.asked) * self.sizes[1]
 
 
@@ -86,7 +86,7 @@ def _plan(trunk: Trunk, prompts: Tensor, following: Tensor, last: int, padding: 
     later = column > column[:, None]
     hidden = [later[:P, :P], later[P:]]
     if padding is not None:
-        # What nobody reads may read itself: an average over nothing would be NaN.
+        # A padding position may read itself: an average over nothing would be NaN.
         nothing = different[:, P:, None] > column[:P]
         nothing = nothing & (column[:P] != column[:P, None])
         hidden[0] = (hidden[0] | nothing).repeat_interleave(H, 0)
@@ -139,11 +139,11 @@ class _Read(torch.autograd.Function):
 
 
 PARAMETERS, KEPT = 6, 18
-"""Of a block: its weights, and the tensors that its backward pass needs."""
+"""A block's weights, and the tensors that its backward pass needs."""
 
 
 def _forward(x: Tensor, weights: tuple[Tensor, ...], plan: Plan, top: bool) -> tuple[Tensor, list[Tensor]]:
-    """A block: (M, W) -> (M, W), or those positions that somebody reads."""
+    """A block: (M, W) -> (M, W), or only the positions that are needed."""
     attention_gains, qkv, out, feed_gains, gate_up, down = weights
     P, G, T, N, H, D = plan.sizes
     asked, first = (plan.asked, plan.unread) if top else (P, 0)
@@ -154,7 +154,7 @@ def _forward(x: Tensor, weights: tuple[Tensor, ...], plan: Plan, top: bool) -> t
     normed, scale = _normed(x)
     of_prompts, of_rows = _by_head(product(normed, folded_qkv), plan)
     queries = _turned(of_rows[0], plan.rotations[P:])
-    memory = x.new_empty(2, N, H, P + T, D)  # keys and values of everything that a row can read
+    memory = x.new_empty(2, N, H, P + T, D)  # keys and values of all positions that a row can read
     prompt_queries, shared = x.new_empty(G, H, P, D), x.new_empty(2, G, H, P, D)
     _turn(of_prompts[0], plan.rotations[:P], prompt_queries)
     _turn(of_prompts[1], plan.rotations[:P], shared[0])
@@ -186,7 +186,7 @@ def _forward(x: Tensor, weights: tuple[Tensor, ...], plan: Plan, top: bool) -> t
 def _backward(
     d: Tensor, weights: list[Tensor], kept: list[Tensor], plan: Plan, top: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """From the gradient of a block's output to that of its input and of its weights."""
+    """Gradients of a block's input and weights from the gradient of its output."""
     attention_gains, qkv, out, feed_gains, gate_up, down = weights
     (
         folded_qkv, normed, scale, prompt_queries, shared, prompt_shares, prompt_read, queries, memory, shares, read,
@@ -244,7 +244,7 @@ def _normed(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _through_norm(d: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
-    """From the gradient of `normed` to that of x."""
+    """The gradient of x from that of `normed`."""
     along = (d * normed).mean(1, keepdim=True)
     return torch.addcmul(d, normed, along, value=-1).mul_(scale)
 
@@ -257,7 +257,7 @@ def _by_head(qkv: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def _turn(x: Tensor, rotations: Tensor, out: Tensor) -> None:
-    """(..., S, D) by (S, D / 2) -> out, (..., S, D): each two neighbours as one complex number."""
+    """(..., S, D) by (S, D / 2) -> out, (..., S, D): each pair of neighbours as one complex number."""
     a, b = (torch.view_as_complex(y.unflatten(-1, (-1, 2))) for y in (x, out))
     torch.mul(a, rotations, out=b)
 
@@ -269,7 +269,7 @@ def _turned(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _attend(queries: Tensor, memory: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, H, Q, D), (2, B, H, S, D), (Q, S) or (B H, Q, S) -> shares (B H, Q, S), and what is read, (B, H, Q, D)."""
+    """(B, H, Q, D), (2, B, H, S, D), (Q, S) or (B H, Q, S) -> attention weights (B H, Q, S), outputs (B, H, Q, D)."""
     keys, values = memory.flatten(1, 2)
     shares = torch.softmax(torch.baddbmm(bias, queries.flatten(0, 1), keys.mT), -1)
     return shares, torch.bmm(shares, values).view(queries.shape)
@@ -278,7 +278,7 @@ def _attend(queries: Tensor, memory: Tensor, bias: Tensor) -> tuple[Tensor, Tens
 def _through_attention(
     d: Tensor, read: Tensor, queries: Tensor, memory: Tensor, shares: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """From the gradient of what was read to those of the queries and of the keys and values."""
+    """Gradients of the queries and of the keys and values from the gradient of the outputs."""
     d, queries_, (keys, values) = d.flatten(0, 1), queries.flatten(0, 1), memory.flatten(1, 2)
     of_memory = torch.empty_like(memory)
     of_keys, of_values = of_memory.flatten(1, 2)

@@ -1,18 +1,18 @@
-"""A decision list: the first rule whose comparison holds says what to do. It has no gradient, only parameters.
+"""A decision list: the first rule whose comparison holds gives the action. It has no gradient, only parameters.
 
     if   s_1 o[f_1] > t_1: action a_1
     elif s_2 o[f_2] > t_2: action a_2
     ...
     else:                  action a_0                    s: +1 or -1; o[f]: a feature of the observation; t: a threshold
 
-What is searched over are real numbers, (L rules, I features, n actions or A real ones):
+The parameters are real numbers (L rules, I features, n actions or A components of a continuous one):
 
     votes    L x 2 I   the largest chooses s_l and f_l: the first I stand for +1, the others for -1
     t        L
-    action   L + 1 x n the largest chooses a_l (the last row a_0); a row of real actions, L + 1 x A, is taken as it is
+    action   L + 1 x n the largest chooses a_l (the last row a_0); continuous actions, L + 1 x A, are taken as they are
 
-Small changes of a vote change nothing until they change which rule it is: the return is a step function, whose
-gradient is zero wherever it exists. Evolution strategies smooth it; a genetic algorithm does not mind.
+Small changes of a vote change nothing until another vote is the largest: the return is a step function, whose gradient
+is zero wherever it exists. Evolution strategies smooth it; a genetic algorithm does not need a gradient.
 Source: Rivest 1987, "Learning Decision Lists", with comparisons for literals.
 """
 
@@ -33,13 +33,13 @@ from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Needs, Spec
 
 
 class Rule(nn.Module):
-    """The parameters of a decision list, standard normal at first: random rules that compare with values near zero."""
+    """The parameters of a decision list, standard normal at first: random rules with thresholds near zero."""
 
     offers: ClassVar = (Acting,)
 
     class Config(Settings):
         name: Literal["rule"]
-        rules: int = Field(ge=1, le=1000, description="comparisons, made one after the other until one holds")
+        rules: int = Field(ge=1, le=1000, description="number of comparisons, made one after the other until one holds")
 
     @classmethod
     def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Actor:
@@ -77,7 +77,7 @@ class RuleCrowd:
     def act(self, observations: np.ndarray) -> np.ndarray:
         observations = observations.reshape(len(observations), -1)
         actions = self.otherwise.copy()
-        for feature, sign, threshold, said in reversed(self.list):  # the earlier rule has the last word
+        for feature, sign, threshold, said in reversed(self.list):  # so that an earlier rule overrides a later one
             holds = sign * observations[self.rows, feature] > threshold
             actions[holds] = said[holds]
         return actions

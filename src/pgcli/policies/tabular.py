@@ -1,4 +1,4 @@
-"""A table: one number for each state, or for each state and action, and nothing that generalises between them."""
+"""A table: one number for each state, or for each state and action, without generalisation between them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Tabular:
 
     class Config(Settings):
         name: Literal["tabular"]
-        initial_value: float = Field(description="of each V(s) or Q(s, a); a high one makes Q-learning explore")
+        initial_value: float = Field(
+            description="initial value of each V(s) or Q(s, a); a high one makes Q-learning explore"
+        )
 
     @classmethod
     def make(
@@ -38,7 +40,7 @@ class Tabular:
                 table = Table(states, actions, config.initial_value)
                 return ActionValueNetwork(table, actions, table.arrays)
             case Stochastic(critic):
-                logits = Table(states, actions, 0.0)  # every action alike
+                logits = Table(states, actions, 0.0)  # all actions equally likely
                 values = Table(states, 1, config.initial_value) if critic else None
                 return ActorCritic(logits, CategoricalHead(actions), values, logits.arrays)
         raise AssertionError(needs)

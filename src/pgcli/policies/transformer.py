@@ -1,8 +1,8 @@
 """A small decoder-only transformer for text tasks: as a policy over tokens, or as a judge of texts.
 
-64 wide, 2 layers and 14 characters are 108,608 parameters. All of them are float32 masters, whatever computes with
-them: under autocast the products are of the narrower type, but the logits return to the parameters' own before the
-temperature and the log-softmax (with Adam in bfloat16, nine in ten small updates would round to nothing).
+Width 64, 2 layers and 14 characters make 108,608 parameters. All of them are kept in float32: under autocast the
+products are in the narrower type, but the logits return to float32 before the temperature and the log-softmax (with
+Adam in bfloat16, nine in ten small updates would round to nothing).
 
 Shapes: N rows, P prompt tokens, T completion tokens, W width, V vocabulary.
 """
@@ -35,20 +35,21 @@ class Transformer(nn.Module):
 
         pi(v | state) = softmax(logits / temperature)
 
-    The temperature is a part of the policy: sampling, scoring and a reference of the same settings divide by it alike.
+    The temperature is part of the policy: sampling, scoring and a reference with the same settings all divide by it.
     """
 
     offers: ClassVar = (Stochastic, Scores)
 
     class Config(TrunkSettings):
         name: Literal["transformer"]
-        temperature: float = Field(gt=0, description="divides the logits, in sampling, scoring and training alike")
+        temperature: float = Field(gt=0, description="divisor of the logits, in sampling, scoring and training alike")
         critic: Literal["shared", "separate"] = Field(
-            description="what V(s) is read from: the policy's own trunk, or a second one that starts as its copy"
+            description="trunk from which V(s) is computed: the policy's own (shared), or a second one that starts as "
+            "its copy"
         )
 
         path: str | None = Field(
-            description="folder in Llama's layout, as pgcli export writes it, of the initial weights; null: fresh ones"
+            description="folder of initial weights in Llama's layout, as pgcli export writes it; null: fresh weights"
         )
 
         @field_validator("path")
@@ -79,7 +80,7 @@ class Transformer(nn.Module):
         self.trunk = _trunk(self.spec, config, generator)
         self.unembedding = matrix(len(self.trunk.embedding), config.width, 1 / math.sqrt(config.width), generator)
         self.has_critic = critic
-        # Zero: a critic that has learnt nothing says nothing, and its first gradients leave a shared trunk alone.
+        # Zero: an untrained critic gives V = 0, and its first gradients leave a shared trunk alone.
         self.critic = nn.Parameter(torch.zeros(1, config.width)) if critic else None
         self.critic_trunk = copy.deepcopy(self.trunk) if critic and config.critic == "separate" else None
 
@@ -87,7 +88,7 @@ class Transformer(nn.Module):
         """observations {"prompt": (N, P)}, actions (N, T) -> an Evaluation of (N, T), in one pass.
 
         Position P - 1 + t has read the prompt and the actions before t: it gives the logits of action t and V(s_t).
-        Whatever pads a row after its end comes later, so it changes nothing before it.
+        Padding comes after a row's end, so it changes nothing before it.
         """
         return self._evaluate(observations, actions, read)
 
@@ -110,24 +111,24 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def prefill(self, observations: dict[str, Tensor]) -> tuple[Tensor, Cache]:
-        """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache that `step` goes on with."""
+        """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache for `step`."""
         hidden, cache = writing.prefill(self.trunk, observations["prompt"], _padding(observations))
         return self._logits(hidden), cache
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache remembers them."""
+        """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache is extended by them."""
         return self._logits(writing.step(self.trunk, tokens, cache))
 
     def _logits(self, hidden: Tensor, times: Linear = linear) -> Tensor:
-        """(..., W) -> (..., V), of the very distribution that is sampled."""
+        """(..., W) -> (..., V), the logits of exactly the distribution that is sampled."""
         return times(hidden, self.unembedding).to(self.unembedding.dtype) / self.config.temperature
 
     def adopt(self, given: State) -> State:
-        """What to start from of another transformer's parameters, by the names they have here.
+        """Selects from another transformer's parameters those to start from, by their names here.
 
-        A critic that it has not keeps its initialisation, and so does one that read another trunk than this one will;
-        a separate critic without a given one starts from the given trunk.
+        If the other has no critic, or a separate one while this one shares the trunk, the critic keeps its
+        initialisation; a separate critic whose trunk is not given starts with a copy of the policy's.
         """
         own = {name: value for name, value in given.items() if not name.startswith("critic")}
         if self.critic is None:
@@ -144,9 +145,9 @@ class Transformer(nn.Module):
 
 
 class Scorer(nn.Module):
-    """An ensemble of judges: `members` trunks, a linear score each on every token's hidden state.
+    """An ensemble of judges: `members` trunks, each with a linear score of every token's hidden state.
 
-    Started from a language model, all members have its trunk and heads of their own (Coste et al. 2024).
+    Started from a language model, all members have copies of its trunk and different heads (Coste et al. 2024).
     """
 
     unit = "sequence"
@@ -175,7 +176,7 @@ class Scorer(nn.Module):
         return torch.stack(scores)
 
     def adopt(self, given: State) -> State:
-        """Of a language model its trunk, for each member; of another ensemble everything."""
+        """Selects parameters to start from: a language model's trunk, for each member; all of another ensemble's."""
         trunk = {name.removeprefix("trunk."): x for name, x in given.items() if name.startswith("trunk.")}
         if not trunk:
             return given
@@ -193,7 +194,7 @@ def _trunk(spec: TextSpec, config: TrunkSettings, generator: torch.Generator) ->
 
 
 def _padding(observations: dict[str, Tensor]) -> Tensor | None:
-    """(N,), of prompts of different lengths: how many tokens fill each up on its left."""
+    """(N,): number of padding tokens on the left of each prompt; None if there are no lengths."""
     if "lengths" not in observations:
         return None
     return observations["prompt"].shape[1] - observations["lengths"]

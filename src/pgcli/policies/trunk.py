@@ -20,13 +20,13 @@ from pgcli.settings import Settings
 
 ROTARY_BASE = 10_000.0
 EPSILON = 1e-6
-"""Under the root of RMSNorm, as in Llama."""
+"""Added under the root of RMSNorm, as in Llama."""
 
 
 class TrunkSettings(Settings):
-    width: PositiveInt = Field(description="of the residual stream")
-    layers: PositiveInt = Field(description="blocks of attention and feed-forward")
-    heads: PositiveInt = Field(description="attention heads; the width is divided among them")
+    width: PositiveInt = Field(description="width of the residual stream")
+    layers: PositiveInt = Field(description="number of blocks of attention and feed-forward")
+    heads: PositiveInt = Field(description="number of attention heads; the width is divided among them")
     hidden: PositiveInt = Field(description="units of each gated feed-forward layer")
 
     @model_validator(mode="after")
@@ -52,21 +52,21 @@ class Trunk(nn.Module):
     def forward(self, tokens: Tensor, *, last: int, padding: Tensor | None = None, times: Linear = linear) -> Tensor:
         """(N, S) -> (N, last, W): the last positions, after the last norm.
 
-        padding: (N,), how many of a row's first tokens are not its own and must not be read; None: all of them are.
-            Rotary attention sees only distances, so such a row has the hidden states that it has without its padding.
+        padding: (N,), number of padding tokens at a row's start, which must not be read; None: there is no padding.
+            Rotary attention sees only distances, so a padded row has the same hidden states as without its padding.
         """
         return self.read(tokens, last, padding, times)[0]
 
     def read(
         self, tokens: Tensor, last: int, padding: Tensor | None, times: Linear
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The same, and each block's keys and values, (N, H, S, D)."""
+        """The result of `forward`, and each block's keys and values, (N, H, S, D)."""
         length = tokens.shape[1]
         rotary = self.rotary[:, :length]
         allowed = None if padding is None else _allowed(padding, length)
         x, read = F.embedding(tokens, self.embedding), []
         for block in self.blocks:
-            # Of the top block nobody reads the prompt's positions: to leave them out saves a fifth of the arithmetic.
+            # The top block's outputs at the prompt are not needed: leaving them out saves a fifth of the arithmetic.
             keep = last if block is self.blocks[-1] else length
             x, *both = block(x, rotary, keep, allowed, times)
             read.append(both)
@@ -80,7 +80,7 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.width, config.hidden
         self.heads = config.heads
-        # What is added to the residual stream is scaled down by the number of additions (Radford et al. 2019).
+        # Additions to the residual stream are scaled down by their number (Radford et al. 2019).
         residual = 1 / math.sqrt(2 * config.layers)
         self.attention_norm = nn.Parameter(torch.ones(width))
         self.qkv = matrix(3 * width, width, 1 / math.sqrt(width), generator)
@@ -94,13 +94,13 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, S, W) -> (N, keep, W), the last positions; and all keys and values, (N, H, S, D).
 
-        allowed: (N, 1, S, S) bool, what each may read; None: whatever does not come after it.
+        allowed: (N, 1, S, S) bool, the positions that each may read; None: those not after it.
         """
         n, s, width = x.shape
         qkv = times(F.rms_norm(x, (width,), self.attention_norm, EPSILON), self.qkv).view(n, s, 3, self.heads, -1)
         queries, keys = _rotate(qkv[:, :, :2], rotary).transpose(1, 3).unbind(2)
         values = qkv[:, :, 2].transpose(1, 2)
-        if keep == 1:  # the last position reads them all
+        if keep == 1:  # the last position reads all positions
             queries, allowed = queries[:, :, -1:], None if allowed is None else allowed[:, :, -1:]
         causal = allowed is None and keep > 1
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, is_causal=causal)
@@ -111,8 +111,8 @@ class Block(nn.Module):
 
 
 def _allowed(padding: Tensor, length: int) -> Tensor:
-    """(N,) -> (N, 1, length, length): not what comes later, nor padding. What nobody reads may read itself,
-    for an average over nothing would be NaN.
+    """(N,) -> (N, 1, length, length): neither later positions nor padding may be read. A padding position may read
+    itself, because an average over nothing would be NaN.
     """
     others = torch.arange(length, device=padding.device)
     own = others[:, None]
@@ -134,6 +134,6 @@ def _rotary(length: int, dimensions: int) -> Tensor:
 
 
 def _rotate(x: Tensor, rotary: Tensor, dim: int = -1) -> Tensor:
-    """Turn each pair (x_i, x_{i + D/2}) of an axis by its angle: (N, S, ..., D) -> the same."""
+    """Rotate each pair (x_i, x_{i + D/2}) of an axis by its angle: (N, S, ..., D) -> the same shape."""
     cos, sin = rotary
     return x * cos + x.roll(x.shape[dim] // 2, dim) * sin

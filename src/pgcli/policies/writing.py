@@ -1,12 +1,12 @@
-"""How a trunk writes: token by token, remembering what it has read. No graph.
+"""Decoding with a trunk: token by token, with a cache of keys and values. No graph.
 
-It has the hidden states of `Trunk.forward` in few small operations, for a step of a few rows is little else:
+It has the hidden states of `Trunk.forward` in few small operations, because their overhead is the cost of a step:
 
-- Rows are the last axis of everything, and an operation runs along contiguous numbers however narrow the heads are.
+- Rows are the last axis of everything, so that operations run along contiguous numbers however narrow the heads are.
 - The gains of a norm, the root of its mean and the scale of the scores are multiplied into the weights beforehand.
-- A rotation is a product with one matrix for all rows and heads: they all stand at the same position.
+- A rotation is a product with one matrix for all rows and heads, because all are at the same position.
 
-Shapes: N rows, W width, H heads, D = W / H, L layers, C positions that there is room for.
+Shapes: N rows, W width, H heads, D = W / H, L layers, C positions for which the cache has room.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pgcli.policies.trunk import EPSILON, Block, Trunk
 
 
 class Weights(NamedTuple):
-    """Of a block, for a step."""
+    """A block's weights, prepared for `step`."""
 
     qkv: Tensor
     """(3W, W), to (3, D, H)."""
@@ -37,11 +37,11 @@ class Weights(NamedTuple):
 
 @dataclass
 class Cache:
-    """What a row has read, and what reads on.
+    """The keys and values of each row, and the weights that read further tokens.
 
     memory: (L, 2, C, D, H, N), keys and values of the tokens so far, of which `length` are filled.
     rotations: (C, D, D).
-    bias: (C, 1, N), -inf where a row must not read; None: it may read everything.
+    bias: (C, 1, N), -inf at positions that a row must not read; None: it may read all.
     """
 
     memory: Tensor
@@ -51,18 +51,18 @@ class Cache:
     bias: Tensor | None = None
 
     def keep(self, rows: Tensor) -> None:
-        """From now on there are only `rows`: (n,) int64, their numbers, each as often as it is named."""
+        """Keep only `rows`: (n,) int64, indices, which may repeat."""
         self._each(lambda x: x[..., rows])
 
     def expand(self, counts: Tensor) -> None:
-        """Each row becomes `counts` (N,) rows like it, side by side."""
-        if bool((counts == counts[0]).all()):  # repeated by copying runs of them, in a tenth of the time
+        """Each row becomes `counts` (N,) copies, next to each other."""
+        if bool((counts == counts[0]).all()):  # repeating whole blocks takes a tenth of the time
             self._each(lambda x: x[..., None].expand(*x.shape, int(counts[0])).flatten(-2))
         else:
             self.keep(torch.repeat_interleave(counts))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
-        """`change` the rows, the last axis, of all that is filled."""
+        """Apply `change` to the rows, the last axis, of the filled part of the cache."""
         filled = change(self.memory[:, :, : self.length])
         self.memory = filled.new_empty(*self.memory.shape[:-1], filled.shape[-1])
         self.memory[:, :, : self.length] = filled
@@ -70,7 +70,7 @@ class Cache:
 
 
 def prefill(trunk: Trunk, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, Cache]:
-    """(N, S) -> (N, W), what the last position has read, and a cache with room for more."""
+    """(N, S) -> (N, W), the hidden state of the last position, and a cache with room for more."""
     if padding is not None and not bool(padding.any()):
         padding = None
     hidden, read = trunk.read(tokens, 1, padding, linear)
@@ -93,7 +93,7 @@ def prefill(trunk: Trunk, tokens: Tensor, padding: Tensor | None) -> tuple[Tenso
 
 
 def step(trunk: Trunk, tokens: Tensor, cache: Cache) -> Tensor:
-    """(N,), a further token of each row -> (N, W), what it has read."""
+    """(N,), one more token of each row -> (N, W), its hidden state."""
     t, cache.length = cache.length, cache.length + 1
     bias = None if cache.bias is None else cache.bias[: t + 1]
     x = F.embedding(tokens, trunk.embedding).t().contiguous()

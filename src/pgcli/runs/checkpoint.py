@@ -2,14 +2,14 @@
 
     model.safetensors   the policy: state["policy"], a dict of tensors, under their own names
     state.safetensors   every other tensor and array
-    state.json          the tree, which names those
+    state.json          the tree, which refers to those by name
     MANIFEST.json       schema, step, whether it was the best so far, size and SHA-256 of each file
 
-It is written under a temporary name, made durable, and renamed: under its own name a checkpoint is whole.
+It is written under a temporary name, made durable, and renamed: a checkpoint under its own name is complete.
 
 A memory that only grows (`types.Appended`) is not in that folder but in `memory/` beside it, in segments that all
-checkpoints share: each writes the rows that the one before it has not, and names in its manifest all that it needs.
-Segments are durable before a manifest names them; those that no checkpoint names any longer, `prune` removes.
+checkpoints share: each writes the rows that the one before it does not have, and lists in its manifest all that it
+needs. Segments are durable before a manifest lists them; `prune` removes those that no checkpoint lists any longer.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ SCHEMA = 1
 MANIFEST, MODEL, ARRAYS, TREE = "MANIFEST.json", "model.safetensors", "state.safetensors", "state.json"
 MEMORY = "memory"
 SEGMENT = re.compile(r"rows-(\d{12})-(\d{12})-[0-9a-f]{16}\.safetensors")
-"""Its first row and the one after its last; how its SHA-256 begins."""
+"""Name of a segment: its first row, the row after its last, the start of its SHA-256."""
 MOST_SEGMENTS = 256
-"""Then all that is remembered is written once more, as one."""
+"""Number of segments at which the whole memory is written again as one."""
 REPLACED = ".replaced-"
 MANIFEST_LIMIT = 64 * 1024
 HEADER_LIMIT = 16 * 1024 * 1024
@@ -47,7 +47,7 @@ HEADER_LIMIT = 16 * 1024 * 1024
 
 
 Pieces: TypeAlias = list[tuple[int, dict[str, np.ndarray]]]
-"""Of an `Appended`."""
+"""The pieces of an `Appended`."""
 
 
 class Loaded(NamedTuple):
@@ -62,20 +62,20 @@ class Manifest(NamedTuple):
     step: int
     best: bool
     files: dict[str, tuple[int, str]]
-    """Size and SHA-256 of each."""
+    """Size and SHA-256 of each file."""
     memory: dict[str, tuple[int, str]]
-    """The same of each segment, oldest first."""
+    """Size and SHA-256 of each segment, oldest first."""
 
 
 class Damaged(InputError):  # noqa: N818  (what a checkpoint is)
-    """Not what was once written here."""
+    """The checkpoint's contents do not match its manifest."""
 
 
 # ---------------------------------------------------------------- writing
 
 
 def write(folder: Path, step: int, state: State, *, best: bool = False) -> Path:
-    """Save `state` as `folder`/step-N. `best`: the best so far.
+    """Save `state` as `folder`/step-N. `best`: it is the best so far.
 
     Raises RunError, before anything is written, if the policy is not finite.
     """
@@ -96,13 +96,13 @@ def write(folder: Path, step: int, state: State, *, best: bool = False) -> Path:
             files.write(beside / name, data)
             files.fsync(beside / name)
         files.fsync(beside)
-        if target.exists():  # a full folder cannot be renamed over; `sweep` puts this one back if we die in between
+        if target.exists():  # rename cannot replace a folder with contents; `sweep` restores it if we are killed here
             files.rename(target, folder / (REPLACED + target.name))
         files.rename(beside, target)
         files.fsync(folder)
         sweep(folder)
     except OSError:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is the one to report
             sweep(folder)
         raise
     return target
@@ -121,7 +121,7 @@ def _memories(tree: Any) -> Iterator[Appended]:
 
 
 def _remember(folder: Path, step: int, memory: Appended) -> dict[str, dict[str, Any]]:
-    """Write the rows that the checkpoint before `step` has not. Returns the segments that hold all there are."""
+    """Write the rows that the checkpoint before `step` does not have. Returns the segments that hold all rows."""
     segments = {name: entry for name, entry in _segments_before(folder, step).items() if _rows(name)[1] > memory.first}
     first = max((_rows(name)[1] for name in segments), default=memory.first)
     if len(segments) >= MOST_SEGMENTS or first > memory.end:
@@ -141,9 +141,9 @@ def _remember(folder: Path, step: int, memory: Appended) -> dict[str, dict[str, 
 
 
 def _segments_before(folder: Path, step: int) -> dict[str, dict[str, Any]]:
-    """Of the newest checkpoint before `step`, whose rows are the first ones of what is remembered now.
+    """Segments of the newest checkpoint before `step`, whose rows are the first ones of the present memory.
 
-    None in a fork, which has no checkpoint yet; and none where one of the files has gone.
+    Empty in a fork, which has no checkpoint yet, and if one of the files is missing.
     """
     for path in reversed(list_checkpoints(folder)):
         if checkpoint_step(path) >= step:
@@ -180,7 +180,7 @@ def refuse_non_finite(policy: dict[str, Tensor]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Bring `folder` back in order after a killed process."""
+    """Repair `folder` after a killed process."""
     for replaced in folder.glob(f"{REPLACED}*"):
         original = folder / replaced.name.removeprefix(REPLACED)
         if original.exists():
@@ -203,7 +203,7 @@ def set_aside(folder: Path, step: int) -> None:
 
 
 def prune(folder: Path, keep: int, intact: set[Path]) -> None:
-    """Remove all but the newest `keep` intact checkpoints and the best. `intact`: those known to be; more are added."""
+    """Remove all but the newest `keep` intact checkpoints and the best. `intact`: known ones; more are added."""
     kept, best = 0, find_best(folder)
     for path in reversed(list_checkpoints(folder)):
         if kept < keep:
@@ -212,14 +212,14 @@ def prune(folder: Path, keep: int, intact: set[Path]) -> None:
                 kept += 1
         elif path != best:
             gone = files.temporary(path)
-            files.rename(path, gone)  # a folder is not removed at once, and half of one must not have its name
+            files.rename(path, gone)  # removing a folder is not atomic, and half of one must not keep its name
             files.remove(gone)
             intact.discard(path)
     _forget(folder)
 
 
 def _forget(folder: Path) -> None:
-    """Remove the segments that no checkpoint names."""
+    """Remove the segments that no checkpoint lists."""
     if not (folder / MEMORY).is_dir():
         return
     named: set[str] = set()
@@ -237,7 +237,7 @@ def _forget(folder: Path) -> None:
 def load_newest(folder: Path, *, memory: bool = True) -> Loaded:
     """The newest intact checkpoint. Raises InputError if there is none: never a silent fresh start.
 
-    memory: whether to read the rows of an `Appended`; without them it comes back empty, which is enough to play.
+    memory: whether to read the rows of an `Appended`; an empty one is enough to evaluate.
     """
     warnings: list[str] = []
     for path in reversed(list_checkpoints(folder)):
@@ -322,7 +322,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise InputError(
             f"{path} is a checkpoint of schema {schema}, and this pgcli reads schema {SCHEMA}: use the one that made it"
         )
-    # The names are ours: whatever else a manifest names, an absolute or a parent path too, is never opened.
+    # Only our own names are opened: no other name in a manifest, such as an absolute or a parent path.
     if expected.keys() != {MODEL, ARRAYS, TREE}:
         raise Damaged(f"{path}: {MANIFEST} names {', '.join(sorted(expected)) or 'no file'}")
     if not all(map(SEGMENT.fullmatch, memory)):
@@ -333,7 +333,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _read_file(path: Path, limit: int) -> bytes:
-    """A regular file of at most `limit` bytes: no device, no link to somewhere else."""
+    """Contents of a regular file of at most `limit` bytes: no device, no symbolic link."""
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
@@ -352,7 +352,7 @@ def encode(state: State) -> dict[str, bytes]:
     """The files of a checkpoint, without its manifest."""
     arrays: dict[str, Tensor] = {}
     policy = state["policy"]
-    tree = _pack(state | {"policy": list(policy)}, "", arrays)  # the names keep their order, which safetensors does not
+    tree = _pack(state | {"policy": list(policy)}, "", arrays)  # the names, because safetensors loses their order
     return {
         MODEL: safetensors.torch.save({name: _own(tensor) for name, tensor in policy.items()}),
         ARRAYS: safetensors.torch.save(arrays),
@@ -381,7 +381,7 @@ def _pieces(contents: dict[str, bytes]) -> Pieces:
 
 
 def _remembered(first: int, end: int, pieces: Pieces | None) -> Appended:
-    """The rows from `first` on: a segment may begin with some that have been forgotten since it was written."""
+    """The rows from `first` on: a segment may begin with rows dropped since it was written."""
     if pieces is None:
         return Appended(first, end, [])
     kept: Pieces = []

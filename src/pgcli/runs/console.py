@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one screen on a terminal, one plain line now and then elsewhere.
+"""Progress of a run for the user: one screen on a terminal, a plain line from time to time elsewhere.
 
 The console never stops a run: a stream that breaks (`| head`) is not written to again, and training goes on.
 """
@@ -27,7 +27,7 @@ PART_STYLES = ("cyan", "green", "yellow", "magenta")
 COLUMNS = (("policy/",), ("loss/",), ("value/", "optimiser/"))
 """The screen's columns of metrics, by prefix; a narrow terminal drops them from the right."""
 BESIDE = {"eval/gold": "gold", "eval/kl": "KL to reference"}
-"""What is shown behind an evaluation's returns, where it is measured: whether they are earned, and how far away."""
+"""Shown after an evaluation's returns, if measured: the true reward, and the KL to the reference."""
 LABELS = {
     "policy/approx_kl": "KL",
     "policy/kl": "KL",
@@ -44,7 +44,7 @@ class Glyphs(NamedTuple):
     levels: str
     """The chart's cells, from empty to full."""
     shades: str
-    """One for each part of the time."""
+    """One glyph for each part of the time."""
     dot: str
     ellipsis: str
 
@@ -53,7 +53,7 @@ UNICODE = Glyphs("━", "─", " ▁▂▃▄▅▆▇█", "█▓▒░", "·"
 ASCII = Glyphs("#", "-", " .:#", "#=+.", "-", "~")
 
 
-# ---------------------------------------------------------------- numbers, as they are read
+# ---------------------------------------------------------------- formats of numbers
 
 
 def number(x: float) -> str:
@@ -81,7 +81,7 @@ def duration(seconds: float) -> str:
 
 
 def bins(values: list[float], count: int) -> list[float]:
-    """The means of at most `count` neighbouring parts of the values."""
+    """Means of the values over at most `count` consecutive parts."""
     count = min(count, len(values))
     cuts = [i * len(values) // count for i in range(count + 1)] if count > 0 else []
     return [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
@@ -96,12 +96,12 @@ def chart(cells: list[float], height: int, levels: str) -> list[str]:
     return ["".join(levels[min(max(h - row * full, 0), full)] for h in heights) for row in reversed(range(height))]
 
 
-# ---------------------------------------------------------------- what has been logged so far
+# ---------------------------------------------------------------- metrics logged so far
 
 
 @dataclass
 class Curve:
-    """A series of any length kept as at most `limit` points, each the mean of equally many values."""
+    """A series of any length, stored as at most `limit` points, each the mean of the same number of values."""
 
     limit: int = 1024
     points: list[float] = field(default_factory=list)
@@ -130,12 +130,12 @@ class Progress:
     step: int = 0
     latest: dict[str, float] = field(default_factory=dict)
     last_return: float | None = None
-    """Of the last row in which an episode ended."""
+    """Value in the last row in which an episode ended."""
     returns: Curve = field(default_factory=Curve)
     evaluations: Curve = field(default_factory=Curve)
     evaluated_at: int | None = None
     samples: Sequence[Mapping[str, Any]] = ()
-    """Completions of the last evaluation, if they are asked for."""
+    """Completions of the last evaluation, if the user asked for them."""
     seconds: list[float] = field(default_factory=lambda: [0.0] * len(PARTS))
     first: tuple[int, float] | None = None
     """Step and time of the first row: a resumed run does not begin at step 0."""
@@ -189,7 +189,7 @@ def plain_line(progress: Progress, now: float) -> str:
 
 
 def beside(latest: Mapping[str, float]) -> list[str]:
-    """`gold 1.57`, where it is not what is trained, and `KL to reference 3.43`."""
+    """`gold 1.57`, if training maximises another reward, and `KL to reference 3.43`."""
     shown = [
         key for key in BESIDE if key in latest and (key != "eval/gold" or latest[key] != latest["eval/return_mean"])
     ]
@@ -197,7 +197,7 @@ def beside(latest: Mapping[str, float]) -> list[str]:
 
 
 def sample_line(sample: Mapping[str, Any]) -> str:
-    """`   0.98  kl 1.2   <prompt> | <completion>`, with what a text says of itself on one line."""
+    """`   0.98  kl 1.2   <prompt> | <completion>`, with line breaks in the texts escaped."""
     head = f"{number(sample['reward']):>7}"
     if "kl" in sample:
         head += f"  kl {number(sample['kl']):<5}"
@@ -209,8 +209,8 @@ def sample_line(sample: Mapping[str, Any]) -> str:
 
 
 def screen(progress: Progress, now: float, width: int, height: int, glyphs: Glyphs) -> Text:
-    """At most 15 rows, and the samples that are asked for, none wider than the terminal. What does not fit is left out,
-    least important first.
+    """At most 15 rows, and the samples if the user asked for them, none wider than the terminal. What does not fit is
+    left out, least important first.
     """
     title = Text(progress.title.replace("·", glyphs.dot), style="bold")
     lines = [title, progress_line(progress, now, width, glyphs), Text()]
@@ -242,7 +242,7 @@ def progress_line(progress: Progress, now: float, width: int, glyphs: Glyphs) ->
 
 
 def return_lines(progress: Progress, width: int, height: int, glyphs: Glyphs) -> list[Text]:
-    """The last values, then the curve with its bounds to the left: that of the evaluations where no episodes ended."""
+    """The last values, then the curve with its bounds to the left: of evaluations if no training episodes ended."""
     latest = progress.latest
     values = Text()
     if progress.last_return is not None:
@@ -264,7 +264,7 @@ def return_lines(progress: Progress, width: int, height: int, glyphs: Glyphs) ->
 
 
 def metric_lines(latest: Mapping[str, float], width: int) -> list[Text]:
-    """Losses and the like in up to three columns of up to four rows."""
+    """Losses and other metrics in up to three columns of up to four rows."""
     columns = [[key for prefix in prefixes for key in latest if key.startswith(prefix)][:4] for prefixes in COLUMNS]
     columns = [column for column in columns if column][: max(1, (width + GAP) // (COLUMN_WIDTH + GAP))]
     lines = []
@@ -306,12 +306,12 @@ def time_lines(progress: Progress, width: int, glyphs: Glyphs) -> list[Text]:
     return [bar, legend]
 
 
-# ---------------------------------------------------------------- where it is shown
+# ---------------------------------------------------------------- displays
 
 
 class Display(Protocol):
     def wants(self, progress: Progress, now: float) -> bool:
-        """Whether it is time to show something: asked at every row, so it costs nothing."""
+        """Whether it is time to show something: called at every row, so it must be cheap."""
         ...
 
     def show(self, progress: Progress, now: float) -> None: ...
@@ -319,14 +319,14 @@ class Display(Protocol):
     def note(self, text: str) -> None: ...
 
     def samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Completions to be read now, where they would not stay on a screen."""
+        """Show completions now, on a display without a screen that would keep them."""
         ...
 
     def close(self, progress: Progress, now: float) -> None: ...
 
 
 class Stream:
-    """A text stream that falls silent when it breaks, and replaces what its encoding cannot say."""
+    """A text stream that writes nothing more after an error, and replaces characters that its encoding lacks."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -356,7 +356,7 @@ class Stream:
 
 
 class Lines:
-    """At once, at every evaluation, and otherwise once a second at most, ever more seldom as the run grows long."""
+    """A line at the start, at every evaluation, and otherwise at most once a second, less often in long runs."""
 
     def __init__(self, stream: Stream):
         self.stream = stream
@@ -390,7 +390,7 @@ class Screen:
         self.clock = clock
         self.due = -math.inf
         self.glyphs = UNICODE if stream.encoding.lower().startswith("utf") else ASCII
-        # Rich asks a file only for what Stream has. Its own answer to a broken pipe is to exit.
+        # Rich uses only methods that Stream has. On a broken pipe Rich itself would exit.
         self.terminal = Terminal(file=stream, force_terminal=True, highlight=False)  # type: ignore[arg-type]
         self.live = Live(console=self.terminal, auto_refresh=False, vertical_overflow="crop")
         self.live.start()
@@ -416,7 +416,7 @@ class Screen:
 
 
 class Console:
-    """Takes every metrics row and shows what a person can follow."""
+    """Takes every metrics row and shows as many as a user can follow."""
 
     def __init__(
         self, progress: Progress, display: Display | None, clock: Callable[[], float], *, samples: bool = False
@@ -462,7 +462,7 @@ class Console:
 
 
 def is_plain(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether lines are all that the stream can show: a pipe, a file, continuous integration, a dumb terminal."""
+    """Whether the stream can only show lines: a pipe, a file, continuous integration, a dumb terminal."""
     return not stream.isatty() or environ.get("TERM", "") in ("dumb", "unknown") or bool(environ.get("CI"))
 
 
@@ -477,9 +477,9 @@ def open_console(
     plain: bool | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Console:
-    """The console of a run. `unit`: what is counted, `steps` or `tokens`. `samples`: show completions, too.
+    """The console of a run. `unit`: the name of an action, `steps` or `tokens`. `samples`: show completions, too.
 
-    `plain`: lines, not a screen; by default what the stream can show decides.
+    `plain`: lines instead of a screen; by default it depends on the stream.
     """
     target = sys.stdout if stream is None else stream
     progress = Progress(title=title, total_steps=total_steps, unit=unit, began=clock())

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
-"""How a name begins that a killed process may leave behind: swept when the run is opened again."""
+"""Prefix of names that a killed process may leave behind; they are removed when the run is opened again."""
 
 
 def temporary(path: Path) -> Path:
@@ -18,7 +18,7 @@ def temporary(path: Path) -> Path:
 
 
 def make_dir(path: Path) -> None:
-    """Raises FileExistsError if it is there: two runs never share a folder."""
+    """Raises FileExistsError if it exists, so that two runs never share a folder."""
     os.mkdir(path)
 
 
@@ -36,12 +36,12 @@ def fsync(path: Path) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Atomic; replaces a file, refuses to replace a folder that holds something."""
+    """Atomic; replaces a file, refuses to replace a folder with contents."""
     os.replace(old, new)
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all that is in it."""
+    """Remove a file, or a folder with its contents."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -57,7 +57,7 @@ def close(descriptor: int) -> None:
 
 
 def append(descriptor: int, data: bytes) -> None:
-    """Straight to the operating system: what was appended survives the death of the process."""
+    """Append directly to the operating system, without a buffer: the data survive a kill of the process."""
     while data:
         data = data[os.write(descriptor, data) :]
 
@@ -72,6 +72,6 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`."""
+    """Remove files that killed processes left half-written in `folder`."""
     for path in folder.glob(f"{TEMPORARY}*"):
         remove(path)

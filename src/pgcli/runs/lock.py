@@ -1,8 +1,8 @@
 """One process at a time writes to a run.
 
 The lock is the folder `.lock`, which holds the owner's name. A folder, because renaming a prepared one into place is
-atomic and refused when the lock is taken, so that nobody ever sees a lock without an owner. A lock is stale when its
-owner is dead: the process is gone, or its number belongs to a later one, or the machine was restarted.
+atomic and refused when the lock is taken, so that no process ever sees a lock without an owner. A lock is stale when
+its owner is dead: the process is gone, or its number belongs to a later one, or the machine was restarted.
 """
 
 import errno
@@ -21,7 +21,7 @@ OWNER = "owner.json"
 
 
 def acquire(run: Path) -> None:
-    """Take the lock, from a dead owner if need be. Raises InputError, which names the owner, if it is alive."""
+    """Take the lock, also from a dead owner. Raises InputError, which names the owner, if it is alive."""
     mine = files.temporary(run / LOCK)
     try:
         files.make_dir(mine)
@@ -57,7 +57,7 @@ def _place(mine: Path, lock: Path) -> bool:
 
 
 def _evict(run: Path) -> None:
-    """Remove a stale lock. Moved away first and looked at again: of two processes, one must not evict the other."""
+    """Remove a stale lock. It is moved away first and checked again, so that two processes cannot evict each other."""
     owner = _owner(run / LOCK)
     if owner is None:
         return  # released in the meantime
@@ -69,7 +69,7 @@ def _evict(run: Path) -> None:
     except FileNotFoundError:
         return  # another process evicted it first
     if _owner(moved) != owner:
-        _place(moved, run / LOCK)  # this is the lock of the other one, which has just taken it: give it back
+        _place(moved, run / LOCK)  # another process has just taken the lock: restore it
         return
     files.remove(moved)
 
@@ -84,7 +84,7 @@ def _refusal(run: Path, owner: dict[str, Any]) -> str:
 
 
 def _owner(lock: Path) -> dict[str, Any] | None:
-    """None where there is no lock. An unreadable owner, which only a power cut leaves, is an empty one."""
+    """The owner; None if there is no lock. An unreadable owner, which only a power cut can leave, is an empty dict."""
     if not lock.is_dir():
         return None
     try:
@@ -98,7 +98,7 @@ def _dead(owner: dict[str, Any]) -> bool:
     if not owner:
         return True
     if owner["host"] != socket.gethostname():
-        return False  # unknown, so assume the best
+        return False  # unknown: assume that it is alive
     return owner["boot"] != _boot() or owner["started"] != _started(owner["pid"])
 
 
@@ -117,11 +117,12 @@ def _started(pid: int) -> str | None:
     """When the process began, in clock ticks since boot; empty where there is no /proc; None if it is dead."""
     if Path("/proc/self/stat").exists():
         try:
-            # The command's name, in brackets, may hold anything. After it: state, and the start as the 20th field.
+            # The command's name, in brackets, may contain any character. After it: state, and the start as the 20th
+            # field.
             after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return None
-        return None if after[0] in "ZX" else after[19]  # a zombie is dead, only not yet buried by its parent
+        return None if after[0] in "ZX" else after[19]  # a zombie is dead, but not yet reaped by its parent
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Where a result came from: code, versions, machine. What is unknown stays unknown; nothing here can fail a run."""
+"""Where a result came from: code, versions, machine. Unknown values are left out; errors here never stop a run."""
 
 import os
 import platform
@@ -12,11 +12,11 @@ PACKAGES = (
     "policy-gradient-cli", "torch", "numpy", "gymnasium", "hydra-core", "safetensors", "mujoco", "transformers", "peft",
 )  # fmt: skip
 DIFF_LIMIT = 1_000_000
-"""Bytes of uncommitted changes that are kept: enough for any change of code, too few for data added by mistake."""
+"""Most bytes of uncommitted changes that are kept: enough for changes of code, not for data added by mistake."""
 
 
 def versions() -> dict[str, str]:
-    """Read from the packages' metadata, so that nothing is imported."""
+    """Versions, read from the packages' metadata, so that nothing is imported."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 def git(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
     """Commit, branch and dirtiness of the working tree around `folder`, and its uncommitted changes as a diff.
 
-    (None, b"") outside a repository, before its first commit, and where there is no git. Untracked files do not count:
+    (None, b"") outside a repository, before its first commit, and without git. Untracked files are ignored:
     a folder of runs would make every tree dirty.
     """
     sha = _git(folder, "rev-parse", "HEAD").decode().strip()
@@ -53,7 +53,7 @@ def git(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
 
 
 def _git(folder: Path, *arguments: str) -> bytes:
-    # No lock on the user's index, and no program that the repository's settings name.
+    # Takes no lock on the user's index, and runs no program that the repository's settings name.
     command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
     try:
         answer = subprocess.run(command, cwd=folder, capture_output=True, timeout=10, check=False)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA = 1
-"""Of run.json and of the files beside it; a checkpoint has its own."""
+"""Schema of run.json and of the files beside it; a checkpoint has its own."""
 WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-"""How metrics.jsonl and run.json spell what JSON has no number for."""
+"""Spelling in metrics.jsonl and run.json of numbers that JSON does not have."""
 
 
 class Run:
-    """A run directory, as it was when it was opened."""
+    """A run directory; run.json is read when it is opened."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`running`, `completed`, `failed`, `interrupted`; or `died`: it was killed before it could say so."""
+        """`running`, `completed`, `failed`, `interrupted`; or `died`: it was killed before it could write that."""
         status = self.info["status"]
         return "died" if status == "running" and not lock.in_use(self.path) else status
 
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Actions trained so far: while it runs, or if it was killed, those of the last row."""
+        """Actions trained so far; of a running or killed run, those of the last row."""
         if self.info["ended"]:
             return self.info["steps"]
         path = self.path / "metrics.jsonl"
@@ -68,7 +68,7 @@ class Run:
 
         path = self.path / "config.yaml"
         try:
-            # The C parser is several times faster, and not in every build of PyYAML.
+            # The C parser is several times faster, but missing in some builds of PyYAML.
             return yaml.load(path.read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
@@ -80,7 +80,7 @@ class Run:
         path = self.path / "metrics.jsonl"
         if key is None:
             return _parse(path, _lines(path))
-        # Most keys are in few rows: not to parse the others makes `compare` several times faster.
+        # Most keys are in few rows: skipping the others makes `compare` several times faster.
         return _parse(path, _lines_with(path, json.dumps(key)))
 
     def points(self, key: str) -> tuple[list[int], list[float]]:
@@ -89,7 +89,7 @@ class Run:
         return [row["step"] for row in rows], [row[key] for row in rows]
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """As `points`: (K,) int64 and (K,) float64."""
+        """`points` as arrays, (K,) int64 and (K,) float64."""
         import numpy as np
 
         steps, values = self.points(key)
@@ -99,7 +99,7 @@ class Run:
         """Finished training episodes, a column each: `r` return, `l` length, `t` seconds, `step`, `seed`."""
         import numpy as np
 
-        lines = _lines(self.path / "episodes.csv")[1:]  # without the line of JSON that Monitor's layout begins with
+        lines = _lines(self.path / "episodes.csv")[1:]  # without the first line, JSON in Monitor's layout
         names = lines[0].split(",") if lines else []
         rows = [line.split(",") for line in lines[1:]]
         if any(len(row) != len(names) for row in rows):
@@ -116,7 +116,7 @@ class Run:
         return _parse(path, _lines(path))
 
     def checkpoints(self) -> list[Path]:
-        """Oldest first. Whether one is intact is known only when it is read."""
+        """Checkpoints, oldest first. Whether one is intact is checked only when it is read."""
         return list_checkpoints(self.path / "checkpoints")
 
 
@@ -141,7 +141,7 @@ def find_run(text: str, runs_dir: Path | str = "runs") -> Run:
 
 
 def list_runs(runs_dir: Path | str = "runs") -> list[Run]:
-    """Oldest first. `scan_runs` also tells which could not be read."""
+    """The runs in a folder, oldest first. `scan_runs` also returns those that could not be read."""
     return scan_runs(runs_dir)[0]
 
 
@@ -157,7 +157,7 @@ def scan_runs(runs_dir: Path | str) -> tuple[list[Run], list[str]]:
 
 
 def plain(value: Any) -> Any:
-    """A tree whose numbers JSON can hold: NaN and infinities by name. To drop them would hide why a run went wrong."""
+    """The tree with NaN and infinities as names, which JSON can hold. Dropping them would hide why a run went wrong."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -208,7 +208,7 @@ def _lines_with(path: Path, word: str) -> list[str]:
 
 
 def _complete(path: Path) -> str:
-    """The complete lines of a file that another process may be appending to; a torn last one is not there yet."""
+    """The complete lines of a file that another process may be appending to; an incomplete last line is left out."""
     try:
         text = path.read_text("utf-8", errors="replace")
     except FileNotFoundError:

@@ -1,18 +1,18 @@
 """Writing a run directory.
 
     runs/20261120-165501_ppo_cartpole_s0_7f3a9c/
-        run.json            what it is, where it came from, how it ended
+        run.json            what the run is, where it came from, how it ended
         config.yaml         resolved; overrides.txt: what was typed; git.diff: uncommitted changes
         metrics.jsonl       a row for each update, appended
         episodes.csv        finished training episodes, in Monitor's layout
-        samples.jsonl       of a text task: some completions of each evaluation, with their log-probs and rewards
-        log.txt             what happened, with the time
+        samples.jsonl       text tasks: some completions of each evaluation, with their log-probs and rewards
+        log.txt             events, with the time
         checkpoints/        step-N/: the newest few, and the best
         metrics.discarded.jsonl, episodes.discarded.csv, samples.discarded.jsonl
                             rows after the checkpoint from which the run was resumed
 
-Only relative paths, so that it can be moved. A row goes to the operating system at once and is made durable with the
-next checkpoint: a kill loses nothing, a power cut nothing up to the checkpoint from which the run goes on.
+It contains only relative paths of itself, so that it can be moved. A row goes to the operating system at once and is
+made durable with the next checkpoint: a kill loses nothing, a power cut nothing up to the checkpoint that is resumed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from pgcli.runs.reader import SCHEMA, Run, plain
 from pgcli.types import Episode, Metrics, Sample, State
 
 NAME_LIMIT = 40
-"""Characters of a part of a run's name: three parts, stamps and separators stay far below the 255 of a file name."""
+"""Most characters of a part of a run's name, so that the name stays far below the 255 of a file name."""
 EPISODE_COLUMNS = "r,l,t,step,seed"
 
 
 class RunWriter:
-    """The one process that writes a run. `create` or `reopen`; `finish`, or `close`, lets go of it."""
+    """Writes a run directory; one process only. Opened by `create` or `reopen`, released by `finish` or `close`."""
 
     def __init__(self, path: Path, info: dict[str, Any], keep: int) -> None:
         self.path = path
@@ -73,8 +73,8 @@ class RunWriter:
         """A new run directory, locked.
 
         Args:
-            info: what run.json says beyond what is known here.
-            path: the directory to make, instead of one with a fresh name in `runs_dir`.
+            info: further entries of run.json.
+            path: the directory to create, instead of one with a fresh name in `runs_dir`.
             parent: the run that this one goes on from.
 
         Raises InputError if it cannot be made, and leaves nothing behind.
@@ -98,9 +98,9 @@ class RunWriter:
 
     @classmethod
     def reopen(cls, path: Path | str) -> RunWriter:
-        """Go on with a run: `load` its newest checkpoint, then `rewind` to it.
+        """Open a run to continue it: then `load` its newest checkpoint and `rewind` to it.
 
-        Raises InputError if it is no run, or in use.
+        Raises InputError if it is not a run, or in use.
         """
         run = Run(path)
         keep = run.config["checkpoint"]["keep"]
@@ -114,11 +114,11 @@ class RunWriter:
         with _writing(run.path):
             files.sweep(run.path)
             checkpoint.sweep(run.path / "checkpoints")
-            info = Run(run.path).info  # again: until we had the lock, another process may have written it
+            info = Run(run.path).info  # read again: another process may have written it before we had the lock
             return cls(run.path, info, keep)
 
     def load(self) -> Loaded:
-        """The newest intact checkpoint. Raises InputError, and lets go of the run, if there is none."""
+        """The newest intact checkpoint. Raises InputError, and releases the run, if there is none."""
         try:
             loaded = checkpoint.load_newest(self.path / "checkpoints")
         except InputError:
@@ -128,23 +128,23 @@ class RunWriter:
         return loaded
 
     def inherit(self, parent: Path) -> None:
-        """Take over the rows of the run that this one forks from, so that its curve is whole. Then `rewind`."""
+        """Copy the rows of the run that this one forks from, so that its curve is complete. Then `rewind`."""
         with _writing(self.path):
             for name in ("metrics.jsonl", "episodes.csv", "samples.jsonl"):
                 if (parent / name).exists():
                     files.replace(self.path / name, (parent / name).read_bytes())
 
     def rewind(self, step: int) -> None:
-        """Set aside what was written after `step`, so that the run goes on from there and has every step once."""
+        """Move the rows written after `step` aside, so that the continued run has every step once."""
         with _writing(self.path):
             checkpoint.set_aside(self.path / "checkpoints", step)
             kept = _cut(self.path / "metrics.jsonl", step, header=0, step_of=lambda line: json.loads(line)["step"])
             _cut(self.path / "episodes.csv", step, header=2, step_of=lambda line: int(line.split(",")[3]))
             if (self.path / "samples.jsonl").exists():
                 _cut(self.path / "samples.jsonl", step, header=0, step_of=lambda line: json.loads(line)["step"])
-            self._close_files()  # those that were open have been replaced
+            self._close_files()  # the open ones have been replaced
         self._step = step
-        # `wall` counts the seconds that the run was running, not those that it lay dead.
+        # `wall` counts the seconds in which the run was running, not those in between.
         self._began = time.monotonic() - (json.loads(kept[-1])["wall"] if kept else 0.0)
         self.update_info(status="running", reason=None, ended=None, steps=step)
 
@@ -165,13 +165,13 @@ class RunWriter:
     def episodes(self, step: int, episodes: list[Episode]) -> None:
         """Append episodes that finished in the rollout that ended at `step`."""
         if not episodes:
-            return  # most updates of a method that learns from every few steps
+            return  # the usual case for methods that update every few steps
         wall = round(self.wall, 6)
         rows = [f"{float(episode.total)!r},{episode.length},{wall},{step},{episode.seed}\n" for episode in episodes]
         self._append("episodes.csv", "".join(rows))
 
     def samples(self, step: int, samples: list[Sample]) -> None:
-        """Append what was read of the evaluation at `step`."""
+        """Append sample completions of the evaluation at `step`."""
         rows = [plain({"step": step} | sample) for sample in samples]
         if rows:
             lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows]
@@ -182,7 +182,7 @@ class RunWriter:
         self._append("log.txt", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
     def save(self, step: int, state: State, *, best: bool = False) -> Path:
-        """Write a checkpoint, then remove those no longer kept. If it fails, the last good one is still there."""
+        """Write a checkpoint, then remove those no longer kept. If writing fails, the last good one remains."""
         with _writing(self.path):
             files.fsync(self.path / "metrics.jsonl")
             files.fsync(self.path / "episodes.csv")
@@ -203,7 +203,7 @@ class RunWriter:
     # ------------------------------------------------------------ closing
 
     def finish(self, status: str, reason: str | None = None, summary: dict[str, Any] | None = None) -> None:
-        """Say how the run ended (`completed`, `failed`, `interrupted`), and let go of it."""
+        """Record how the run ended (`completed`, `failed`, `interrupted`), and release it."""
         try:
             self.update_info(
                 status=status,
@@ -213,14 +213,14 @@ class RunWriter:
                 summary=summary or {},
             )
         except RunError:
-            # A disk that is still full must not hide why the run failed: left as `running`, it reads as `died`.
+            # A full disk must not hide why the run failed; left as `running`, its status reads as `died`.
             if status == "completed":
                 raise
         finally:
             self.close()
 
     def close(self) -> None:
-        """Let go of the run. Does nothing the second time."""
+        """Release the run. Does nothing the second time."""
         if self._held:
             self._held = False
             self._close_files()
@@ -274,7 +274,7 @@ def _describe(path: Path, slug: str, seed: int) -> dict[str, Any]:
 
 
 def _fill(path: Path, info: dict[str, Any], config: dict[str, Any], overrides: list[str]) -> None:
-    """Write all but run.json, then run.json: with it the folder becomes a run."""
+    """Write all files, run.json last: with it the folder becomes a run."""
     info["git"], diff = provenance.git(Path.cwd())
     if diff:
         files.write(path / "git.diff", diff)
@@ -289,7 +289,7 @@ def _fill(path: Path, info: dict[str, Any], config: dict[str, Any], overrides: l
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """A full disk, or one that went away, as one line for the user."""
+    """Turns an OSError (a full or removed disk) into a RunError of one line."""
     try:
         yield
     except OSError as error:
@@ -299,9 +299,9 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _cut(path: Path, step: int, *, header: int, step_of: Callable[[str], int]) -> list[str]:
-    """Move the rows after `step`, and those that make no sense, to NAME.discarded.SUFFIX. Returns those that stay."""
+    """Move the rows after `step`, and unreadable ones, to NAME.discarded.SUFFIX. Returns those that stay."""
     discarded = path.with_name(f"{path.stem}.discarded{path.suffix}")
-    lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]  # a torn last line is neither
+    lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]  # an incomplete last line is dropped
     head = lines[:header]
     kept: list[str] = []
     later: list[str] = []
@@ -311,7 +311,7 @@ def _cut(path: Path, step: int, *, header: int, step_of: Callable[[str], int]) -
         except (ValueError, KeyError, TypeError, IndexError):
             stays = False
         (kept if stays else later).append(line)
-    # First what is set aside, then what stays: killed in between, a row is set aside twice, but never lost.
+    # Discarded rows are written first: after a kill in between, a row may be discarded twice, but never lost.
     if later:
         before = discarded.read_text("utf-8", errors="replace") if discarded.exists() else _text(head)
         files.replace(discarded, (before + _text(later)).encode())

@@ -1,4 +1,4 @@
-"""Named studies: what is run, what others published, and how the two compare. `conf/experiment/<name>.yaml` is one."""
+"""Named studies: runs, published results, and their comparison. Each is a file `conf/experiment/<name>.yaml`."""
 
 from pgcli.studies.definition import Study, load, names
 from pgcli.studies.outcome import Reproduction

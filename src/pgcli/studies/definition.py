@@ -1,11 +1,11 @@
-"""What a study is: its file, checked, and the runs that it stands for.
+"""A study: its file, checked, and the runs that it describes.
 
-A row's words are those of `pgcli sweep`. What begins with `env` says where (the environment, in the table), all else
-says what (the method), and so does the normalisation of observations and rewards. A method on an environment, over the
-seeds, is a *cell*, and a line of the table.
+A row's words are those of `pgcli sweep`. Words that begin with `env` give the environment, the others, and the
+normalisation of observations and rewards, the method. A method on an environment, over the seeds, is a *cell*, and a
+line of the table.
 
 Runs that others build on are *stages*, made once for each seed: `init=sft`, `reference=sft` or `reward=rm` in a row, or
-in a later stage, stands for the run of that stage with the same seed.
+in a later stage, means the run of that stage with the same seed.
 """
 
 from __future__ import annotations
@@ -27,51 +27,56 @@ from pgcli.settings import Settings
 
 FOLDER = "experiment"
 MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py"}
-"""Gymnasium's extra -> what it brings."""
+"""Gymnasium's extra -> the package that it installs."""
 OWN = ("seed", "total_steps", "eval.every", "runs_dir")
-"""Settings that a study sets by keys of its own."""
+"""Settings that a study sets by its own keys."""
 MEASURES = ("training_return", "evaluation_return", "greedy_return", "learning")
 
 
 class Source(Settings):
-    """Where published numbers come from, and what their +- is."""
+    """The source of published numbers, and the meaning of their +-."""
 
-    title: str = Field(description="who published them: what a line of the table says")
-    link: str | None = Field(default=None, description="where they can be read")
-    seeds: int | None = Field(default=None, ge=2, description="runs behind each number; null: not said")
+    title: str = Field(description="name of the source in the table")
+    link: str | None = Field(default=None, description="where the numbers are published")
+    seeds: int | None = Field(
+        default=None, ge=2, description="number of runs (seeds) behind each number; null: not stated"
+    )
     deviation: Literal["sample", "population"] = Field(
-        default="sample", description="the +- divides by n - 1 (sample) or by n (population), as NumPy's std does"
+        default="sample",
+        description="kind of the +-: standard deviation by n - 1 (sample) or by n (population), as NumPy's std",
     )
 
 
 class Published(Settings):
-    source: str = Field(description="key of `sources`")
-    mean: float = Field(description="as published")
-    deviation: float | None = Field(default=None, ge=0, description="the published +-, between seeds; null: none")
+    source: str = Field(description="source of the number, a key of `sources`")
+    mean: float = Field(description="published mean")
+    deviation: float | None = Field(default=None, ge=0, description="published +- between seeds; null: none")
 
 
 class Plane(Settings):
-    """A plot of metrics against another one, each run's evaluations in their order."""
+    """A plot of metrics against another metric, each run's evaluations in their order."""
 
     x: str = Field(description="metric along the horizontal axis, such as kl/exact")
-    y: tuple[str, ...] = Field(min_length=1, description="metrics along the vertical axis, a panel each")
-    root: bool = Field(default=False, description="the square root of x: a distance, where x is a divergence")
+    y: tuple[str, ...] = Field(min_length=1, description="metrics along the vertical axis, one panel each")
+    root: bool = Field(default=False, description="plot against the square root of x: a distance, if x is a divergence")
 
 
 class BestOf(Settings):
-    """Beside the runs: the best of n completions, by each of some reward models, of a policy that is only sampled."""
+    """In addition to the runs: the best of n completions of an untrained policy, by each of some reward models."""
 
-    words: tuple[str, ...] = Field(description="words of a run that names the policy by init=<stage>")
-    rewards: tuple[str, ...] = Field(min_length=1, description="stages: the reward models that choose")
+    words: tuple[str, ...] = Field(description="words of a run, whose policy is given by init=<stage>")
+    rewards: tuple[str, ...] = Field(
+        min_length=1, description="stages of the reward models that select the best completion"
+    )
     largest: int = Field(ge=2, description="completions of each prompt; every power of 2 up to it is reported")
-    prompts: int = Field(ge=1, description="held-out prompts")
+    prompts: int = Field(ge=1, description="number of held-out prompts")
 
 
 class Row(Settings):
-    words: tuple[str, ...] = Field(min_length=1, description="as after `pgcli sweep`: algo=ppo,a2c env=cartpole")
-    fixed: tuple[str, ...] = Field(default=(), description="further words, which the method's name leaves out")
-    total_steps: int | None = Field(default=None, ge=1, description="another budget than the study's")
-    published: tuple[Published, ...] = Field(default=(), description="what others report for just this")
+    words: tuple[str, ...] = Field(min_length=1, description="overrides as of `pgcli sweep`: algo=ppo,a2c env=cartpole")
+    fixed: tuple[str, ...] = Field(default=(), description="further overrides, left out of the method's name")
+    total_steps: int | None = Field(default=None, ge=1, description="budget of these runs; null: the study's")
+    published: tuple[Published, ...] = Field(default=(), description="published numbers for exactly this run")
 
 
 class Study(Settings):
@@ -79,30 +84,32 @@ class Study(Settings):
 
     question: str = Field(description="what the study answers, as a question")
     measure: str = Field(
-        description="training_return: mean of the last `window` training episodes, as CleanRL reports; "
-        "evaluation_return, greedy_return: the last evaluation; learning: the evaluation's mean over all steps; "
-        "any metric's key: its last value",
+        description="measure of a run: training_return, the mean of the last `window` training episodes, as in "
+        "CleanRL; evaluation_return or greedy_return, of the last evaluation; learning, the mean of the evaluations "
+        "over all steps; or any metric's key, its last value",
     )
     columns: tuple[str, ...] = Field(default=(), description="metrics whose last values are shown beside the measure")
-    best_of: BestOf | None = Field(default=None, description="the best of n, as a further line of the plane")
-    plane: Plane | None = Field(default=None, description="a further plot, of metrics against one another")
+    best_of: BestOf | None = Field(default=None, description="best of n completions, as a further line of the plane")
+    plane: Plane | None = Field(default=None, description="further plot, of metrics against another metric")
     window: int = Field(default=100, ge=1, description="training episodes that training_return averages over")
     seeds: int = Field(ge=1, description="runs of each cell, with seeds 0, 1, ...")
     total_steps: int = Field(ge=1, description="budget of a run in steps (or tokens)")
     evaluations: int = Field(default=50, ge=1, description="points on each learning curve")
-    common: tuple[str, ...] = Field(default=(), description="words that all rows share")
+    common: tuple[str, ...] = Field(default=(), description="overrides that all rows share")
     environments: dict[str, tuple[str, ...]] = Field(
-        default={}, description="words that come with an environment, for all methods alike"
+        default={}, description="overrides that belong to an environment, for all methods alike"
     )
     stages: dict[str, tuple[str, ...]] = Field(
         default={},
-        description="name -> words of a run that others build on, one for each seed; whole at any --fraction",
+        description="name -> overrides of a run that others build on, one for each seed; its budget ignores --fraction",
     )
-    rows: tuple[Row, ...] = Field(description="what is run")
-    reference: str | None = Field(default=None, description="the method that the others are compared with, by its name")
-    needs: Literal["mujoco", "box2d", "atari"] | None = Field(default=None, description="Gymnasium's extra")
-    sources: dict[str, Source] = Field(default={}, description="of the published numbers")
-    notes: tuple[str, ...] = Field(default=(), description="what a reader of the table must know")
+    rows: tuple[Row, ...] = Field(description="runs of the study, as rows of overrides")
+    reference: str | None = Field(default=None, description="name of the method that the others are compared with")
+    needs: Literal["mujoco", "box2d", "atari"] | None = Field(
+        default=None, description="extra of Gymnasium that the study needs"
+    )
+    sources: dict[str, Source] = Field(default={}, description="sources of the published numbers, by key")
+    notes: tuple[str, ...] = Field(default=(), description="notes for the reader of the table")
 
     @model_validator(mode="after")
     def _sources_are_known(self) -> Study:
@@ -113,18 +120,18 @@ class Study(Settings):
 
 
 class Cell(NamedTuple):
-    """A method on an environment: a line of the table for each number that others published."""
+    """A method on an environment: one line of the table per published number."""
 
     environment: str
     method: str
     words: list[str]
-    """Of `pgcli train`, but for what each run has of its own: seed and budget. Stages are names."""
+    """Overrides of `pgcli train` without the seed and the budget, which differ between runs. Stages are names."""
     total_steps: int
     published: tuple[Published, ...]
 
     @property
     def env(self) -> str:
-        """The environment's name alone, as `--only` takes it."""
+        """The environment's name, as in `--only`."""
         return self.environment.partition(" ")[0]
 
 
@@ -132,17 +139,17 @@ class Cell(NamedTuple):
 
 
 def names(config_dirs: Iterable[Path | str] = ()) -> dict[str, str]:
-    """Study -> what it is, in one line."""
+    """Study -> its description in one line."""
     return {name: headline(file) for name, file in options(FOLDER, search_path(config_dirs)).items()}
 
 
 def load(name: str, config_dirs: Iterable[Path | str] = ()) -> Study:
-    """The study called `name`. Raises InputError with one line for each thing that is wrong with it."""
+    """The study called `name`. Raises InputError with one line for each mistake in it."""
     return read_file(FOLDER, name, Study, _check, noun="study", config_dirs=config_dirs)[0]
 
 
 def _check(study: Study) -> None:
-    """What the models cannot say by themselves."""
+    """Checks that the models cannot do by themselves."""
     if study.measure not in MEASURES and study.measure.count("/") != 1:
         raise InputError(
             f"`measure` must be one of {', '.join(MEASURES)}, or a metric's key such as eval/gold, not {study.measure}"
@@ -176,7 +183,7 @@ def _check(study: Study) -> None:
 
 
 def _check_sources(words: Sequence[str], stages: Sequence[str]) -> None:
-    """Each names a stage that was made before."""
+    """Each source must be an earlier stage."""
     for word in words:
         key, _, values = word.partition("=")
         for value in values.split(",") if key in SOURCES else ():
@@ -186,7 +193,7 @@ def _check_sources(words: Sequence[str], stages: Sequence[str]) -> None:
 
 
 def require(name: str, study: Study) -> None:
-    """Raises InputError, with the command that installs it, where an extra is missing."""
+    """Raises InputError, with the command that installs it, if an extra is missing."""
     if study.needs and importlib.util.find_spec(MODULES[study.needs]) is None:
         raise InputError(f"{name} needs a package that is not installed: run pip install 'gymnasium[{study.needs}]'")
 
@@ -195,7 +202,7 @@ def require(name: str, study: Study) -> None:
 
 
 def cells(study: Study) -> list[Cell]:
-    """The rows, each combination of their words."""
+    """The cells of all rows, one for each combination of their words."""
     found = []
     for row in study.rows:
         for words in expand(row.words):
@@ -208,21 +215,21 @@ def cells(study: Study) -> list[Cell]:
 
 
 def _algorithm(study: Study) -> list[str]:
-    """What a row is called that says nothing but where."""
+    """The method words of a row that names only an environment."""
     return [word for word in study.common if word.startswith("algo=")]
 
 
 def _is_where(word: str) -> bool:
     key = word.partition("=")[0]
     if key.startswith("env.normalise."):
-        return key == "env.normalise.reward_shift"  # of the task; all else there is how a method looks at it
+        return key == "env.normalise.reward_shift"  # part of the task; the other normalisations belong to the method
     return key == "env" or key.startswith("env.")
 
 
 def _spell(words: Sequence[str]) -> str:
     """`algo=ppo algo.gamma=1` -> `ppo gamma=1`; `env=x env.normalise.reward_shift=2` -> `x reward_shift=2`.
 
-    How a method looks at the world keeps its section: `normalise.rewards=true`.
+    Normalisations, which belong to the method, keep their section: `normalise.rewards=true`.
     """
     texts = []
     for key, value, text in parse(words):
@@ -232,7 +239,7 @@ def _spell(words: Sequence[str]) -> str:
 
 
 def only(study: Study, wanted: Sequence[str]) -> list[Cell]:
-    """The cells on the environments asked for; all of them if none is."""
+    """The cells on the wanted environments; all of them if none is given."""
     everything = cells(study)
     known = list(dict.fromkeys(cell.env for cell in everything))
     for env in wanted:

@@ -1,4 +1,4 @@
-"""What came out of a study: our runs, measured, beside what others published."""
+"""The results of a study: our runs, measured, beside published numbers."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 Points: TypeAlias = "list[Point]"
 POINTS = 100
-"""Of a curve of training returns."""
+"""Points of a curve of training returns."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: our runs of one cell, beside one published number, or beside the reference, or alone."""
+    """A line of the table: our runs of one cell, beside one published number, the reference, or nothing."""
 
     cell: Cell
     values: np.ndarray
     """(n,), the measure of each run, by seed."""
     beside: str
-    """The source's title, or the reference's name; empty where there is none."""
+    """The source's title, or the reference's name; empty if there is none."""
     theirs: Moments | None
     judgement: Judgement | None
     published: Published | None = None
-    """Where `theirs` is a published number: as it was printed."""
+    """The published number as it was printed, if `theirs` is one."""
 
     @property
     def ours(self) -> Estimate:
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Reproduction:
-    """How a study stands: what `pgcli reproduce` prints."""
+    """The state of a study, as `pgcli reproduce` prints it."""
 
     name: str
     title: str
@@ -56,16 +56,16 @@ class Reproduction:
     seeds: int
     sweep: Sweep
     cells: list[Cell]
-    """Those that were asked for."""
+    """The requested cells."""
     lines: list[Line]
     results: list[tuple[Cell, Result]]
-    """Of each cell that has runs: their curves."""
+    """The curves of each cell that has runs."""
     seconds: float
-    """The median run's."""
+    """Seconds of the median run."""
     missing: list[str] = field(default_factory=list)
-    """A sentence for each cell of which runs are missing."""
+    """A sentence for each cell with missing runs."""
     best: dict[str, list[Points]] = field(default_factory=dict)
-    """Reward model -> the best of n by it, of each seed; where the study asks for it."""
+    """Reward model -> the best of n by it, for each seed; if the study has `best_of`."""
 
     @property
     def path(self) -> Path:
@@ -79,7 +79,7 @@ class Reproduction:
 def conclude(
     name: str, title: str, study: Study, *, fraction: float, seeds: int, sweep: Sweep, cells: list[Cell]
 ) -> Reproduction:
-    """What the runs of a sweep say; the first `seeds` of its runs are those of the first cell, and so on."""
+    """The results of a sweep; its first `seeds` runs are those of the first cell, and so on."""
     curves, missing, seconds = [], [], []
     unknown = f"{study.measure} was never logged" if "/" in study.measure else "no episode ended in a run"
     for i, cell in enumerate(cells):
@@ -102,7 +102,7 @@ def conclude(
 
 
 def _why(trials: list[Trial]) -> str:
-    """What became of the runs that have no result."""
+    """Why runs have no result."""
     failed = [trial for trial in trials if trial.status == "failed"]
     open_ = sum(trial.status not in ("finished", "failed") for trial in trials)
     parts = [f"{len(failed)} of {len(trials)} runs failed ({failed[0].reason})"] if failed else []
@@ -110,7 +110,7 @@ def _why(trials: list[Trial]) -> str:
 
 
 def _curve(study: Study, sweep: Sweep, trial: Trial) -> Curve | None:
-    """One run's curve of what the study measures; None without a result."""
+    """One run's curve of the study's measure; None without a result."""
     if trial.status != "finished":
         return None
     run = Run(sweep.run_path(trial))

@@ -47,13 +47,13 @@ BESIDE = (
 
 
 def what(found: Reproduction) -> str:
-    """What is compared, in words."""
+    """The measure, in words."""
     measure = found.study.measure
     return MEASURES.get(measure, f"{measure} at the end").format(window=found.study.window)
 
 
 def scaled(found: Reproduction) -> str:
-    """What must be said where the budgets are not the study's; nothing where they are."""
+    """A caveat if the budgets are not the study's; empty if they are."""
     if found.fraction == 1:
         return ""
     return (
@@ -106,7 +106,7 @@ def columns(found: Reproduction) -> list[tuple[str, list[str]]]:
 
 
 def last_values(cell: Cell, found: Reproduction, key: str) -> np.ndarray:
-    """(n,): the last value that each run of a cell has logged of a metric; those that never did are left out."""
+    """(n,): the last value of a metric in each run of a cell; runs that never logged it are left out."""
     result = next(result for own, result in found.results if own == cell)
     points = [curve.run.points(key)[1] for curve in result.curves]
     return np.array([values[-1] for values in points if values])
@@ -117,11 +117,11 @@ def _spell_values(values: np.ndarray, decimals: int) -> str:
 
 
 FOLDED = {"environment": 16, "method": 20, "beside": 12}
-"""Columns that may be folded, and the widths below which that can't be read."""
+"""Columns that may be folded, and the widths below which they are unreadable."""
 
 
 def fitting(found: Reproduction, width: int) -> list[tuple[str, list[str]]]:
-    """The columns for a terminal so many characters wide: first go metrics beside the measure, then what says least."""
+    """The columns for a terminal of `width` characters: further metrics are dropped first, then the least important."""
     table = columns(found)
     if len({line.cell.method for line in found.lines}) == 1:
         table = [column for column in table if column[0] != "method"]
@@ -141,7 +141,7 @@ def fitting(found: Reproduction, width: int) -> list[tuple[str, list[str]]]:
 
 
 def as_table(found: Reproduction, width: int) -> Table:
-    """For a terminal so many characters wide. In brackets: 95% intervals."""
+    """The table for a terminal of `width` characters. In brackets: 95% intervals."""
     from rich import box
     from rich.table import Table
 
@@ -194,7 +194,7 @@ def markdown(found: Reproduction) -> str:
 
 
 def not_run(found: Reproduction) -> list[str]:
-    """The study's environments that were not asked for."""
+    """The study's environments that were not requested."""
     left = [env for env in dict.fromkeys(cell.env for cell in definition.cells(found.study)) if env not in asked(found)]
     return [f"Not run: {', '.join(left)}."] if left else []
 
@@ -212,7 +212,7 @@ def by_seed(found: Reproduction) -> list[str]:
 
 
 def comparisons(found: Reproduction) -> list[str]:
-    """What `pgcli compare` says of the methods on each environment."""
+    """The result of `pgcli compare` for the methods on each environment."""
     lines = []
     for environment in dict.fromkeys(cell.environment for cell, _ in found.results):
         own = [result for cell, result in found.results if cell.environment == environment]
@@ -231,7 +231,7 @@ def command(found: Reproduction) -> str:
 
 
 def sweeps(found: Reproduction) -> list[str]:
-    """A `pgcli sweep` for each stage and each cell. The runs of a stage are given by seed."""
+    """A `pgcli sweep` command for each stage and each cell. The runs of a stage are given by seed."""
     study = found.study
     lines = [
         shlex.join(["pgcli", "sweep", *_named(own), f"seed=range(0,{found.seeds})"]) for own in study.stages.values()
@@ -252,7 +252,7 @@ def _named(words: Iterable[str]) -> list[str]:
 
 
 def write(found: Reproduction, folder: Path) -> None:
-    """`<name>.md` and `<name>.svg`, where there is anything to report."""
+    """Write `<name>.md` and `<name>.svg`, if there are results."""
     if not found.results:
         return
     try:
@@ -273,7 +273,7 @@ def write(found: Reproduction, folder: Path) -> None:
 
 
 def best_lines(found: Reproduction) -> list[str]:
-    """The best of n, as a table; nothing where the study does not ask for it."""
+    """The best of n, as a table; empty if the study has no `best_of`."""
     if not found.best:
         return []
     lines = ["", "## The best of n", "", "| reward model | n | KL, at most | reward | gold |"]
@@ -322,7 +322,7 @@ def _path(run: Run, plane: Plane, key: str) -> np.ndarray:
 
 
 def as_data(found: Reproduction) -> dict[str, Any]:
-    """As JSON can hold it."""
+    """The results as data that JSON can hold."""
     return {
         "study": found.name,
         "question": found.study.question,

@@ -1,4 +1,4 @@
-"""Run a study as a sweep that can be stopped and gone on with, and put its results beside what others published."""
+"""Run a study as a sweep that can be stopped and resumed, and put its results beside published ones."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def reproduce(
     on_change: OnChange | None = None,
     command: Command = run_command,
 ) -> Reproduction:
-    """Run the study `name`, or go on with it, and write its report: `pgcli reproduce NAME`.
+    """Run or resume the study `name`, and write its report: `pgcli reproduce NAME`.
 
     Args:
-        fraction: of the published budget. A verdict on less than all of it is not one on the published number.
-        seeds: 0 .. seeds - 1; the study's own number if None.
+        fraction: share of the published budget. With less than 1, a verdict does not apply to the published number.
+        seeds: number of runs, with seeds 0 .. seeds - 1; the study's own number if None.
         only: environments, by name; all of them if empty.
-        studies_dir: the runs go to a folder of the study's name in it (and of the fraction's, where it is not 1).
+        studies_dir: the runs go to a folder in it, named by the study (and the fraction, if it is not 1).
         out: folder of the report `<name>.md` and `<name>.svg`; the study's own if None.
 
     Raises InputError before anything is written.
@@ -66,7 +66,7 @@ def reproduce(
 
     stages = [[[*own, f"seed={seed}"] for seed in range(number)] for own in study.stages.values()]
     words = [_words(study, cell, seed, fraction) for cell in chosen for seed in range(number)]
-    for combination in [*chain(*stages), *words]:  # all that can be refused, before the first run is begun
+    for combination in [*chain(*stages), *words]:  # all refusals come before the first run begins
         compose(combination, config_dirs=folders, trust=trust)
     made: list[dict[str, Path]] = [{} for _ in range(number)]  # of each seed, stage -> its run
     for stage, own in zip(study.stages, stages, strict=True):
@@ -84,7 +84,7 @@ def reproduce(
 
 
 def _best_of(wanted: BestOf, path: Path, made: list[dict[str, Path]], folders: list[str]) -> dict[str, list[Points]]:
-    """Reward model -> for each seed its points; what has been computed is kept beside the runs."""
+    """Reward model -> its points for each seed; computed points are stored beside the runs."""
     from pgcli.experiment.best_of import Point, best_of
 
     found: dict[str, list[Points]] = {}

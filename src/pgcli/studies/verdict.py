@@ -1,8 +1,8 @@
-"""When may one say that a published number was reproduced?
+"""When is a published number reproduced?
 
     d       our mean minus theirs, with its 95% interval by Welch's t (their +- and number of seeds give their share)
-    margin  5% of their mean, or their standard deviation between seeds where that is larger: what differs by less
-            is as near as two of their own runs are
+    margin  5% of their mean, or their standard deviation between seeds if that is larger: a smaller difference
+            is no larger than between two of their own runs
 
     reproduced   the 95% interval of *our* mean lies within the margin around theirs: near enough, and we know it
     better       else, if the interval of d lies above 0
@@ -33,7 +33,7 @@ class Judgement(NamedTuple):
 
 
 def moments(values: np.ndarray) -> Moments:
-    """Of our runs: (n,)."""
+    """Moments of our runs, (n,)."""
     return Moments(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
 
 
@@ -43,7 +43,7 @@ def beside_published(ours: np.ndarray, theirs: Moments) -> Judgement:
     if len(ours) < FEWEST:
         return Judgement("unclear", Estimate(mine.mean - theirs.mean))
     difference = welch_interval(mine, theirs)
-    # Of their few runs alone the interval may be wider than any margin: nearness is asked of ours.
+    # With few published runs the interval of d may be wider than any margin: nearness is required of our mean.
     nearness = welch_interval(mine, Moments(theirs.mean))
     return _judge(difference, nearness, max(MARGIN * abs(theirs.mean), theirs.deviation or 0.0), "reproduced")
 

@@ -1,4 +1,4 @@
-"""Many runs from one command line: expanded, scheduled, and written down so that an interrupted sweep can go on."""
+"""Many runs from one command line: expanded, scheduled, and recorded so that an interrupted sweep can be resumed."""
 
 from pgcli.sweeps.driver import complete, resume_sweep, sweep
 from pgcli.sweeps.ledger import Sweep, Trial

@@ -1,4 +1,4 @@
-"""The ways into a sweep: a new one, one that was interrupted, and one that is to hold certain runs."""
+"""Entry points of sweeps: start a new one, resume an interrupted one, or complete one with given runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def run_command(sweep: Sweep, trial: Trial, resumed: bool) -> list[str]:
-    """The process of one run: `pgcli train` in a directory that it is given, or `pgcli resume`."""
+    """The command line of one run: `pgcli train` with a given directory, or `pgcli resume`."""
     words = [sys.executable, "-m", "pgcli"]
     trust = ["--trust"] if sweep.trust else []
     if resumed:
@@ -41,9 +41,9 @@ def sweep(
     on_change: OnChange | None = None,
     command: Command = run_command,
 ) -> Sweep:
-    """Run every combination of the overrides (`algo=ppo,a2c`, `seed=range(0,5)`), a process each, `workers` at a time.
+    """Run every combination of the overrides (`algo=ppo,a2c`, `seed=range(0,5)`) in a process, `workers` at a time.
 
-    All of them are checked before anything is written. `on_change` is called many times a second with how things stand.
+    All are checked before anything is written. `on_change` is called many times a second with the sweep's state.
     """
     import pgcli
     from pgcli.experiment.overrides import expand
@@ -73,10 +73,10 @@ def complete(
     on_change: OnChange | None = None,
     command: Command = run_command,
 ) -> Sweep:
-    """Bring these runs to their end in a sweep directory of a given name: made if it is not there, added to if it lacks
-    some, resumed where it has begun them. Nothing is started for a run that has finished.
+    """Complete these runs in the sweep directory `path`: it is created if needed, missing runs are added, begun ones
+    are resumed, and finished ones are left alone.
 
-    Returns: the sweep with these runs alone, in the order given.
+    Returns: the sweep with these runs only, in the order given.
     """
     import pgcli
 
@@ -107,26 +107,26 @@ def resume_sweep(
     on_change: OnChange | None = None,
     command: Command = run_command,
 ) -> Sweep:
-    """Go on with a sweep: finished runs stay, half-done ones are resumed, failed ones are tried once more."""
+    """Resume a sweep: finished runs stay, half-done ones are resumed, failed ones are tried once more."""
     path = Path(path)
     _check_workers(workers)
-    ledger.load(path)  # what is no sweep is refused before a lock is put into it
+    ledger.load(path)  # raises an error if it is not a sweep, before a lock is put into it
     with _held(path):
         ledger.mend(path)
-        sweep = ledger.load(path)  # again: another driver may have ended while we asked for the lock
-        sweep.trust = trust  # given now, or not at all: the word of a file does not count
+        sweep = ledger.load(path)  # again: another driver may have ended while we waited for the lock
+        sweep.trust = trust  # only if given now: a file cannot grant it
         _refuse_user_code(sweep)
         schedule.run(sweep, workers=workers, command=command, on_change=on_change or _ignore)
     return sweep
 
 
 def _ignore(sweep: Sweep) -> None:
-    """For those who only want the result."""
+    """An `on_change` that does nothing."""
 
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """One driver at a time; a disk that fails it is one line for the user."""
+    """Allows one driver at a time; turns an OSError into a RunError of one line."""
     lock.acquire(path)
     try:
         yield
@@ -142,13 +142,13 @@ def _check_workers(workers: int) -> None:
 
 
 def _name(config: ExperimentConfig) -> str:
-    """`ppo_cartpole_s0`, as run directories are named."""
+    """The run's part of its directory's name: `ppo_cartpole_s0`."""
     environment = slug(str(getattr(config.env, "id", None) or config.choices["env"]))
     return re.sub(r"[^\w.-]+", "-", f"{config.choices['algo']}_{environment}_s{config.seed}")[:80]
 
 
 def _plan(combinations: list[list[str]], folders: list[str], trust: bool) -> list[Planned]:
-    """Every run checked, before anything is written."""
+    """Checks every run before anything is written."""
     from pgcli.experiment.config import compose
 
     configs = [compose(words, config_dirs=folders, trust=trust) for words in combinations]
@@ -159,7 +159,7 @@ def _plan(combinations: list[list[str]], folders: list[str], trust: bool) -> lis
 
 
 def _refuse_twins(combinations: Sequence[list[str]], configs: Sequence[ExperimentConfig]) -> None:
-    """The same run twice would count as two independent ones in a comparison."""
+    """Refuses identical runs: in a comparison they would count as two independent ones."""
     seen: dict[str, int] = {}
     for n, config in enumerate(configs):
         first = seen.setdefault(
@@ -171,7 +171,7 @@ def _refuse_twins(combinations: Sequence[list[str]], configs: Sequence[Experimen
 
 
 def _refuse_user_code(sweep: Sweep) -> None:
-    """`env=my_package:MyEnv-v0` was typed once; here a file says it, and a file may come from anywhere."""
+    """Refuses user code such as `env=my_package:MyEnv-v0` from a sweep's file, which may come from anywhere."""
     from pgcli.experiment.overrides import parse
 
     for trial in sweep.trials:

@@ -1,12 +1,12 @@
-"""A sweep directory: what was planned (`sweep.json`), what has happened (`ledger.jsonl`, appended to).
+"""A sweep directory: the plan (`sweep.json`), and the events so far (`ledger.jsonl`, append-only).
 
-    sweeps/<id>/sweep.json      what was asked for, and the runs it stands for
+    sweeps/<id>/sweep.json      the overrides, and the runs that they expand to
                 ledger.jsonl    {"n", "event", "run", "reason", "time", "pid"}: a line for each event, fsynced
                 runs/<n>_...    run directories like any other
-                logs/<n>.log    what the run printed
-                discarded/      runs that died before their first checkpoint
+                logs/<n>.log    the run's output
+                discarded/      runs that were killed before their first checkpoint
 
-The ledger is the truth: a sweep is resumed by replaying it. All paths inside are relative to the sweep.
+A sweep is resumed by replaying its ledger. All paths inside are relative to the sweep.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PLAN, LEDGER, RUNS, LOGS, DISCARDED = "sweep.json", "ledger.jsonl", "runs", "log
 
 STATUS = {
     "planned": "planned",
-    "started": "interrupted",  # unless the ledger goes on: whoever started it died first
+    "started": "interrupted",  # if no later event follows, its driver was killed first
     "finished": "finished",
     "failed": "failed",
     "interrupted": "interrupted",
 }
-"""The last event of a run -> where it stands when the ledger is opened."""
+"""The last event of a run -> its status when the ledger is opened."""
 
 
 @dataclass
@@ -43,30 +43,30 @@ class Trial:
 
     n: int
     run: str
-    """Its directory, relative to the sweep."""
+    """The run's directory, relative to the sweep."""
     overrides: list[str]
     label: str
-    """What tells it from the others."""
+    """The overrides in which it differs from the others."""
     total_steps: int
     status: str = "planned"
     """`planned`, `running`, `finished`, `failed` or `interrupted`."""
     reason: str = ""
     pid: int | None = None
-    """The process that was last started for it."""
+    """The id of the process last started for it."""
 
 
 @dataclass
 class Sweep:
-    """A sweep directory and where its runs stand."""
+    """A sweep directory and the status of its runs."""
 
     path: Path
     trials: list[Trial]
     config_dirs: list[str] = field(default_factory=list)
     trust: bool = False
     signal: int | None = None
-    """The signal that ended it before its end."""
+    """The signal that stopped it early, if any."""
     stopped: str = ""
-    """The failure for which it gave up, every run having failed in this way."""
+    """The failure that made it give up, because every run failed in this way."""
 
     def run_path(self, trial: Trial) -> Path:
         return self.path / trial.run
@@ -79,13 +79,13 @@ class Sweep:
 
 
 def labels(combinations: list[list[str]]) -> list[str]:
-    """What differs: each combination without the overrides that all of them have."""
+    """Each combination without the overrides that all combinations share."""
     common = set.intersection(*map(set, combinations)) if len(combinations) > 1 else set()
     return [" ".join(o for o in overrides if o not in common) for overrides in combinations]
 
 
 class Planned(NamedTuple):
-    """A run that is to be: its name, its words, its budget."""
+    """A planned run: name, words and budget."""
 
     name: str
     overrides: list[str]
@@ -102,7 +102,7 @@ def create(
     version: str,
     name: str | None = None,
 ) -> Sweep:
-    """Make the directory, under a fresh name unless it is given one, and plan every run in it."""
+    """Create the directory, with a fresh name if none is given, and plan every run in it."""
     now = datetime.now(UTC)
     path = sweeps_dir / (name or f"{now:%Y%m%d-%H%M%S}_{secrets.token_hex(2)}")
     try:
@@ -129,7 +129,7 @@ def create(
 
 
 def extend(sweep: Sweep, planned: list[Planned]) -> None:
-    """Plan further runs. Their numbers go on; what has happened stays."""
+    """Plan further runs, with the next numbers; the ledger stays."""
     if planned:
         _write_plan(sweep, json.loads((sweep.path / PLAN).read_text("utf-8")), planned)
 
@@ -177,7 +177,7 @@ def load(path: Path) -> Sweep:
 
 
 def record(sweep: Sweep, event: str, *trials: Trial) -> None:
-    """Append one event for each of the trials. On return it is on the disk."""
+    """Append one event for each of the trials. On return they are on the disk."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     lines = [
         json.dumps({"n": t.n, "event": event, "run": t.run, "reason": t.reason, "time": now, "pid": t.pid}) + "\n"
@@ -192,7 +192,7 @@ def record(sweep: Sweep, event: str, *trials: Trial) -> None:
 
 
 def mend(path: Path) -> None:
-    """Cut off a last line that a killed driver left torn, so that the next event does not continue it."""
+    """Remove an incomplete last line of a killed driver, so that the next event is not appended to it."""
     ledger = path / LEDGER
     if ledger.exists():
         lines, newline, torn = ledger.read_bytes().rpartition(b"\n")
@@ -201,7 +201,7 @@ def mend(path: Path) -> None:
 
 
 def replay(path: Path) -> list[dict[str, Any]]:
-    """The events in order. A torn last line has not happened; any other that cannot be read is refused."""
+    """The events in order. An incomplete last line is ignored; another unreadable line raises InputError."""
     if not path.exists():
         return []
     events = []
@@ -218,6 +218,6 @@ def replay(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_inside(path: Path, trial: Trial) -> None:
-    """A plan that was tampered with must not make us write elsewhere."""
+    """Refuses a plan that was tampered with to write outside the sweep."""
     if Path(trial.run).parts[:-1] != (RUNS,) or Path(trial.run).name in ("", ".."):
         raise InputError(f"{path / PLAN} is damaged: run {trial.n} is not inside {RUNS}/")

@@ -1,4 +1,4 @@
-"""How far a run has come, read from the end of its metrics while another process writes them."""
+"""Progress of a run, read from the end of its metrics while another process writes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass
 class Tail:
-    """Follows a `metrics.jsonl`: each look reads only what was appended since the last."""
+    """Follows a `metrics.jsonl`: each call reads only the rows appended since the last one."""
 
     path: Path
     offset: int = 0

@@ -1,4 +1,4 @@
-"""Run the runs of a sweep, a process each, a few at a time, until all have ended or someone stops it."""
+"""Run the runs of a sweep, each in a process, a few at a time, until all have ended or a signal stops it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pgcli.sweeps.ledger import Sweep, Trial
 
 POLL_SECONDS = 0.05
 LOOK_SECONDS = 1.0
-"""Between two looks at the processes of a killed driver, each of which asks the system."""
+"""Seconds between two checks of a killed driver's processes, which are system calls."""
 SAME_FAILURES = 3
-"""So many failures in one way, and no success: the rest would fail too."""
+"""After this number of equal failures without a success, the rest would fail, too."""
 
 Command: TypeAlias = Callable[[Sweep, Trial, bool], list[str]]
-"""The arguments of a run's process; the flag says whether it goes on from a checkpoint."""
+"""The arguments of a run's process; the flag says whether it resumes from a checkpoint."""
 OnChange: TypeAlias = Callable[[Sweep], None]
 
 
@@ -44,15 +44,15 @@ class Child:
 
 
 def run(sweep: Sweep, *, workers: int, command: Command, on_change: OnChange) -> None:
-    """Bring every trial that is not finished to its end: failed ones are tried once more, half-done ones go on.
+    """Complete every trial that is not finished: failed ones are tried once more, half-done ones are resumed.
 
-    The first SIGINT or SIGTERM is passed on as SIGTERM, on which a run checkpoints and ends; the second kills.
+    The first SIGINT or SIGTERM is passed on as SIGTERM, at which runs save a checkpoint and end; the second kills them.
     """
     waiting = sweep.having("planned", "interrupted", "failed")
     orphans = [trial for trial in waiting if trial.status == "interrupted" and _goes_on(sweep, trial)]
     queue = deque(trial for trial in waiting if trial not in orphans)
     for trial in waiting:
-        # A failure of an earlier sitting has been told; it must not count as one of this sitting.
+        # A failure before the resume has been reported; it must not count as one of this session.
         trial.status = "running" if trial in orphans else "planned" if trial.status == "failed" else trial.status
     children: list[Child] = []
     told, looked = 0, 0.0
@@ -66,7 +66,7 @@ def run(sweep: Sweep, *, workers: int, command: Command, on_change: OnChange) ->
                 if len(received) > told:
                     told += 1
                     _stop(children, orphans, signal.SIGTERM if told == 1 else signal.SIGKILL)
-                    orphans = []  # they end by themselves: the next sitting finds out how
+                    orphans = []  # they end by themselves: the next resume finds out how
                 for child in [child for child in children if child.process.poll() is not None]:
                     children.remove(child)
                     _settle(sweep, child)
@@ -101,7 +101,7 @@ def _start(sweep: Sweep, trial: Trial, command: Command) -> Child:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with sweep.log_path(trial).open("ab") as log:
         start = log.tell()
-        # A session of its own: Ctrl-C reaches the driver alone, which then tells the runs.
+        # A session of its own: Ctrl-C reaches only the driver, which then signals the runs.
         process = subprocess.Popen(
             command(sweep, trial, resumed),
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
@@ -112,7 +112,7 @@ def _start(sweep: Sweep, trial: Trial, command: Command) -> Child:
 
 
 def _settle(sweep: Sweep, child: Child) -> None:
-    """Write down how a run ended."""
+    """Record how a run ended."""
     trial, code = child.trial, child.process.returncode
     word = _status(sweep.run_path(trial))
     if code == 0 and word != "interrupted":
@@ -125,7 +125,7 @@ def _settle(sweep: Sweep, child: Child) -> None:
 
 
 def _ended_unseen(sweep: Sweep, trial: Trial) -> bool:
-    """Whether the run ended well when no driver was there to write it down."""
+    """Whether the run completed while no driver was there to record it."""
     if _status(sweep.run_path(trial)) != "completed":
         return False
     trial.status, trial.reason = "finished", ""
@@ -134,7 +134,7 @@ def _ended_unseen(sweep: Sweep, trial: Trial) -> bool:
 
 
 def _status(path: Path) -> str:
-    """What the run says of itself; nothing, if it was not begun, or killed before it was a run."""
+    """The run's own status; empty if it was not begun, or killed before its directory was complete."""
     try:
         return Run(path).status
     except InputError:
@@ -142,7 +142,7 @@ def _status(path: Path) -> str:
 
 
 def _discard(sweep: Sweep, path: Path) -> None:
-    """A run that died before its first checkpoint holds nothing to go on from: out of the way, but not deleted."""
+    """Moves a run without a checkpoint, which cannot be resumed, out of the way without deleting it."""
     folder = sweep.path / ledger.DISCARDED
     folder.mkdir(exist_ok=True)
     count = sum(1 for _ in folder.glob(f"{path.name}-*"))
@@ -150,14 +150,14 @@ def _discard(sweep: Sweep, path: Path) -> None:
 
 
 def _goes_on(sweep: Sweep, trial: Trial) -> bool:
-    """Whether a process works on the run that is not ours, its driver having been killed: it is waited for."""
+    """Whether a process of a killed driver still works on the run; it is then waited for."""
     return lock.in_use(sweep.run_path(trial)) or _alive(trial)
 
 
 def _alive(trial: Trial) -> bool:
-    """Whether the process that was started for the run is there. It may not hold the run's lock yet.
+    """Whether the process that was started for the run is alive. It may not hold the run's lock yet.
 
-    A process's number is used again: its command must name the run.
+    Process ids are reused, so its command line must name the run.
     """
     if trial.pid is None:
         return False
@@ -199,9 +199,9 @@ def _reason(log: Path, start: int, code: int) -> str:
 
 
 def same_failure(sweep: Sweep) -> str:
-    """The reason, if there were enough failures, all of one kind, and no success: then nothing more is started."""
+    """The reason, if there were enough failures of one kind and no success; then no further run is started."""
     failed = sweep.having("failed")
-    # Figures differ from run to run (seeds, steps, losses) where the failure does not.
+    # Numbers differ between runs (seeds, steps, losses) even if the failure is the same.
     ways = {re.sub(r"\d+", "0", trial.reason) for trial in failed}
     same = len(failed) >= SAME_FAILURES and len(ways) == 1 and not sweep.having("finished")
     return failed[-1].reason if same else ""
@@ -212,10 +212,10 @@ def same_failure(sweep: Sweep) -> str:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The SIGINT and SIGTERM received, as they come: the handlers do nothing but note them."""
+    """The SIGINT and SIGTERM received so far: the handlers only record them."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread is told of signals
+        yield received  # only the main thread receives signals
         return
 
     def note(number: int, frame: FrameType | None) -> None:

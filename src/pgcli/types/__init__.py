@@ -1,4 +1,4 @@
-"""The words that every floor shares: what an environment looks like, what a collector hands on, what an algorithm is.
+"""The shared types: specs of environments, what collectors return, the protocols of algorithms and policies.
 
 Shapes: N rows (environments or completions), T actions (steps or tokens), right-padded. (N, T) everywhere.
 Import them from here.

@@ -1,4 +1,4 @@
-"""What an algorithm is, and the collector that it learns from."""
+"""The protocols of an algorithm and of the collector that it learns from."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pgcli.types.tree import Metrics, State
 
 
 class Algorithm(Protocol):
-    """One class a module. It says what it needs; it never asks which world it is in."""
+    """One class per module. It declares what it needs; it never checks which world (control or text) it is in."""
 
     Config: ClassVar[type]
     """A `Settings` model; its values are in `conf/algo/<name>.yaml`."""
     METRICS: ClassVar[dict[str, str]]
     """Every key that `update` returns, with its meaning."""
     collects: ClassVar[tuple[str, ...]]
-    """What it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`, `revisions`, `pairs`,
-    `judged`, `labelled`, `checked`, `transitions`, `replay`, `population`, `gradients`."""
+    """Ways of collecting that it can learn from, best first: `segments`, `episodes`, `groups`, `demonstrations`,
+    `revisions`, `pairs`, `judged`, `labelled`, `checked`, `transitions`, `replay`, `population`, `gradients`."""
 
     @staticmethod
     def needs(config: Any) -> Needs:
-        """What it asks of its policy."""
+        """The role that its policy must fill."""
         ...
 
     def update(self, rollout: Any) -> Metrics:
-        """Learn from what the collector handed on. An algorithm may also have `behaviour()`: who acts while training,
-        where that is not the policy itself (it explores, or is a population), `warnings(config)`: what it runs though
-        something is wrong with it, and `expected_credit(config, rollout)`, where it is biased on purpose: (N, T), what
-        it credits each action with, E[-grad L] = E[sum_t credit_t grad log pi(a_t | s_t)], for `pgcli verify`.
+        """Learn from the collector's data. An algorithm may also have `behaviour()`: the policy that acts in training,
+        if it is not the policy itself (an exploring one, a population); `warnings(config)`: problems of settings that
+        run nevertheless; and, if it is biased on purpose, `expected_credit(config, rollout)`: (N, T), the credit of
+        each action, E[-grad L] = E[sum_t credit_t grad log pi(a_t | s_t)], for `pgcli verify`.
         """
         ...
 
@@ -38,7 +38,7 @@ class Algorithm(Protocol):
 
 
 class Collector(Protocol):
-    """Plays a policy and hands on what an algorithm learns from, a Rollout or a Replay."""
+    """Plays a policy and returns the data that an algorithm learns from: a Rollout, a Replay, ..."""
 
     def collect(self, policy: Any) -> Any: ...
 

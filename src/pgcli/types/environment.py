@@ -1,4 +1,4 @@
-"""What an environment looks like: one that is stepped, or a text task; and what some tasks can do besides."""
+"""The interfaces of stepped environments and of text tasks, and the optional ones of some text tasks."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ class Continuous:
 
 @dataclass(frozen=True)
 class ControlSpec:
-    """What a policy must know of a stepped environment."""
+    """What a policy must know about a stepped environment."""
 
     observation_shape: tuple[int, ...]
     actions: Discrete | Continuous
     states: int | None = None
-    """Where the states can be counted: how many; an observation is then the one-hot vector of one."""
+    """Number of states, if they can be counted: an observation is then a one-hot vector. Otherwise None."""
 
 
 @dataclass(frozen=True)
 class TextSpec:
-    """What a policy must know of a text task. A completion ends with `end` or at the limit."""
+    """What a policy must know about a text task. A completion ends with `end` or at the limit."""
 
     vocabulary: int
     prompt_length: int
-    """Of the longest prompt."""
+    """Tokens of the longest prompt."""
     completion_length: int
-    """At most, the end token included."""
+    """Most tokens of a completion, the end token included."""
     end: int
     pad: int
     reply_length: int = 0
-    """Tokens with which the task goes on after the policy's first end token, before a second turn; 0: one turn."""
+    """Tokens of the task's reply after the policy's first end token, before a second turn; 0: one turn."""
 
 
 Spec: TypeAlias = ControlSpec | TextSpec
 
 
 class Step(NamedTuple):
-    """One step of some rows of a vectorised environment.
+    """The result of one step of some rows of a vectorised environment.
 
-    observations: (N, *shape) float32, the true successors: nothing has been reset.
-    rewards: (N,) float64, as the algorithm sees them (normalised, where that is switched on).
-    terminated, truncated: (N,) bool. The task ended | a time limit cut it.
-    task_rewards: (N,) float64, before any normalisation: what episode returns and evaluations count.
+    observations: (N, *shape) float32, the true successors, before any reset.
+    rewards: (N,) float64, as the algorithm sees them (normalised, if that is switched on).
+    terminated, truncated: (N,) bool. The task ended; a time limit cut it.
+    task_rewards: (N,) float64, before any normalisation: episode returns and evaluations use these.
     """
 
     observations: np.ndarray
@@ -72,14 +72,14 @@ class Step(NamedTuple):
 
 
 class VectorEnvironment(Protocol):
-    """`num_envs` copies of an environment that reset when told to, each episode with its own seed. No autoreset."""
+    """`num_envs` copies of an environment. No autoreset: `reset` starts each episode with its own seed."""
 
     spec: ControlSpec
     num_envs: int
 
     @property
     def replay_mismatch(self) -> str | None:
-        """After `load_state_dict`: why the open episodes are not exactly those that were saved. None: they are."""
+        """After `load_state_dict`: why the open episodes are not exactly those that were saved; None if they are."""
         ...
 
     def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
@@ -87,11 +87,11 @@ class VectorEnvironment(Protocol):
         ...
 
     def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> Step:
-        """Advance `rows` (all, if None) by `actions`, (k,) int64 or (k, A) float. Only rows with an open episode."""
+        """Advance `rows` (None: all) by `actions`, (k,) int64 or (k, A) float. Each must have an open episode."""
         ...
 
     def state_dict(self) -> State:
-        """All that a resumed run needs to go on with the open episodes as if it had never stopped."""
+        """Everything that a resumed run needs to continue the open episodes as if it had never stopped."""
         ...
 
     def load_state_dict(self, state: State) -> None: ...
@@ -100,7 +100,7 @@ class VectorEnvironment(Protocol):
 
 
 class Written(NamedTuple):
-    """Completions that no policy sampled: a teacher's answers, or a corpus."""
+    """Texts that no policy sampled: a teacher's answers, or a corpus."""
 
     observations: Observations
     actions: Tensor
@@ -110,50 +110,50 @@ class Written(NamedTuple):
 class TextTask(Protocol):
     """Prompts, each made by a seed, and a reward for a finished completion.
 
-    Prompts are {"prompt": (N, P) int64}; where their lengths differ they are padded on the left, and "lengths" (N,)
-    says how many of the last tokens are theirs. Everything is a function of the seeds alone.
+    Prompts are {"prompt": (N, P) int64}; if their lengths differ they are padded on the left, and "lengths" (N,) is the
+    number of tokens that are not padding. Everything is a function of the seeds alone.
     """
 
     spec: TextSpec
     COMPONENTS: ClassVar[dict[str, str]]
-    """Each key of `rewards`, with its meaning. `exact_match`, where there is one, is 1 for a right completion and 0 for
-    any other: it is what pass@k counts.
+    """Each key of `rewards`, with its meaning. `exact_match`, if there is one, is 1 for a right completion and 0 for
+    any other: pass@k counts it.
     """
 
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
-        """A held-out prompt never occurs among the others."""
+        """The seeds' prompts. Held-out prompts never occur among the others."""
         ...
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Reward components, float32; `reward` is the one that is trained, the others are reported, (N,) each.
+        """Reward components, float32; training maximises `reward`, the others, (N,) each, are only reported.
 
-        NaN: nothing can be said of this row. Without a reward it is not learned from.
+        NaN: this row cannot be scored. A row whose `reward` is NaN is not learned from.
 
         completions: (N, T) int64, mask: (N, T) bool, 1 up to and including the end token.
-        `reward` is (N,), received with the last token, or (N, T), received token by token.
+        `reward` is (N,), received at the last token, or (N, T), received token by token.
         """
         ...
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
-        """Right answers to training prompts: what supervised fine-tuning learns from."""
+        """Right answers to training prompts, for supervised fine-tuning."""
         ...
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """Text to learn the language from, prompts included: what pretraining learns from."""
+        """Text to learn the language from, prompts included, for pretraining."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Raises InputError for what the vocabulary has not."""
+        """The text's tokens. Raises InputError for text outside the vocabulary."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str: ...
 
 
 class Replying(Protocol):
-    """A text task of two turns (`spec.reply_length` > 0). It goes on where the policy's first turn has ended."""
+    """A text task of two turns (`spec.reply_length` > 0). It replies when the policy's first turn has ended."""
 
     def replies(self, observations: Observations, completions: Tensor, mask: Tensor) -> Tensor:
-        """What it says to first turns: (N, R) int64, a function of the prompt and of what was written.
+        """The replies to first turns: (N, R) int64, a function of the prompt and the first turn.
 
         completions: (N, T), mask: (N, T), as in `rewards`; nothing follows the end token yet.
         """
@@ -161,32 +161,32 @@ class Replying(Protocol):
 
 
 class Completing(Protocol):
-    """A text task whose observations hold more than a prompt, which a prompt that somebody types has not."""
+    """A text task whose observations need fields beyond a prompt, which a typed prompt does not have."""
 
     def complete(self, prompts: Observations, seeds: Sequence[int]) -> Observations:
-        """The same prompts with all that `rewards` reads."""
+        """The same prompts with all fields that `rewards` reads."""
         ...
 
 
 class Comparing(Protocol):
-    """A text task that may bring pairs of its own, which somebody has compared."""
+    """A text task that may have pairs of its own, already compared."""
 
     def given_pairs(self, *, held_out: bool) -> tuple[Written, Written] | None:
-        """What was preferred and what was rejected, of the same prompts; None where it has none after all."""
+        """(preferred, rejected) completions of the same prompts; None if the task has no pairs."""
         ...
 
 
 class Revising(Protocol):
-    """A text task with a constitution, which says what is wrong with an answer, so that it can be revised."""
+    """A text task with a constitution: rules that criticise an answer, so that it can be revised."""
 
     def criticise(
         self, observations: Observations, completions: Tensor, mask: Tensor, generator: np.random.Generator
     ) -> Tensor:
-        """(N,) int64: the number of the rule by which each answer is criticised; -1: nothing is said of it."""
+        """(N,) int64: the number of the rule by which each answer is criticised; -1: no criticism."""
         ...
 
     def revision_prompts(
         self, observations: Observations, completions: Tensor, mask: Tensor, rules: Tensor
     ) -> Observations:
-        """What a revision is written after: prompts as in `TextTask`. rules: (N,), none of them -1."""
+        """The prompts of revisions, as in `TextTask`: request, answer and criticism. rules: (N,), none of them -1."""
         ...

@@ -1,4 +1,4 @@
-"""What collectors hand on that is no rollout: transitions, texts, gradients, a population's returns."""
+"""What collectors return besides rollouts: transitions, texts, gradients, a population's returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgcli.types.tree import ABSENT, Metrics, Observations, State
 
 @dataclass
 class Transitions:
-    """Single transitions in no particular order: what an off-policy loss reads. (B,) each."""
+    """Single transitions in no particular order, for an off-policy loss. (B,) each."""
 
     observations: Tensor
     """(B, *shape)"""
@@ -25,19 +25,19 @@ class Transitions:
     next_observations: Tensor
     """(B, *shape), the true successors: of a truncated episode its final observation."""
     terminated: Tensor
-    """bool. There is nothing to bootstrap behind these; a truncated episode is bootstrapped like any other."""
+    """bool. After these nothing is bootstrapped; a truncated episode is bootstrapped like any other step."""
     next_actions: Tensor = ABSENT
-    """The actions that will be taken in `next_observations`, where the collector has chosen them (SARSA)."""
+    """The actions that will be taken in `next_observations`, if the collector has already chosen them (SARSA)."""
     weights: Tensor = ABSENT
-    """How much each counts in a loss. ABSENT: all alike, and together one."""
+    """The weight of each transition in a loss. ABSENT: 1 / B each."""
     next_values: Tensor = ABSENT
-    """(B, n), what a target network says of all actions in `next_observations` (DQN)."""
+    """(B, n), a target network's values of all actions in `next_observations` (DQN)."""
 
     def __len__(self) -> int:
         return len(self.actions)
 
     def split(self, size: int) -> Iterator[Transitions]:
-        """Pieces of so many in turn, in their order."""
+        """Consecutive pieces of `size` transitions."""
         if len(self) <= size:
             return iter((self,))
         columns = [getattr(self, field.name) for field in fields(self)]
@@ -46,17 +46,17 @@ class Transitions:
         return starmap(Transitions, zip(*pieces, strict=True))
 
     def mean(self, x: Tensor) -> Tensor:
-        """Of a quantity of each transition, (B,), by their weights: a scalar."""
+        """The weighted mean of x (B,) over transitions: a scalar."""
         return x.mean() if self.weights is ABSENT else (x * self.weights).sum()
 
 
 @dataclass
 class Steps:
-    """What a collector of fresh transitions hands on: one step of each environment."""
+    """What a collector of fresh transitions returns: one step of each environment."""
 
     transitions: Transitions
     episodes: list[Episode]
-    """Those that finished with it."""
+    """Episodes that finished with this step."""
 
     @property
     def steps(self) -> int:
@@ -64,22 +64,22 @@ class Steps:
 
 
 class Replay(Protocol):
-    """What a replay collector hands on: what just happened, and a memory to draw from."""
+    """What a replay collector returns: the newest steps and episodes, and a memory to draw from."""
 
     steps: int
-    """Actions taken since the last time."""
+    """Actions taken since the last call."""
     episodes: list[Episode]
-    """Those that finished meanwhile."""
+    """Episodes that finished since the last call."""
     size: int
     """Transitions in the memory."""
 
     def draw(self, batch_size: int) -> Transitions:
-        """Uniformly, with replacement."""
+        """A minibatch, drawn uniformly with replacement."""
         ...
 
 
 class Completions(NamedTuple):
-    """Texts that somebody wrote, whoever it was: what is compared, labelled or judged. N rows, right-padded."""
+    """Completions from any source, to be compared, labelled or judged. N rows, right-padded."""
 
     observations: Observations
     actions: Tensor
@@ -87,11 +87,11 @@ class Completions(NamedTuple):
     mask: Tensor
     """(N, T) bool: up to and including the end token."""
     reference_log_probs: Tensor
-    """(N, T), of the frozen reference policy; 0 on padding. ABSENT where nobody asks for them."""
+    """(N, T), of the frozen reference policy; 0 on padding. ABSENT if they are not needed."""
 
 
 class OfTexts:
-    """What is learned from completions that stand in a table, whoever wrote them."""
+    """The base of batches of given completions, from any source."""
 
     texts: Completions
 
@@ -103,41 +103,41 @@ class OfTexts:
 
 @dataclass
 class Preferences(OfTexts):
-    """Pairs of completions of one prompt, one of which was preferred."""
+    """Pairs of completions of the same prompt, one preferred to the other."""
 
     texts: Completions
-    """2B rows: the preferred completions of B prompts, then, in the same order, those rejected."""
+    """2B rows: the preferred completions of B prompts, then, in the same order, the rejected ones."""
     numbers: Tensor
-    """(B,) int64: which pair it is, the same whenever a dataset's comes again."""
+    """(B,) int64: the pair's number, the same each time that a pair of a dataset is drawn."""
     gold: Tensor
-    """(B,), the task's true reward of the preferred one minus that of the rejected: a label may be wrong."""
+    """(B,), true reward of the preferred completion minus that of the rejected; negative if the label is wrong."""
     metrics: Metrics = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
-    """Completions that were written for it, where they were."""
+    """Episodes that were sampled for this batch, if any."""
 
 
 @dataclass
 class Labelled(OfTexts):
-    """Completions that are desirable or not, each by itself."""
+    """Single completions, each labelled desirable or not."""
 
     texts: Completions
     """N rows."""
     desirable: Tensor
     """(N,) bool."""
     mismatched: Completions
-    """N rows: the same prompts, each with a completion that was written for another one."""
+    """N rows: the same prompts, each with a completion written for another prompt."""
     metrics: Metrics = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
 
 
 @dataclass
 class Checked(OfTexts):
-    """Completions of which it is known what is right: each as a whole, or each of its steps."""
+    """Completions labelled right or wrong: as a whole, or at each of their steps."""
 
     texts: Completions
     """N rows."""
     right: Tensor
-    """(N, T), 0 or 1, at the tokens that `known` names."""
+    """(N, T), 0 or 1, at the tokens where `known` is set."""
     known: Tensor
     """(N, T) bool: the last token of a completion, or of each of its steps."""
     metrics: Metrics = field(default_factory=dict)
@@ -146,44 +146,44 @@ class Checked(OfTexts):
 
 @dataclass
 class Gradients:
-    """What an asynchronous worker hands on: the gradient of its loss on one segment, all parameters in one vector."""
+    """What an asynchronous worker returns: the gradient of its loss on one segment, all parameters in one vector."""
 
     flat: Tensor
     """(P,)"""
     terms: Metrics
-    """What the loss reports of itself."""
+    """The loss's terms."""
     statistics: Metrics
-    """What else is worth knowing of the segment; may be NaN."""
+    """Further metrics of the segment; may be NaN."""
     steps: int
     episodes: list[Episode]
     staleness: int = 0
-    """Updates made by others between reading the parameters and applying this."""
+    """Updates by other workers between reading the parameters and applying this gradient."""
 
     @classmethod
     def load(cls, saved: State) -> Gradients:
-        """From `vars` of one that went through a checkpoint."""
+        """Rebuilds one from its `vars`, read from a checkpoint."""
         return cls(**saved | {"episodes": [Episode(*episode) for episode in saved["episodes"]]})
 
 
 @dataclass
 class Population:
-    """What a population collector plays: copies of one policy, each with parameters of its own."""
+    """What a population collector plays: copies of one policy with different parameters."""
 
     policy: Any
-    """Of the role `Acting`."""
+    """A policy of the role `Acting`."""
     candidates: Tensor
     """(K, P): each row replaces `policy.parameters()`, flattened one after the other."""
     fresh: bool = True
-    """From new initial states; otherwise from those of the last time."""
+    """Play from new initial states; otherwise from those of the last call."""
 
 
 @dataclass
 class Fitness:
-    """What a population collector hands on."""
+    """What a population collector returns."""
 
     returns: Tensor
     """(K,) float64, each candidate's mean undiscounted return, of the task's own rewards."""
     steps: int
     """Actions taken, by all candidates together."""
     episodes: list[Episode]
-    """The same number of each candidate, one candidate after the other."""
+    """The same number of episodes of each candidate, one candidate after the other."""

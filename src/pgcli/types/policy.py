@@ -1,4 +1,4 @@
-"""What a policy is asked for, and what it answers."""
+"""The roles that a policy can fill, and its interfaces."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class ActorWithQ:
 
 @dataclass(frozen=True)
 class Acting:
-    """Whatever acts and has parameters: no gradient is asked for."""
+    """Any policy that acts and has parameters: no gradient is needed."""
 
     meaning: ClassVar[str] = "parameters to search over"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How good a text is, after each of its tokens: `members` of an ensemble, each by itself.
+    """A score of a text after each of its tokens, by each of the `members` of an ensemble.
 
     Such a policy is called with (observations, actions (N, T)) and returns (members, N, T): the score at [.., t] has
     read the prompt and the actions up to and including t.
@@ -63,27 +63,27 @@ class Scores:
 
 
 Needs: TypeAlias = Stochastic | ActionValues | ActionTable | ActorWithQ | Acting | Scores
-"""What an algorithm asks of its policy. A policy class says in `offers` which of them it can be."""
+"""The roles that algorithms need. A policy class lists in `offers` the roles that it can fill."""
 
 
 class Memoryless:
-    """The memory of a sampler that has none. Who steps environments tells a sampler which episodes begin and end."""
+    """A sampler without memory. The collector calls these methods when episodes begin and end."""
 
     memory: dict[str, np.ndarray] | None = None
-    """What is remembered of each row: (N, ...) each. None: nothing ever is."""
+    """The memory of each row, (N, ...) each; None for a sampler without memory."""
 
     def start(self, rows: int, memory: dict[str, np.ndarray] | None = None) -> None:
-        """`rows` episodes begin, or go on with this `memory` of them."""
+        """`rows` episodes begin, or continue with their `memory`."""
 
     def forget(self, rows: np.ndarray) -> None:
-        """The episodes of `rows` (k,) are over; others begin there."""
+        """The episodes of `rows` (k,) have ended; new ones begin in these rows."""
 
     def keep(self, rows: np.ndarray) -> None:
-        """From now on there are only `rows`: (N,) bool, or their numbers."""
+        """Drop all rows except `rows`: (N,) bool, or indices."""
 
 
 class Distribution(Protocol):
-    """What a policy draws its actions from: a NamedTuple of tensors that share the actions' leading shape."""
+    """A policy's action distribution: a NamedTuple of tensors that share the actions' leading shape."""
 
     def kl(self, other: Any) -> Tensor:
         """KL(self || other), exact, one for each state; `other` is of the same kind."""
@@ -91,7 +91,7 @@ class Distribution(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """A policy's view of actions that were taken; each has the actions' leading shape, and a gradient."""
+    """A policy's evaluation of given actions; each field has the actions' leading shape, and a gradient."""
 
     log_probs: Tensor
     entropy: Tensor
@@ -105,7 +105,7 @@ PolicyFunction: TypeAlias = Callable[[Observations, Tensor], Evaluation]
 
 
 class Policy(Protocol):
-    """A module that any algorithm can train. `unit`: what a minibatch is cut by."""
+    """A module that any algorithm can train. `unit`: into what a batch is cut for minibatches."""
 
     unit: ClassVar[str]
     """`action` (no memory) or `sequence`."""
@@ -119,7 +119,7 @@ class Policy(Protocol):
 
 
 class ActorCritics(Protocol):
-    """What an off-policy loss asks of an actor with K critics: each pass says what it has a gradient of.
+    """What an off-policy loss needs of an actor with K critics; each method says which gradient it has.
 
     observations (B, *shape), actions and noise (B, A).
     """

@@ -1,4 +1,4 @@
-"""What was seen, done and received, as both worlds hand it on; and the batch that a loss reads."""
+"""The rollout: observations, actions and rewards, the same type in both worlds; and the batch that a loss reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgcli.types.policy import Distribution
 from pgcli.types.tree import ABSENT, Metrics, Observations, each_tensor
 
 Sample: TypeAlias = dict[str, Any]
-"""A completion as a person reads it, and what is known of it: plain data, a row of samples.jsonl."""
+"""A completion as readable text, with its rewards and log-probs: plain data, a row of samples.jsonl."""
 
 
 class Episode(NamedTuple):
@@ -27,10 +27,10 @@ class Episode(NamedTuple):
 
 @dataclass
 class Rollout:
-    """What was seen, done and received: the one thing that both worlds hand on. (N, T), right-padded."""
+    """Observations, actions and rewards, the same type in control and language. (N, T), right-padded."""
 
     observations: Observations
-    """(N, T, *shape) in control; {"prompt": (N, P)} in language, where a prompt takes no T (see `TextTask`)."""
+    """(N, T, *shape) in control; {"prompt": (N, P)} in language, without a T axis (see `TextTask`)."""
     actions: Tensor
     """(N, T) int64 or (N, T, A) float."""
     rewards: Tensor
@@ -44,39 +44,39 @@ class Rollout:
     log_probs: Tensor = ABSENT
     """(N, T), of the behaviour policy, under the exact sampling distribution. None for demonstrations."""
     values: Tensor = ABSENT
-    """(N, T), V(s_t), where there is a critic."""
+    """(N, T), V(s_t), if there is a critic."""
     next_values: Tensor = ABSENT
     """(N, T), V of the true successor; meaningless (and unused) where terminated."""
     reference_log_probs: Tensor = ABSENT
-    """(N, T), of the frozen reference policy, where there is one."""
+    """(N, T), of the frozen reference policy, if there is one."""
     groups: Tensor = ABSENT
     """(N,) int64: rows with the same initial state share a number."""
     weights: Tensor | None = None
     """(N,): None when sampled; the probability of each row when the rows enumerate a distribution."""
     distribution: Distribution = ABSENT
-    """The behaviour policy's, of each state, where its collector was asked to keep it."""
+    """The behaviour policy's action distribution in each state, if the collector was asked to keep it."""
     aux: dict[str, Tensor] = field(default_factory=dict)
-    """(N,) each: reward components and the like, one for each episode."""
+    """(N,) each: reward components and other values per episode."""
     metrics: Metrics = field(default_factory=dict)
-    """What the collector has to say of it."""
+    """The collector's metrics."""
     episodes: list[Episode] = field(default_factory=list)
-    """Those that finished here."""
+    """Episodes that finished in this rollout."""
     discarded: int = 0
-    """Actions that were taken for it and are not in it."""
+    """Actions that were taken for this rollout but are not in it."""
 
     @property
     def done(self) -> Tensor:
-        """(N, T) bool: the episode ended with this action, in either way."""
+        """(N, T) bool: the episode ended with this action, terminated or truncated."""
         return self.terminated | self.truncated
 
     @property
     def steps(self) -> int:
-        """Actions that the policy chose."""
+        """Actions that the policy chose, discarded ones included."""
         return int(self.mask.sum()) + self.discarded
 
     def rows(self, keep: Tensor) -> Rollout:
-        """Only some of its rows: (N,) bool, or their numbers. What `metrics` says was said of all of them, and the
-        actions of the others were taken too.
+        """Selects rows, by (N,) bool or by index; `metrics` still describe all rows, and dropped actions still count as
+        steps.
         """
         whole = ("metrics", "episodes", "discarded")
         kept = {
@@ -109,7 +109,7 @@ class Rollout:
 
 @dataclass
 class Batch:
-    """A rollout and its estimates, as a loss reads them: (N, T) whole sequences, or (B,) single actions once cut.
+    """A rollout with its advantages and returns, for a loss: (N, T) whole rows, or (B,) single actions.
 
     Its weights are those of the whole batch, so that cutting it into minibatches changes no normaliser: the policy loss
     is `weighted_sum(..., weights)`, a mean over actions `weighted_sum(..., per_action)`.
@@ -118,18 +118,18 @@ class Batch:
     observations: Observations
     actions: Tensor
     mask: Tensor
-    """ABSENT once cut into single actions: there is no padding left."""
+    """ABSENT for single actions, which have no padding."""
     weights: Tensor
-    """The aggregation that the algorithm chose."""
+    """Weights of the policy loss, by the algorithm's aggregation."""
     per_action: Tensor
-    """Every action alike: they sum to one."""
+    """Equal weights of all actions, which sum to one."""
     advantages: Tensor
     returns: Tensor = ABSENT
     log_probs: Tensor = ABSENT
     values: Tensor = ABSENT
     reference_log_probs: Tensor = ABSENT
     distribution: Distribution = ABSENT
-    """The old policy's, of each state, where an exact KL to it is asked for."""
+    """The old policy's action distribution in each state, if an exact KL to it is needed."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -156,7 +156,7 @@ class Batch:
         return Batch(**{f.name: done[id(getattr(self, f.name))] for f in fields(self)})
 
     def minibatches(self, count: int, order: Tensor) -> Iterator[Batch]:
-        """`count` pieces in the given order. Their losses have the whole batch's as their mean, exactly, even where a
+        """`count` pieces in the given order. The mean of their losses is exactly the whole batch's loss, even if a
         piece is smaller than the others: each one's weights are the batch's, times `count`.
         """
         shuffled = self[order]

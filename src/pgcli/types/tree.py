@@ -1,4 +1,4 @@
-"""Trees: of tensors, of what a checkpoint holds; and numbers by name."""
+"""Trees of tensors and of a checkpoint's contents; and metrics: numbers by name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Never an object.
 Observations: TypeAlias = Any
 """A tensor, or a dict of tensors, whose leading axes are those of the actions. Opaque to algorithms."""
 ABSENT: Any = None
-"""The value of a field that only some rollouts have. An algorithm that needs it has said so, and it is there."""
+"""None where a collector does not produce this field; an algorithm that declares the need may rely on it."""
 
 
 class Appended(NamedTuple):
-    """Rows that are numbered from 0 and only ever appended: a checkpoint writes those that the one before it has not.
+    """Rows numbered from 0 that are only ever appended: a checkpoint writes those that the one before it does not have.
 
-    first, end: the oldest row that is not forgotten, and the number that the next row will have.
-    pieces: consecutive and none of them empty, each the number of its first row and its columns, name -> (n, ...).
+    first, end: the number of the oldest row still kept, and the number of the next row.
+    pieces: consecutive and not empty, each the number of its first row and its columns, name -> (n, ...).
     """
 
     first: int

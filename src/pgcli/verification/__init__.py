@@ -1,9 +1,8 @@
 """`pgcli verify`: every method's own loss, against exact enumeration.
 
-One module a topic, each with `checks() -> Iterator[Check]`; `TOPICS` names them in the order they are told, and the
-other modules are what these stand on. A topic
-that speaks of few algorithms names them in `ALGOS`, and is left out where none of them is asked for; one that speaks of
-all of them takes those that are asked for, `checks(only)`, and makes no others.
+One module per topic, each with `checks() -> Iterator[Check]`; `TOPICS` lists them in the order of the output, and the
+other modules support them. A topic of few algorithms lists them in `ALGOS`, and is skipped if none of them is wanted; a
+topic of all algorithms gets the wanted ones, `checks(only)`, and makes no other checks.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ TOPICS = (
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, and what came of it."""
+    """The checks and their results."""
 
     checks: list[Check]
     unchecked: list[str]
-    """Algorithms that no topic says anything about."""
+    """Algorithms that no topic checks."""
 
     @property
     def passed(self) -> bool:
@@ -50,7 +49,7 @@ class Verification:
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """The result in one line."""
         names = sorted({check.algo for check in self.checks if check.algo})
         of = f" of {', '.join(names) if len(names) < 4 else f'{len(names)} algorithms'}" if names else ""
         total = f"{len(self.checks)} quantities{of}"
@@ -63,7 +62,7 @@ class Verification:
         return f"not verified: {len(self.failures)} of {total} fail, in {', '.join(wrong)}"
 
     def to_json(self) -> dict[str, Any]:
-        """NaN, which JSON does not have, as null."""
+        """The results for JSON, with null for NaN, which JSON does not have."""
 
         def number(x: float) -> float | None:
             return x if abs(x) < float("inf") else None
@@ -83,7 +82,7 @@ class Verification:
 
 
 def verify(*words: str) -> Verification:
-    """Check the algorithms that `algo=NAME` words name, or everything. Raises InputError for a name that nobody has."""
+    """Check the algorithms named by `algo=NAME` words, or everything. Raises InputError for an unknown name."""
     known = list(options("algo", search_path()))
     wanted = _wanted(words, known)
     # In the order of the options, the shared mathematics first.
@@ -110,11 +109,11 @@ def _wanted(words: Iterable[str], known: Collection[str]) -> list[str]:
 
 
 def _all(wanted: Collection[str]) -> Iterator[Check]:
-    """The rows of every topic that concerns the wanted algorithms; of a topic that breaks, a row that says so."""
+    """The rows of every topic of the wanted algorithms; for a topic that raises an error, a row that says so."""
     from pgcli.verification.check import broken
     from pgcli.verification.method import configured
 
-    configured.cache_clear()  # an option may have become another one's
+    configured.cache_clear()  # an option's file may have changed
     for topic in TOPICS:
         try:
             module: Any = importlib.import_module(f"pgcli.verification.{topic}")

@@ -1,4 +1,4 @@
-"""One row of what `pgcli verify` prints: a quantity, its exact value, ours, and how far apart they may be."""
+"""One row of `pgcli verify`: a quantity, its exact value, the algorithm's value, and the tolerance."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Check(NamedTuple):
     """`exact`, `ours`: a number, or the Euclidean norm of a vector. `error`: the largest absolute difference."""
 
     algo: str
-    """The option of `algo` that is checked; empty for the mathematics that all of them share."""
+    """The option of `algo` that is checked; empty for the shared mathematics."""
     quantity: str
     exact: float
     ours: float
     error: float
     tolerance: float
     note: str = ""
-    """What holds only under a condition, or a number worth knowing (an angle, a predicted bias)."""
+    """A condition of the check, or a number worth knowing (an angle, a predicted bias)."""
 
     @property
     def passed(self) -> bool:
@@ -41,7 +41,7 @@ def equal(
 
 
 def at_most(algo: str, quantity: str, bound: float, ours: float, *, note: str = "") -> Check:
-    """A number that must not exceed a bound: the error is by how much it does."""
+    """A number that must not exceed a bound; the error is the excess."""
     excess = max(0.0, ours - bound) if math.isfinite(ours) else ours
     return Check(algo, f"{quantity} <= bound", bound, ours, excess, 0.0, note)
 
@@ -54,7 +54,7 @@ def broken(algo: str, quantity: str, error: Exception) -> Check:
 
 
 def safely(algo: str, topic: Callable[..., Iterator[Check]], *arguments: Any) -> Iterator[Check]:
-    """The rows of a topic; where it breaks, one that says so."""
+    """The rows of a topic; if it raises an error, a row that says so."""
     try:
         yield from topic(*arguments)
     except Exception as error:
@@ -68,9 +68,9 @@ def of_each(
     only: Collection[str], make: Callable[[str], Method],
     topics: Callable[[Method], Iterable[Callable[[Method], Iterator[Check]]]], *, what: str,
 ) -> Iterator[Check]:  # fmt: skip
-    """The rows of every option of `algo`, or of those in `only`: those of the topics that there are for its method.
+    """The rows of every option of `algo`, or of those in `only`, for the topics that apply to its method.
 
-    what: is said to be broken, where not even these can be made.
+    what: name of the failed check if the topics cannot be determined.
     """
     for option in options("algo", search_path()):
         if only and option not in only:

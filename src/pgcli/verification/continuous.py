@@ -40,12 +40,12 @@ GAMMA = 0.9
 A, B = matrix((1.0, 0.2), (-0.1, 0.9)), matrix((0.1, 0.0), (0.3, 0.5))
 C, R = matrix((1.0, 0.2), (0.2, 0.5)), matrix((0.4, 0.1), (0.1, 0.6))
 GAIN = matrix((0.3, -0.2), (0.1, 0.4))
-"""Some policy that is not the best one."""
+"""A policy that is not the best one."""
 START = matrix((1.0, 0.3), (0.3, 0.5))
 """E[s s^T] of the first state."""
 
 
-# ---------------------------------------------------------------- what is exact
+# ---------------------------------------------------------------- exact values
 
 
 def cost_to_go(gain: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def features(states: Tensor, actions: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(both[:, :1]), both[:, first] * both[:, second]], 1)
 
 
-# ---------------------------------------------------------------- a policy with as few parameters as that
+# ---------------------------------------------------------------- a policy with exactly these parameters
 
 
 class Weights(nn.Module):
@@ -155,7 +155,7 @@ def product_rule(points: Tensor, weights: Tensor) -> Rule:
 
 
 SIGNS = product_rule(torch.tensor([-1.0, 1.0], dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64))
-"""+1 or -1 at even odds: it has a normal's first three moments, and says exactly where a clip is."""
+"""+1 or -1 with equal probability: it has a normal's first three moments, and its clipping is exact."""
 NORMAL = product_rule(*gauss_hermite(4))
 
 
@@ -185,7 +185,7 @@ def with_moment(moment: Tensor, rule: Rule) -> tuple[Transitions, Tensor]:
 
 
 def slopes(total: Tensor, module: nn.Module) -> list[Tensor]:
-    """Gradients; zeros where a parameter has no part in it."""
+    """Gradients; zeros for parameters that the total does not depend on."""
     parameters = list(module.parameters())
     found = torch.autograd.grad(total, parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
@@ -248,7 +248,7 @@ def pull(batch: Transitions) -> Tensor:
 
 
 def smoothing() -> Iterator[Check]:
-    """TD3's two further repairs have fixed points of their own."""
+    """TD3's two further repairs change the fixed point."""
     p = cost_to_go(GAIN)
     for sigma, clip, size in ((0.2, 0.5, 0.2), (0.2, 0.1, 0.1)):
         # Noise of +-size on each component of the next action: its covariance is size^2 I.
@@ -265,7 +265,7 @@ def smoothing() -> Iterator[Check]:
     for k, which in enumerate(("first", "second")):
         policy = LinearQuadratic(GAIN, torch.stack([true, true]))
         with torch.no_grad():
-            policy.target_critics.tensors[0][k, 0] += 1  # an overestimate: nobody listens
+            policy.target_critics.tensors[0][k, 0] += 1  # an overestimate, which the minimum ignores
         total, _ = make("td3", policy, "algo.target_noise=0").critic_loss(policy, *transitions(SIGNS))
         yield equal(
             "td3", f"critic's slope, {which} target too high", torch.zeros(2, 11), *slopes(total, policy.critics)
@@ -292,7 +292,7 @@ def soft() -> Iterator[Check]:
         total, _ = algorithm.loss(policy, batch, noise)
         yield equal("sac", f"critic's slope at soft Q, {name}", torch.zeros(2, 11), *slopes(total, policy.critics))
 
-        # E[alpha log pi - Q] = E[(K* - K) s]_M^2 + tr(M L L^T) - alpha log det L + what neither K nor L changes,
+        # E[alpha log pi - Q] = E[(K* - K) s]_M^2 + tr(M L L^T) - alpha log det L + terms independent of K and L,
         # with M and K* of this Q.
         m = curvature(p)
         greedy = GAMMA * torch.linalg.solve(m, B.T @ p @ A)

@@ -1,4 +1,4 @@
-"""The estimators of the advantage: the bias and the variance of each, predicted and found in the gradient."""
+"""Estimators of the advantage: the predicted bias and variance of each, compared with its gradient."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ODDS = (
 
 
 def discounting(method: Method) -> Iterator[Check]:
-    """With gamma < 1, reward-to-go forgets gamma^t: that is the gradient of no objective, and known."""
+    """With gamma < 1, reward-to-go leaves out gamma^t: the result is known, and not the gradient of any objective."""
     if not method.has("gamma"):
         return
     gamma, oracle = 0.8, oracles.ending()
@@ -49,7 +49,7 @@ def discounting(method: Method) -> Iterator[Check]:
 
 
 def a_wrong_critic(method: Method) -> Iterator[Check]:
-    """A critic that is only a baseline may be as wrong as it likes; one that is bootstrapped from may not."""
+    """A wrong critic causes no bias as a baseline, but does if it is bootstrapped from."""
     if not method.critic():
         return
     oracle = oracles.ending()
@@ -65,7 +65,7 @@ def a_wrong_critic(method: Method) -> Iterator[Check]:
 
 
 def truncation(method: Method) -> Iterator[Check]:
-    """A segment that is cut goes on in V: with the exact one, the gradient is that of the steps it has."""
+    """A cut segment is bootstrapped with V: with the exact V, the gradient is that of its steps."""
     if not method.critic():
         return
     oracle, cut = oracles.ending(), 2
@@ -78,7 +78,7 @@ def truncation(method: Method) -> Iterator[Check]:
 
 
 def trading_bias_for_variance(method: Method) -> Iterator[Check]:
-    """lambda: without effect on the expectation where V is exact, and the price of variance where it is not."""
+    """lambda: no effect on the expectation if V is exact; otherwise it trades bias for variance."""
     oracle = oracles.ending()
     table, solved = oracle.table(), oracle.solve()
     right, wrong = oracle.rollout(solved.values), oracle.rollout()
@@ -104,7 +104,7 @@ def trading_bias_for_variance(method: Method) -> Iterator[Check]:
 
 
 def baselines(method: Method) -> Iterator[Check]:
-    """What is subtracted from the return changes no expectation; what it does to the variance depends."""
+    """A baseline changes no expectation; its effect on the variance depends on the baseline."""
     choices = method.choices("baseline")
     oracle = oracles.ending()
     for choice in choices:
@@ -137,7 +137,7 @@ def baselines(method: Method) -> Iterator[Check]:
     gift = [variances["value", name] for name in ("r", f"r + {shift:g}")]
     yield equal(method.option, "variance, baseline value: both", gift[0], gift[1], note="shift-invariant")
 
-    rare = oracles.bandit(row(1.0, 0.0), row(0.9, 0.1))  # the good action is the common one
+    rare = oracles.bandit(row(1.0, 0.0), row(0.9, 0.1))  # the better action is the common one
     values = rare.solve().values
     rollout = rare.rollout(values)
     without = gradient_variance(rare, rollout, torch.zeros_like(values))
@@ -163,7 +163,7 @@ def _batch_mean(method: Method) -> Iterator[Check]:
 
 
 def group_statistics(method: Method) -> Iterator[Check]:
-    """Divided by its group's deviation, a return is no longer that of J: another direction, enumerated by itself."""
+    """Divided by their group's deviation, returns give another direction than grad J, enumerated independently."""
     if not method.can("advantage", "standardised"):
         return
     oracle = oracles.small()
@@ -179,7 +179,7 @@ def group_statistics(method: Method) -> Iterator[Check]:
 
 
 def a_shift_of_the_reward(method: Method) -> Iterator[Check]:
-    """A baseline's gift: a constant that is added to every return changes no episode's gradient, in any sample."""
+    """With a baseline, a constant added to every return changes no episode's gradient, in any sample."""
     oracle = oracles.bandit(*ODDS)
     rollout, shift = oracle.groups(GROUP), 5.0
     table = oracle.table()

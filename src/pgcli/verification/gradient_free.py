@@ -1,4 +1,4 @@
-"""Searches without a gradient: what evolution strategies estimate, and what the others leave unchanged.
+"""Searches without a gradient: the estimate of evolution strategies, and invariances of the others.
 
     J_sigma(theta) = E[ F(theta + sigma eps) ]                                         eps standard normal
 
@@ -71,7 +71,7 @@ def _raised(function: Function) -> Function:
 
 
 def _step_function() -> Iterator[Check]:
-    """F = 1 where theta > 0, else 0, as a greedy policy's return may be: grad F is 0, grad J_sigma = phi(t) / sigma."""
+    """F = 1 if theta > 0, else 0, like a greedy policy's return: grad F is 0, grad J_sigma = phi(t) / sigma."""
     theta = torch.tensor([0.3], dtype=torch.float64)
     jump = float(theta) / SIGMA
     exact = math.exp(-(jump**2) / 2) / math.sqrt(2 * math.pi) / SIGMA
@@ -85,7 +85,7 @@ def _step_function() -> Iterator[Check]:
 
 
 def _several_pairs() -> Iterator[Check]:
-    """A generation of several pairs estimates the mean of what each pair estimates."""
+    """The estimate of several pairs is the mean of their single estimates."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((5, 2), generator=generator, dtype=torch.float64)
     returns = torch.randn(10, generator=generator, dtype=torch.float64)
@@ -108,7 +108,7 @@ def _hermite(dimensions: int) -> tuple[Tensor, Tensor]:
     return nodes, torch.cartesian_prod(*[share] * dimensions).prod(1)
 
 
-# ---------------------------------------------------------------- what only the order decides
+# ---------------------------------------------------------------- methods that depend on the order only
 
 
 RETURNS = (3.0, -1.0, 4.0, 1.0, 5.0, -9.0, 2.0, 6.0)

@@ -1,9 +1,9 @@
 """The language methods, through their own `prepare` and `loss`, on the text task whose completions are enumerated.
 
-The rows of `policy_gradients` say what a method does with episodes; those here say it of completions: that padding with
-the end token's number is left out and the end token is not, that a reward for the last token is one for all of them,
-and what each place and each estimator of the KL to a reference makes a policy climb. Where that is not the gradient of
-J - beta KL(pi || ref), it is predicted by itself, and the angle between the two is told.
+The rows of `policy_gradients` check a method on episodes, those here on completions: padding with the end token's
+number is left out and the end token is not; a reward at the last token is credited to all tokens; and which gradient
+each placement and each estimator of the KL to a reference has. If that is not the gradient of J - beta KL(pi || ref),
+it is predicted independently, and the angle between the two is reported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Writer(Method):
         return self.stochastic and self.collects("episodes", "groups")
 
     def climbs(self, policy: Any, rollout: Rollout, *, at: Any = None, **settings: Any) -> Tensor:
-        """Where it moves a policy's parameters, as a sum over a completion; `at`: prepared with one, taken at other."""
+        """Its update direction of a policy's parameters, as a sum over a completion; `at`: where the loss is taken."""
         taken = at or policy
         loss = self.loss(policy, rollout, policy=taken.once_differentiable(), **settings) * self.scale(rollout)
         return -slope(loss, taken)
@@ -48,17 +48,17 @@ class Writer(Method):
         return {"kl": self.config.kl.model_dump() | kl}
 
     def every(self, world: Language, pi: Tensor, reference: Tensor | None = None) -> Rollout:
-        """What it learns from, enumerated."""
+        """All data that it learns from, enumerated."""
         return world.groups(pi, reference, size=GROUP) if self.grouped else world.rollout(pi, reference)
 
     @property
     def share(self) -> float:
-        """Of the gradient that its group's baseline leaves: a mean that contains the return itself takes 1/K."""
+        """Share of the gradient left by its group's baseline: a mean that contains the return itself removes 1/K."""
         return (GROUP - 1) / GROUP if self.can("advantage", "centred") else 1.0
 
 
 def checks(only: Collection[str] = ()) -> Iterator[Check]:
-    """Rows of the algorithms in `only`; of all and of what they share, if it is empty."""
+    """Rows of the algorithms in `only`; of all algorithms and the shared mathematics if it is empty."""
     if not only:
         for shared in SHARED:
             yield from safely("", shared)
@@ -91,7 +91,7 @@ def _topics(method: Writer) -> Iterator[Callable[[Writer], Iterator[Check]]]:
 
 
 def gradient_of_the_reward(method: Writer) -> Iterator[Check]:
-    """The transformer's gradient of J, and with the table's that of each end token."""
+    """The gradient of J for a transformer, and for a table also that of each end token."""
     world, policy = language(), language().transformer()
     pi = world.probabilities(policy)
     exact = slope(world.value(pi), policy) * method.share
@@ -108,7 +108,7 @@ def gradient_of_the_reward(method: Writer) -> Iterator[Check]:
 
 
 def as_it_declares(method: Writer) -> Iterator[Check]:
-    """The same of a method that is biased on purpose, and says what it credits each token with."""
+    """The same for a method that is biased on purpose, by the credit per token that it declares."""
     world, policy = language(), language().table()
     pi = world.probabilities(policy)
     rollout, right = method.every(world, pi), slope(world.value(pi), policy, keep=True)
@@ -120,7 +120,7 @@ def as_it_declares(method: Writer) -> Iterator[Check]:
 
 
 def a_reply_in_between(method: Writer) -> Iterator[Check]:
-    """What the task says in the middle is in nobody's gradient, takes no time, and what it leads to is rewarded."""
+    """The task's reply in the middle is in no gradient and takes no time, and its consequences are rewarded."""
     world, policy = language(), language().table()
     pi = world.probabilities(policy)
     exact = slope(world.value(world.answered(pi)), policy) * method.share
@@ -132,11 +132,11 @@ def a_reply_in_between(method: Writer) -> Iterator[Check]:
 
 
 def token_by_token(method: Writer) -> Iterator[Check]:
-    """A reward for the last token, credited to each token, is R grad log pi(y): a completion is one action as well."""
+    """A reward at the last token, credited to each token, gives R grad log pi(y), as for a single action."""
     world = language()
     pi = world.probabilities(world.table()).detach()
     rollout, scores = method.every(world, pi), world.score(pi)
-    if method.critic():  # one that knows nothing
+    if method.critic():  # an untrained one
         rollout.values, rollout.next_values = (torch.zeros_like(rollout.rewards) for _ in range(2))
     returns = reward_to_go(rollout)[:, 0]
     assert rollout.weights is not None
@@ -184,14 +184,14 @@ def _spread(weights: Tensor, each: Tensor) -> Tensor:
 
 
 def costs(pi: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """(S, V) each: what an estimator takes for a token, by its formula, without a gradient."""
+    """(S, V) each: an estimator's value for a token, by its formula, without a gradient."""
     ratio = (pi / reference).detach()
     opposite = 1 / ratio - 1 + ratio.log()
     return {"k1": ratio.log(), "k2": ratio.log().square() / 2, "k3": opposite, "k3_corrected": opposite}
 
 
 def price_in_the_reward(method: Writer) -> Iterator[Check]:
-    """beta times an estimate, taken from each token's reward: k1 makes it grad (J - beta KL), the others do not."""
+    """beta times an estimate, subtracted from each token's reward: only k1 gives grad (J - beta KL)."""
     world, policy = language(), language().table()
     pi, reference = world.probabilities(policy), world.probabilities(world.table(seed=1)).detach()
     rollout, taken = method.every(world, pi, reference), costs(pi, reference)
@@ -208,7 +208,7 @@ def price_in_the_reward(method: Writer) -> Iterator[Check]:
 
 
 def price_in_the_loss(method: Writer) -> Iterator[Check]:
-    """An estimate added to the loss: of prefixes as they are visited, whatever the policy does to later ones."""
+    """An estimate added to the loss: at the visited prefixes, without its effect on later ones."""
     world, policy = language(), language().table()
     pi, reference = world.probabilities(policy), world.probabilities(world.table(seed=1)).detach()
     rollout, taken = method.every(world, pi, reference), costs(pi, reference)
@@ -239,7 +239,7 @@ def price_in_the_loss(method: Writer) -> Iterator[Check]:
 
 
 def price_off_the_behaviour_policy(method: Writer) -> Iterator[Check]:
-    """Where another policy wrote: the ratio makes up for it, and k2 has none."""
+    """If another policy wrote the completions, the ratio corrects for it; k2 has no ratio."""
     world, behaviour, policy = language(), language().table(), language().table(moved=0.5)
     wrote, pi = world.probabilities(behaviour).detach(), world.probabilities(policy)
     reference = world.probabilities(world.table(seed=1)).detach()
@@ -262,7 +262,7 @@ def price_off_the_behaviour_policy(method: Writer) -> Iterator[Check]:
 
 
 def as_it_is_configured(method: Writer) -> Iterator[Check]:
-    """With the advantage, the ratio and the aggregation of its own YAML file: of what is that the gradient?"""
+    """The gradient with the advantage, the ratio and the aggregation of the method's own YAML file."""
     world, config = language(), method.config
     policy, moved = world.table(), world.table(moved=1.2)
     pi = world.probabilities(policy).detach()
@@ -314,7 +314,7 @@ def _advantages(rollout: Rollout, kind: str) -> Tensor:
 
 
 def _aggregated(mask: Tensor, chances: Tensor, config: Any) -> Tensor:
-    """(N, T): how much a token counts."""
+    """(N, T): the weight of each token."""
     rows, lengths = chances[:, None], mask.sum(1, keepdim=True).clamp(min=1)
     divided = {
         "token_mean": (chances @ mask.double()).sum(),
@@ -342,7 +342,7 @@ def _pull(ratio: Tensor, credit: Tensor, mask: Tensor, config: Any) -> Tensor:
     return torch.where(torch.where(up, ratio > high, ratio < low), 0, ratio)
 
 
-# ---------------------------------------------------------------- what is taught by others
+# ---------------------------------------------------------------- learning from given completions
 
 
 def best(world: Language, reference: Tensor) -> Tensor:
@@ -352,11 +352,11 @@ def best(world: Language, reference: Tensor) -> Tensor:
 
 
 def maximum_likelihood(method: Writer) -> Iterator[Check]:
-    """Taught by completions of pi*: the likelihood's gradient, per token, and the policy that it ends at is pi*."""
+    """On completions of pi*: the likelihood's gradient, per token; and the optimum is pi*."""
     world, policy = language(), language().transformer()
     teacher = world.policy_of(best(world, world.probabilities(world.table(seed=1)).detach()))
     rollout, pi = world.rollout(teacher), world.probabilities(policy)
-    rollout.log_probs = ABSENT  # nobody knows those of a text
+    rollout.log_probs = ABSENT  # unknown for given texts
     visits = world.visits(teacher)
     entropy = -visits @ (teacher * pi.log()).sum(-1) / visits.sum()
     ours = method.loss(policy, rollout)
@@ -374,7 +374,7 @@ def maximum_likelihood(method: Writer) -> Iterator[Check]:
 
 
 def imitation_of_the_best(method: Writer) -> Iterator[Check]:
-    """The better of two is kept: a sample of another distribution, whose likelihood is climbed."""
+    """The better of two is kept: a sample of another distribution, whose likelihood is maximised."""
     world, policy = language(), language().table()
     pi = world.probabilities(policy).detach()
     chances, rewards = world.sequences(pi).exp(), world.rewards.view(world.prompts, -1)
@@ -393,11 +393,11 @@ def imitation_of_the_best(method: Writer) -> Iterator[Check]:
     yield at_most(method.option, "text: how far it is led", bound, float(divergence.max()), note=note)
 
 
-# ---------------------------------------------------------------- what all of them share
+# ---------------------------------------------------------------- shared mathematics
 
 
 def the_task_itself() -> Iterator[Check]:
-    """Two roads to each number: token by token through the decision process, and by adding up completions."""
+    """Each number in two ways: token by token through the decision process, and by summing over completions."""
     world, policy = language(), language().transformer()
     pi, reference = world.probabilities(policy), world.probabilities(world.table(seed=1))
     rollout, scored = world.rollout(pi), policy(world.observations, world.actions).log_probs
@@ -423,7 +423,7 @@ def the_task_itself() -> Iterator[Check]:
 
 
 def _decoded(world: Language, policy: Any) -> Tensor:
-    """(Y,): log pi(y | x) as the decoder has it, which feeds one token after the other and remembers the rest."""
+    """(Y,): log pi(y | x) by the decoder, which reads one token after the other with its cache."""
     total = torch.zeros_like(world.rewards)
     with torch.no_grad():
         logits, cache = policy.prefill(world.observations)
@@ -435,7 +435,7 @@ def _decoded(world: Language, policy: Any) -> Tensor:
 
 
 def the_best_policy() -> Iterator[Check]:
-    """pi* = ref exp(r / beta) / Z: nothing is left to climb there, and no other policy is worth as much."""
+    """pi* = ref exp(r / beta) / Z: the gradient vanishes there, and every other policy has a lower value."""
     world = language()
     reference = world.probabilities(world.table(seed=1)).detach()
     rewards = world.rewards.view(world.prompts, -1)
@@ -457,7 +457,7 @@ def the_best_policy() -> Iterator[Check]:
 
 
 def estimators_of_the_kl() -> Iterator[Check]:
-    """Value and variance of each, summed over a completion: by backward induction, and by adding up."""
+    """Value and variance of each, summed over a completion: by backward induction, and by summing over completions."""
     world = language()
     pi, reference = (world.probabilities(world.table(seed=seed)).detach() for seed in (0, 1))
     new, old = world.rollout(pi).log_probs, world.rollout(reference).log_probs
@@ -474,7 +474,7 @@ def estimators_of_the_kl() -> Iterator[Check]:
 
 
 def noise_of_the_kl() -> Iterator[Check]:
-    """How noisy each estimator's gradient is, in the loss or as k1 in the reward: of one completion, in the table."""
+    """Variance of each estimator's gradient, in the loss or as k1 in the reward, for one completion of the table."""
     world = language()
     pi, reference = (world.probabilities(world.table(seed=seed)).detach() for seed in (0, 1))
     rollout, weights = world.rollout(pi, reference), world.chances(pi)
@@ -482,7 +482,7 @@ def noise_of_the_kl() -> Iterator[Check]:
     old = rollout.reference_log_probs
     ratio = torch.where(world.mask, (pi / reference)[world.states, world.actions], 1)
     to_go = ratio.log().flip(1).cumsum(1).flip(1)
-    # What multiplies grad log pi of a token.
+    # The factor of grad log pi of a token.
     told = {
         "k1 in the reward": (to_go, lambda new: to_go * new),
         "k2 in the loss": (ratio.log(), lambda new: k2(new, old)),

@@ -1,4 +1,4 @@
-"""A policy-gradient method as the checks see it: its own `prepare` and `loss`, and its settings, set as they ask."""
+"""A policy-gradient method for the checks: its own `prepare` and `loss`, with the settings that a check needs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GROUP = 2
 
 @cache
 def configured(option: str) -> Any:
-    """A method's settings, of which the world decides none. Topics ask for them one after the other."""
+    """A method's settings, none of which depends on the environment. Cached, because every topic needs them."""
     return compose([f"algo={option}", "env=garnet", "tuned=none"]).algo
 
 
@@ -58,7 +58,7 @@ class Method:
         return type(config).model_validate(config.model_dump() | changes)
 
     def can(self, setting: str, value: Any, config: Any = None) -> bool:
-        """Whether there is such a setting, and it can have this value (in another config than its own)."""
+        """Whether the method has this setting, and accepts this value (in `config`, by default its own)."""
         try:
             return self.having(config or self.config, {setting: value}).model_dump()[setting] == value
         except (ValidationError, KeyError):
@@ -68,7 +68,7 @@ class Method:
         return setting in type(self.config).model_fields
 
     def choices(self, setting: str) -> tuple[Any, ...]:
-        """What a setting of a few words can be."""
+        """The possible values of a setting with a few alternatives."""
         return get_args(type(self.config).model_fields[setting].annotation) if self.has(setting) else ()
 
     def collects(self, *ways: str) -> bool:
@@ -91,34 +91,34 @@ class Method:
 
     @property
     def declares(self) -> bool:
-        """Whether it is biased on purpose, and says what its gradient is expected to be."""
+        """Whether it is biased on purpose, and declares its expected gradient."""
         return hasattr(self.algorithm, "expected_credit")
 
     def declared(self, rollout: Rollout) -> Tensor:
-        """(N, T): what it says that it credits each action with."""
+        """(N, T): the credit of each action that it declares."""
         return self.algorithm.expected_credit(self.neutral, rollout).expand_as(rollout.rewards)
 
     def make(self, table: Any, **settings: Any) -> Any:
         return self.algorithm(table, self.having(self.neutral, settings), total_steps=1_000, seed=0)
 
     def loss(self, table: Any, rollout: Rollout, *, policy: Any = None, **settings: Any) -> Tensor:
-        """What it minimises, prepared with `table` and taken at `policy` (the table itself, if None)."""
+        """Its loss, prepared with `table` and evaluated at `policy` (None: the table itself)."""
         one = self.make(table, **settings)
         return one.loss(policy or table, one.prepare(rollout), None)[0]
 
     def ascent(self, table: Table, rollout: Rollout, *, at: Table | None = None, **settings: Any) -> Tensor:
-        """(S, A): where it moves the logits, minus the gradient of what it minimises, as a sum over an episode."""
+        """(S, A): minus the gradient of its loss with respect to the logits, as a sum over an episode."""
         loss = self.loss(table, rollout, policy=at, **settings) * self.scale(rollout)
         (gradient,) = torch.autograd.grad(loss, [(at or table).logits], allow_unused=True)
         return torch.zeros_like(table.logits) if gradient is None else -gradient
 
     def scale(self, rollout: Rollout) -> Tensor | float:
-        """What makes a mean over actions a sum over an episode; 1 if it is one."""
+        """The factor that makes a mean over actions a sum over an episode; 1 if it is already a sum."""
         return mean_length(rollout) if self.per_action else 1.0
 
     @cached_property
     def per_action(self) -> bool:
-        """Whether it takes the mean over actions, and has no setting to change that: the nearer of the two."""
+        """Whether its loss is a mean over actions that no setting changes."""
         if self.has("aggregation"):
             return False
         oracle, rollout, exact = case(self)
@@ -128,23 +128,23 @@ class Method:
 
 
 def case(method: Method) -> tuple[Oracle, Rollout, Tensor]:
-    """What the method learns from, enumerated, and the gradient that it must have."""
+    """All data that the method learns from, enumerated, and the gradient that it must have."""
     oracle = oracles.small() if method.grouped else oracles.ending()
     rollout = oracle.groups(GROUP) if method.grouped else oracle.rollout(oracle.solve().values)
     if method.declares:
         return oracle, rollout, oracle.expected_score(rollout, method.declared(rollout))
-    # A group's mean contains the episode's own return: a share 1/K of the gradient cancels itself.
+    # A group's mean contains the episode's own return: a share 1/K of the gradient cancels.
     share = (GROUP - 1) / GROUP if method.grouped and method.can("advantage", "centred") else 1.0
     return oracle, rollout, oracle.gradient() * share
 
 
 def credit_of(method: Method, rollout: Rollout) -> Tensor:
-    """(N, T): what a method credits an action with, up to what has no expectation."""
+    """(N, T): a method's credit of an action, up to terms of expectation zero."""
     if method.declares:
         return method.declared(rollout)
     if not method.grouped:
-        # Earlier rewards and baselines drop out of an expectation only where every action has the same weight: here
-        # the weight depends on the length. So they must be taken as the method has them.
+        # Earlier rewards and baselines drop out of the expectation only if every action has the same weight: here the
+        # weight depends on the length. So they must be those of the method.
         return method.make(oracles.ending().table()).prepare(rollout).advantages
     returns = reward_to_go(rollout)[:, :1].view(-1, GROUP)
     credit = (returns - returns.flip(1)) / (2 if method.can("advantage", "centred") else 1)

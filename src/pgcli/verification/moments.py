@@ -1,4 +1,4 @@
-"""What GAE by a wrong V is expected to be and to vary by, and how noisy a gradient is: exact, for what is checked."""
+"""Exact mean and variance of GAE with a wrong V, and the exact variance of a gradient, for the checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgcli.verification.oracle import Oracle, Table, each_row_its_own, reward_to
 LAMBDAS = (0.0, 0.5, 0.95, 1.0)
 
 
-# ---------------------------------------------------------------- what GAE is expected to be, and to vary by
+# ---------------------------------------------------------------- mean and variance of GAE
 
 
 def _gae_moments(oracle: Oracle, lam: float) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def _gae_moments(oracle: Oracle, lam: float) -> tuple[Tensor, Tensor]:
     mdp, v = oracle.mdp, oracle.guess
     live = (~mdp.terminal).double()
     first, second = [], []
-    mean, square = torch.zeros_like(v), torch.zeros_like(v)  # of A_{t+1}, in the state that was reached
+    mean, square = torch.zeros_like(v), torch.zeros_like(v)  # of A_{t+1}, in the state reached
     for t in reversed(range(oracle.horizon)):
         further = live if t < oracle.horizon - 1 else torch.zeros_like(live)
         delta = mdp.rewards + further * v - v[:, None, None]  # (S, A, S)
@@ -42,14 +42,14 @@ def gae_gradient(oracle: Oracle, lam: float) -> Tensor:
 
 
 def gae_variance(oracle: Oracle, lam: float) -> Tensor:
-    """Var(A_t | s_t, a_t), averaged over the actions that are taken."""
+    """Var(A_t | s_t, a_t), averaged over the actions taken."""
     first, second = _gae_moments(oracle, lam)
     taken = oracle.visits[..., None] * oracle.policy
     return (taken * (second - first.square())).sum() / oracle.mean_length
 
 
 def variance_of_estimates(oracle: Oracle, rollout: Rollout, estimates: Tensor) -> Tensor:
-    """The same of given estimates, (N, T), by adding up: first for each (t, s, a), then over them."""
+    """The same for given estimates, (N, T), by summation: first within each (t, s, a), then over them."""
     assert rollout.weights is not None
     steps, (states, actions) = rollout.mask.shape[1], oracle.policy.shape
     place = (torch.arange(steps) * states + rollout.observations.argmax(-1)) * actions + rollout.actions
@@ -64,7 +64,7 @@ def variance_of_estimates(oracle: Oracle, rollout: Rollout, estimates: Tensor) -
     return total(w * (x - mean[place]).square()).sum() / mass.sum()
 
 
-# ---------------------------------------------------------------- how noisy a gradient is
+# ---------------------------------------------------------------- the variance of a gradient
 
 
 def gradient_variance(oracle: Oracle, rollout: Rollout, baseline: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def gradient_variance(oracle: Oracle, rollout: Rollout, baseline: Tensor) -> Ten
 
 
 def variance_through(method: Method, oracle: Oracle, rollout: Rollout, **settings: Any) -> Tensor:
-    """The same of the method's own loss: the gradient of each row by itself."""
+    """The same for the method's own loss, from the gradient of each row."""
     assert rollout.weights is not None
     table = Table(oracle.logits, oracle.guess)
     policy, leaf = each_row_its_own(table, len(rollout.weights))

@@ -1,10 +1,10 @@
-"""The oracle: a tabular world so small that every trajectory can be written down, with its probability.
+"""The oracle: a tabular world so small that every trajectory can be enumerated with its probability.
 
 A Rollout usually holds samples; here its rows are *all* trajectories, each with its exact probability as weight, over
-the policy's chance and the world's. So an algorithm's own loss becomes an expectation without an error, and what it
-must equal follows from `functional.dynamic_programming`, by another road.
+the randomness of policy and world. So an algorithm's own loss becomes an exact expectation, and its required value is
+computed independently by `functional.dynamic_programming`.
 
-What is padding holds numbers that would show: an estimate that reads them is wrong by far.
+Padding holds extreme numbers, so that an estimate that reads them is wrong by far.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pgcli.functional.dynamic_programming import MDP
 from pgcli.types import Evaluation, PolicyFunction, Rollout, each_tensor
 
 JUNK = 7.0
-"""What values and log-probs hold where nothing may look: plus or minus this, so that it does not cancel."""
+"""Values and log-probs on padding are plus or minus this, so that it does not cancel."""
 
 
 class Table(nn.Module):
-    """A softmax policy and a value for each state, in float64: one logit for each state and action."""
+    """A softmax policy and a value per state, in float64: one logit per state and action."""
 
     unit, has_critic = "sequence", True
 
@@ -58,7 +58,7 @@ def evaluate(logits: Tensor, actions: Tensor, values: Tensor) -> Evaluation:
 
 
 class Oracle:
-    """A world, a horizon and a policy, and all that is exact about them. The horizon ends an episode for good."""
+    """A world, a horizon and a policy, and their exact quantities. At the horizon an episode terminates."""
 
     def __init__(self, mdp: MDP, horizon: int) -> None:
         self.mdp, self.horizon = mdp, horizon
@@ -66,13 +66,13 @@ class Oracle:
         generator = np.random.Generator(np.random.PCG64(0))
         self.logits = torch.from_numpy(generator.standard_normal((states, actions)))
         self.guess = torch.from_numpy(0.5 * generator.standard_normal(states))
-        """(S,): a critic that is wrong."""
+        """(S,): the values of a wrong critic."""
         self.policy = self.logits.softmax(-1)
         self.visits = dp.visits(mdp, self.policy, horizon)
         """(H, S)"""
 
     def table(self, moved: float = 0.0) -> Table:
-        """The policy; `moved` away from it, where a loss must be right off the behaviour policy too."""
+        """The policy, or with `moved` one away from it, for losses that must also be right off-policy."""
         direction = torch.cos(torch.arange(self.logits.numel(), dtype=torch.float64)).view_as(self.logits)
         return Table(self.logits + moved * direction, self.guess)
 
@@ -82,7 +82,7 @@ class Oracle:
         return dp.backward_induction(self.mdp, self.horizon, gamma=gamma, policy=self.policy)
 
     def gradient(self, gamma: float = 1.0, *, discounted_states: bool = True) -> Tensor:
-        """grad J, (S, A). Without the gamma^t of the states it is what most codes follow, and no gradient of J."""
+        """grad J, (S, A). Without the gamma^t of the states it is what most implementations compute, and not grad J."""
         discounts = gamma ** torch.arange(self.horizon, dtype=torch.float64)[:, None]
         weights = self.visits * discounts if discounted_states else self.visits
         return dp.softmax_gradient(weights, self.policy, self.solve(gamma).action_values)
@@ -99,9 +99,9 @@ class Oracle:
         """All trajectories, each weighted by its probability.
 
         Args:
-            values: (H + 1, S), the critic's at each step; None: the wrong guess, at every step the same.
-            behaviour: (S, A), who acts; None: the policy.
-            cut: truncate after so many steps, with the true successor's value to bootstrap from.
+            values: (H + 1, S), the critic's values at each step; None: those of the wrong critic at every step.
+            behaviour: (S, A), the behaviour policy; None: the policy.
+            cut: truncate after this number of steps, with the true successor's value to bootstrap from.
         """
         mdp, acting = self.mdp, self.policy if behaviour is None else behaviour
         states, steps = len(mdp.start), cut or self.horizon
@@ -111,7 +111,7 @@ class Oracle:
         columns = {name: torch.zeros((len(current), 0), dtype=torch.int64) for name in ("s", "a", "next")}
         open_ = torch.ones(len(current), dtype=torch.bool)
         for _ in range(steps):
-            # Each open row becomes one for each action and successor; a row that has ended stays one row.
+            # Each open row becomes one row per action and successor; a row that has ended stays one row.
             odds = acting[current, :, None] * mdp.transitions[current]
             odds[~open_] = 0
             odds[~open_, 0, 0] = 1
@@ -162,14 +162,14 @@ class Oracle:
             groups=torch.arange(count).repeat_interleave(size),
         )
 
-    # -------------------------------------------------------- exact, by adding up
+    # -------------------------------------------------------- exact, by summation
 
     def expected_score(self, rollout: Rollout, credit: Tensor, *, at: Tensor | None = None) -> Tensor:
         """sum over rows of weight * sum_t credit_t grad log pi(a_t | s_t), (S, A), with the softmax's own derivative.
 
         Args:
             credit: (N, T).
-            at: (S, A), the policy whose score it is; None: the oracle's.
+            at: (S, A), the policy of the score; None: the oracle's.
         """
         assert rollout.weights is not None
         policy = self.policy if at is None else at
@@ -180,7 +180,7 @@ class Oracle:
 
 
 def rows_of(rollout: Rollout, indices: Tensor) -> Rollout:
-    """Some of the rows, or one of them several times."""
+    """The rows at `indices`, which may repeat."""
     return Rollout(**{
         k: each_tensor(v, lambda x: x[indices])
         for k, v in vars(rollout).items()
@@ -199,13 +199,13 @@ def reward_to_go(rollout: Rollout, gamma: float = 1.0) -> Tensor:
 
 
 def angle(a: Tensor, b: Tensor) -> float:
-    """Between two directions, in degrees."""
+    """The angle between two directions, in degrees."""
     cosine = (a * b).sum() / (a.norm() * b.norm())
     return float(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
 
 
 def each_row_its_own(table: Table, rows: int) -> tuple[PolicyFunction, Tensor]:
-    """A policy whose logits are another leaf for each row, (N, S, A): one backward pass gives every row's gradient."""
+    """A policy with separate logits for each row, (N, S, A): one backward pass gives every row's gradient."""
     leaf = table.logits.detach().expand(rows, -1, -1).clone().requires_grad_()
 
     def policy(observations: Tensor, actions: Tensor) -> Evaluation:
@@ -218,29 +218,29 @@ def each_row_its_own(table: Table, rows: int) -> tuple[PolicyFunction, Tensor]:
 
 
 def _with_surprises(mdp: MDP) -> MDP:
-    """Rewards that depend on where a step leads, too: chance enters the returns."""
+    """Makes rewards depend also on the next state, so that returns are random."""
     return mdp._replace(rewards=mdp.rewards + torch.linspace(-1, 1, len(mdp.start), dtype=torch.float64))
 
 
 def ending() -> Oracle:
-    """Two states to begin in, three to act in, one that ends the episode early: lengths differ. 222 trajectories."""
+    """Two start states, three non-terminal states, one terminal state: lengths differ. 222 trajectories."""
     world = random_world(Random(states=4, actions=3, branching=2, terminal=1, seed=4))
     return Oracle(_with_surprises(world)._replace(start=torch.tensor([0.6, 0.4, 0, 0], dtype=torch.float64)), 3)
 
 
 def small() -> Oracle:
-    """The same kind in two steps and with two actions, few enough to enumerate groups of three."""
+    """A similar world with two steps and two actions, small enough to enumerate groups of three."""
     world = random_world(Random(states=4, actions=2, branching=2, terminal=1, seed=37))
     return Oracle(_with_surprises(world)._replace(start=torch.tensor([0.7, 0.3, 0, 0], dtype=torch.float64)), 2)
 
 
 def endless() -> Oracle:
-    """No terminal state: every episode has three steps, so that a shift of the reward is a shift of every return."""
+    """No terminal state: every episode has three steps, so that a shift of rewards shifts every return equally."""
     return Oracle(_with_surprises(random_world(Random(states=2, actions=2, branching=2, terminal=0, seed=1))), 3)
 
 
 def bandit(rewards: Tensor, policy: Tensor) -> Oracle:
-    """One step, one state for each row of `rewards`, (S, A), at even odds; actions by `policy`, (S, A)."""
+    """One step, one state per row of `rewards`, (S, A), all equally likely; actions by `policy`, (S, A)."""
     count, actions = rewards.shape
     stay = torch.eye(count, dtype=torch.float64)[:, None].expand(count, actions, count)
     start = torch.full((count,), 1 / count, dtype=torch.float64)

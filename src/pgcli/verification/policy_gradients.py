@@ -1,9 +1,9 @@
-"""The policy gradients: every method that follows one, through its own `prepare` and `loss`, against exact grad J.
+"""The policy gradients: every policy-gradient method, through its own `prepare` and `loss`, against exact grad J.
 
-The condition of most rows: horizon fixed, gamma 1, the policy term alone, advantages not whitened, summed over an
-episode's steps and averaged over episodes, before any clip and before the optimiser. `NEUTRAL` is how a method's own
-settings are brought there, wherever it has such a setting; so a plug-in is checked like a built-in. The rows after the
-first then take one condition away at a time, and say what becomes of the gradient: the bias is predicted, not excused.
+Conditions of most rows: fixed horizon, gamma 1, the policy term alone, advantages not whitened, summed over an
+episode's steps and averaged over episodes, before any clip and before the optimiser. `NEUTRAL` sets a method's own
+settings to these, if it has them, so that a plug-in is checked like a built-in. Later rows remove one condition at a
+time, and compare the gradient with its predicted bias.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def checks(only: Collection[str] = ()) -> Iterator[Check]:
 
 
 def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
-    """What there is to say of a method, by what it collects and which settings it has."""
+    """The topics that apply to a method, by its way of collecting and its settings."""
     if not method.stochastic:
         return
     if method.collects("demonstrations"):
         yield maximum_likelihood
     if not method.collects("segments", "episodes", "groups", "gradients") or method.has("selection"):
-        return  # the topics `language` and `preferences` speak of these
+        return  # the topics `language` and `preferences` check these
     if method.declares:
         yield as_it_declares
     else:
@@ -62,7 +62,7 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
 
 
 def _of_an_unbiased(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
-    """What follows from being one, and what becomes of it when a condition is taken away."""
+    """The topics of an unbiased method, and of its bias when a condition is removed."""
     yield from (group_statistics, a_shift_of_the_reward) if method.grouped else (discounting, a_wrong_critic)
     if method.collects("segments", "gradients"):
         yield truncation
@@ -82,7 +82,7 @@ def _of_an_unbiased(method: Method) -> Iterator[Callable[[Method], Iterator[Chec
 
 
 def gradient_of_the_return(method: Method) -> Iterator[Check]:
-    """The first condition of all: at the behaviour parameters, E[-grad L] = grad J."""
+    """The basic check: at the behaviour policy's parameters, E[-grad L] = grad J."""
     oracle, rollout, exact = case(method)
     quantity = note = ""
     if method.grouped:
@@ -97,7 +97,7 @@ def gradient_of_the_return(method: Method) -> Iterator[Check]:
 
 
 def as_it_declares(method: Method) -> Iterator[Check]:
-    """A method that is biased on purpose says what it credits each action with: that, and no longer grad J."""
+    """A method that is biased on purpose must have the gradient of the credit that it declares, instead of grad J."""
     oracle, rollout, exact = case(method)
     right = oracle.gradient()
     note = f"{angle(exact, right):.1f} degrees from grad J, and {float(exact.norm() / right.norm()):.2f} times as long"
@@ -106,7 +106,7 @@ def as_it_declares(method: Method) -> Iterator[Check]:
 
 
 def adding_up(method: Method) -> Iterator[Check]:
-    """How actions are weighted, and that cutting a batch into minibatches changes none of it."""
+    """The weights of actions, and that cutting a batch into minibatches does not change them."""
     oracle, rollout, exact = case(method)
     table = oracle.table()
     length = 7.0
@@ -141,12 +141,12 @@ def adding_up(method: Method) -> Iterator[Check]:
 
 
 def entropy_bonus(method: Method) -> Iterator[Check]:
-    """The bonus pays for entropy, per action, at the states that were visited."""
+    """The gradient of the entropy bonus, per action, at the visited states."""
     oracle, rollout, _ = case(method)
     coefficient = 0.7
     table = oracle.table()
     ours = method.ascent(table, rollout, entropy_coefficient=coefficient) - method.ascent(table, rollout)
-    ours = ours / method.scale(rollout)  # the bonus is a mean over actions, whatever the rest is
+    ours = ours / method.scale(rollout)  # the bonus is always a mean over actions
     log_pi = oracle.policy.log()
     entropy = -(oracle.policy * log_pi).sum(-1, keepdim=True)
     share = oracle.visits.sum(0)[:, None] / oracle.mean_length
@@ -155,7 +155,7 @@ def entropy_bonus(method: Method) -> Iterator[Check]:
 
 
 def fitting_the_values(method: Method) -> Iterator[Check]:
-    """The critic is drawn to the exact values: twice the error, at the states that were visited."""
+    """The critic moves towards the exact values: twice the error, at the visited states."""
     settings: dict[str, Any] = {"baseline": "value"} if "value" in method.choices("baseline") else {}
     oracle = oracles.ending()
     table, values = oracle.table(), oracle.solve().values
@@ -171,7 +171,7 @@ def fitting_the_values(method: Method) -> Iterator[Check]:
 
 
 def maximum_likelihood(method: Method) -> Iterator[Check]:
-    """Demonstrations of another policy: the gradient of their likelihood, per action."""
+    """On demonstrations of another policy: the gradient of their likelihood, per action."""
     oracle = oracles.ending()
     teacher = oracle.table(moved=1.0).probabilities
     seen = dp.visits(oracle.mdp, teacher, oracle.horizon).sum(0)

@@ -1,10 +1,10 @@
 """The methods that learn from comparisons, through their own loss, on the text task whose completions are enumerated.
 
-The population is exact: each pair of completions that a policy may write, each of its two labels, and the probability
-of the three together, with labels by Bradley and Terry of the task's reward. A batch has no probabilities, so each pair
-is a batch of its own, and their losses are added up with those. What the gradient must be is written down by hand, as
-the derivative with respect to the two log-probs; and where the optimum has a closed form, the loss is descended to its
-end, over all distributions of completions, and must arrive there.
+The population is exact: every pair of completions that a policy may write with each of its two labels, and their joint
+probability; labels follow Bradley and Terry's law for the task's reward. A batch has no probabilities, so each pair is
+a batch of its own, and their losses are summed with these weights. The required gradient is derived by hand, as the
+derivative with respect to the two log-probs; and if the optimum has a closed form, the loss is minimised over all
+distributions of completions, and must end there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pgcli.verification.text_oracle import Language, Table, Whole, language, min
 
 
 class Learner(Writer):
-    """An algorithm that learns from what was compared or labelled."""
+    """An algorithm that learns from comparisons or labels."""
 
     @property
     def compares(self) -> bool:
@@ -37,7 +37,7 @@ class Learner(Writer):
 
     @property
     def fresh(self) -> bool:
-        """Whether the policy itself writes what is compared."""
+        """Whether the policy itself writes the compared completions."""
         return (self.has("collect") and self.config.collect == "judged") or not self.collects("pairs")
 
     def expected(self, policy: Any, pairs: Pairs, reference: Tensor, **settings: Any) -> Tensor:
@@ -51,7 +51,7 @@ class Learner(Writer):
         return pairs.weights @ vmap(loss)(each, torch.arange(len(pairs.weights)))
 
     def of_a_batch(self, policy: Any, pairs: Pairs, reference: Tensor, **settings: Any) -> Tensor:
-        """The loss of the pairs side by side, each once, as training has them."""
+        """The loss of a batch that has each pair once, as in training."""
         numbers = torch.arange(len(pairs.weights))
         texts = texts_of(language(), torch.cat([pairs.chosen, pairs.rejected]), reference)
         batch = Preferences(texts, numbers, numbers.double())
@@ -59,7 +59,7 @@ class Learner(Writer):
 
 
 class Pairs(NamedTuple):
-    """Of completions by their rows in `language()`, (P,) each; `weights`: the probability of such a pair and label."""
+    """Pairs of completions, by their rows in `language()`, (P,) each; `weights`: probability of pair and label."""
 
     chosen: Tensor
     rejected: Tensor
@@ -67,7 +67,7 @@ class Pairs(NamedTuple):
 
 
 def texts_of(world: Language, rows: Tensor, reference: Tensor) -> Completions:
-    """Of any shape: (...,) -> Completions of (..., T), with log-probs of the reference (S, V)."""
+    """Rows of any shape (...,) -> Completions of (..., T), with log-probs of the reference (S, V)."""
     log_probs = torch.where(world.mask, reference[world.states, world.actions].log(), JUNK)
     return Completions(
         {"prompt": world.observations["prompt"][rows]}, world.actions[rows], world.mask[rows], log_probs[rows]
@@ -77,28 +77,28 @@ def texts_of(world: Language, rows: Tensor, reference: Tensor) -> Completions:
 def compared(world: Language, chances: Tensor, wins: Tensor) -> Pairs:
     """Two completions of a prompt, written independently, and which of them is preferred.
 
-    chances: (Y,), how probable each prompt and completion is. wins: (B, Y / B, Y / B), how probably the one is
-    preferred to the other. A completion is not compared with itself.
+    chances: (Y,), probability of each prompt and completion. wins: (B, Y / B, Y / B), probability that the first is
+    preferred to the second. A completion is not compared with itself.
     """
     each = len(world.actions) // world.prompts
     one, other = torch.cartesian_prod(torch.arange(each), torch.arange(each)).unbind(1)
     one, other = one[keep := one != other], other[keep]
     chosen, rejected = (torch.cat([x + prompt * each for prompt in range(world.prompts)]) for x in (one, other))
     preferred = torch.cat([wins[prompt, one, other] for prompt in range(world.prompts)])
-    # Either of the two may have been written first.
+    # Both orders of writing give the same pair.
     weights = 2 * world.prompts * chances[chosen] * chances[rejected] * preferred
     return Pairs(chosen, rejected, weights)
 
 
 def bradley_terry(world: Language, smoothed: float = 0.0) -> Tensor:
-    """(B, Y / B, Y / B): how probably the one is preferred, if that many labels are yet to be turned round."""
+    """(B, Y / B, Y / B): probability that the first is preferred, if a share `smoothed` of labels is turned round."""
     rewards = world.rewards.view(world.prompts, -1)
     p = torch.sigmoid(rewards[:, :, None] - rewards[:, None, :])
     return (p - smoothed) / (1 - 2 * smoothed)
 
 
 def checks(only: Collection[str] = ()) -> Iterator[Check]:
-    """Rows of the algorithms in `only`; of all, if it is empty."""
+    """Rows of the algorithms in `only`; of all algorithms if it is empty."""
     yield from of_each(only, Learner, _topics, what="preferences: its loss")
 
 
@@ -119,7 +119,7 @@ def _topics(method: Learner) -> Iterator[Callable[[Learner], Iterator[Check]]]:
 
 
 class Pair(NamedTuple):
-    """What a loss of pairs is a function of, (P,) each: sums over tokens, and how many there are."""
+    """The arguments of a loss of pairs, (P,) each: sums over tokens, and numbers of tokens."""
 
     chosen: Tensor
     rejected: Tensor
@@ -177,7 +177,7 @@ SLOPES = {"dpo": _dpo, "ipo": _ipo, "simpo": _simpo, "orpo": _orpo, "apo_zero": 
 
 
 def by_hand(world: Language, policy: Any, pairs: Pairs, reference: Tensor, config: Any, *, batch: bool) -> Tensor:
-    """(S * V,): the gradient of the loss; of a batch, the likelihood's part is one mean over all of its tokens."""
+    """(S * V,): the gradient of the loss; in a batch, the likelihood term is one mean over all of its tokens."""
     pi = world.probabilities(policy).detach()
     own, other = (world.sequences(x).flatten() for x in (pi, reference))
     lengths = world.mask.sum(1).double()
@@ -195,7 +195,7 @@ def by_hand(world: Language, policy: Any, pairs: Pairs, reference: Tensor, confi
 
 
 def gradient_of_pairs(method: Learner) -> Iterator[Check]:
-    """Of the population, and of a batch."""
+    """The gradients of the population's loss and of a batch's loss."""
     world, policy, reference = language(), language().table(), _reference()
     writer = world.probabilities(policy).detach() if method.fresh else reference
     pairs = compared(world, world.chances(writer), bradley_terry(world))
@@ -216,7 +216,7 @@ def _reference() -> Tensor:
 
 
 def optimum_of_pairs(method: Learner) -> Iterator[Check]:
-    """Where the loss ends, from the reference, over all distributions of completions."""
+    """The minimum of the loss over all distributions of completions, starting at the reference."""
     world, reference = language(), _reference()
     settings = {"beta": BETA, "label_smoothing": method.config.label_smoothing}
     wins = bradley_terry(world, method.config.label_smoothing)
@@ -226,7 +226,7 @@ def optimum_of_pairs(method: Learner) -> Iterator[Check]:
     pairs = compared(world, world.chances(writer), wins)
     gradient = slope(method.expected(at, pairs, reference, **settings), at)
     who = "itself" if method.fresh else "the reference"
-    if method.config.loss == "dpo":  # whoever writes the pairs; IPO's depends on it
+    if method.config.loss == "dpo":  # regardless of the policy that writes the pairs; IPO's optimum depends on it
         yield equal(
             method.option, "text: its gradient at pi*", torch.zeros_like(gradient), gradient,
             note=f"{note}; the pairs by {who}",
@@ -258,7 +258,7 @@ def _optimum_of_dpo(world: Language, reference: Tensor, wins: Tensor, config: An
 
 
 def _optimum_of_ipo(world: Language, reference: Tensor, wins: Tensor, config: Any) -> tuple[Tensor, str]:
-    # Least squares of the margins on (2 p - 1) / (2 beta): the mean over whom a completion is compared with.
+    # Least squares of the margins on (2 p - 1) / (2 beta): the mean over the completions compared with it.
     margins = (2 * wins - 1) / (2 * config.beta)
     optimum = torch.log_softmax(world.sequences(reference) + margins.mean(2), dim=1)
     return optimum, "ref exp(P(preferred to another) / beta) / Z"
@@ -275,7 +275,7 @@ OPTIMA: dict[str, Callable[[Language, Tensor, Tensor, Any], tuple[Tensor, str]]]
 
 
 class Judge(nn.Module):
-    """A score for each prefix and token that was read last. float64."""
+    """A score for each prefix and its last token. float64."""
 
     unit, has_critic = "sequence", False
 
@@ -291,7 +291,7 @@ class Judge(nn.Module):
 
 
 def scores_of_pairs(method: Learner) -> Iterator[Check]:
-    """The score of a completion's last token is drawn to its reward, up to what all of a prompt share."""
+    """The score of a completion's last token converges to its reward, up to a constant per prompt."""
     world, reference = language(), _reference()
     last = (world.states[world.last], world.actions[world.last])
     judge = Judge(torch.sin(torch.arange(reference[:-1].numel(), dtype=torch.float64)).view_as(reference[:-1]))
@@ -325,7 +325,7 @@ def scores_of_pairs(method: Learner) -> Iterator[Check]:
 
 
 def what_is_right(method: Learner) -> Iterator[Check]:
-    """The sigmoid of a score is drawn to the probability that what was read is right: the whole, or each step."""
+    """The sigmoid of a score converges to the probability that the completion, or each step, is right."""
     world, reference = language(), _reference()
     numbers = torch.arange(reference[:-1].numel(), dtype=torch.float64).view_as(reference[:-1])
     truth, judge = 0.5 + 0.4 * torch.sin(3 * numbers), Judge(torch.cos(numbers))
@@ -343,7 +343,7 @@ def what_is_right(method: Learner) -> Iterator[Check]:
     note = "at their last tokens" if whole else "at the end of each step"
     yield equal(method.option, "text: grad of a batch's loss", exact, slope(loss, judge), note=note)
 
-    # Each label a batch of its own, either way, with its probability.
+    # Each label, right and wrong, is a batch of its own, weighted by its probability.
     row, step = known.nonzero(as_tuple=True)
     single = texts_of(world, row[:, None], reference)
     here = torch.nn.functional.one_hot(step, known.shape[1]).bool()[:, None]
@@ -368,19 +368,19 @@ def what_is_right(method: Learner) -> Iterator[Check]:
 
 
 def gradient_of_labels(method: Learner) -> Iterator[Check]:
-    """KTO's, where the reference point is above zero and where it would be below."""
+    """KTO's gradient, with a reference point above zero and with one clamped to zero."""
     world, policy, reference = language(), language().table(), _reference()
     pi, c = world.probabilities(policy).detach(), method.config
     ratios = (world.sequences(pi) - world.sequences(reference)).flatten()
     each, rows = torch.arange(len(ratios)), torch.arange(len(ratios)) // (len(ratios) // world.prompts)
     one = method.make(policy)
     for name, side in (("above", 1.0), ("below", -1.0)):
-        # Completions of another prompt: as many, and no two of them alike.
+        # The same number of completions of another prompt, all different.
         best = ((side * ratios[rows == prompt]).topk(9).indices for prompt in range(world.prompts))
         mismatched = torch.cat([each[rows == prompt][found] for prompt, found in enumerate(best)])
         z = ratios[mismatched].mean().clamp(min=0)
         others = texts_of(world, mismatched, reference)
-        good = world.rewards  # how probably it is labelled desirable
+        good = world.rewards  # probability of the label "desirable"
         gain = _bell(c.beta * (ratios - z))
         chances = world.chances(reference)
         pull = chances * c.beta * gain * ((1 - good) * c.undesirable_weight - good * c.desirable_weight)

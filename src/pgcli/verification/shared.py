@@ -20,7 +20,7 @@ from pgcli.verification.oracle import angle, reward_to_go, row
 
 
 def the_oracle_itself() -> Iterator[Check]:
-    """Two roads to one number: dynamic programming, and the sum over all trajectories."""
+    """The same number in two ways: by dynamic programming, and by the sum over all trajectories."""
     oracle = oracles.ending()
     rollout, solved = oracle.rollout(), oracle.solve()
     assert rollout.weights is not None
@@ -41,7 +41,7 @@ def the_oracle_itself() -> Iterator[Check]:
 
 
 def the_trade_of_lambda() -> Iterator[Check]:
-    """With a wrong V, bias falls with lambda and variance rises: here, as a rule, and not as a theorem."""
+    """With a wrong V, bias falls with lambda and variance rises: true here and usually, but not a theorem."""
     oracle = oracles.ending()
     exact = oracle.gradient()
     biases = [float((gae_gradient(oracle, lam) - exact).norm()) for lam in LAMBDAS]
@@ -53,7 +53,7 @@ def the_trade_of_lambda() -> Iterator[Check]:
 
 
 def kl_estimators() -> Iterator[Check]:
-    """Value, gradient in the loss, gradient in the reward: an estimator can be right in one of them and not in another.
+    """Value, gradient in the loss, gradient in the reward: an estimator may be right in one and wrong in another.
 
     One state, four actions, each weighted by its probability.
     """

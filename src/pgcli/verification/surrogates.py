@@ -1,4 +1,4 @@
-"""The surrogates: a loss that is reused on a policy that has moved, and what a clip does there."""
+"""The surrogates: losses that are reused on a policy that has moved, and the effect of the clip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgcli.verification.oracle import Table, reward_to_go
 
 
 def off_the_behaviour_policy(method: Method) -> Iterator[Check]:
-    """A surrogate, its clip opened wide, at parameters that have moved: importance weights make up for it."""
+    """A surrogate with a wide open clip, at parameters that have moved: importance weights correct for it."""
     opened: dict[str, Any] = {}
     if method.has("clip_range") and method.config.clip_range is not None:
         opened["clip_range"] = 1e9
@@ -28,11 +28,11 @@ def off_the_behaviour_policy(method: Method) -> Iterator[Check]:
     likelier = replace(rollout, log_probs=rollout.log_probs - 1.0)
     ours = method.ascent(table, rollout, at=moved, **opened)
     if torch.equal(ours, method.ascent(table, likelier, at=moved, **opened)):
-        return  # it knows nothing of the behaviour policy: one step a batch
+        return  # it does not use the behaviour policy: one step per batch
     there = moved.probabilities
     if method.grouped:
         returns = reward_to_go(rollout)[:, :1].view(-1, GROUP)
-        credit = returns - returns.flip(1)  # leave one out, of two
+        credit = returns - returns.flip(1)  # leave-one-out with two episodes
         if method.can("advantage", "centred"):
             credit = credit / 2
         s = rollout.observations.argmax(-1)
@@ -63,7 +63,7 @@ def four_corners(method: Method) -> Iterator[Check]:
         ("A > 0, inside", 1.0, 1 + 0.9 * high, True),
         ("A < 0, inside", -1.0, 1 - 0.9 * low, True),
     )
-    # One episode of one step for each, in a state of its own; two by two they are groups whose mean is 0.
+    # One episode of one step for each corner, in a state of its own; pairs of them are groups with mean 0.
     count = len(corners)
     policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).expand(count, 3)
     oracle = oracles.bandit(torch.zeros_like(policy), policy)
@@ -85,7 +85,7 @@ def four_corners(method: Method) -> Iterator[Check]:
 
 
 def its_own_surrogate(method: Method) -> Iterator[Check]:
-    """What a GRPO variant does with the ratio, on the behaviour policy and off it, each row added up by itself."""
+    """A GRPO variant's use of the ratio, on- and off-policy, with each row's sum computed independently."""
     name, config = method.config.surrogate, method.config
     if name == "clipped":
         return  # the corners
@@ -126,7 +126,7 @@ def its_own_surrogate(method: Method) -> Iterator[Check]:
 
 
 def value_clipping(method: Method) -> Iterator[Check]:
-    """A clipped V stops where it has come nearer to its target by enough, and nowhere else."""
+    """The gradient of a clipped V vanishes only after V has moved towards its target by enough."""
     held = 0.2
     # V, its target, and 2 (V - target) or 0; V_old is 0.
     cases = (

@@ -1,12 +1,12 @@
-"""The oracle in language: the text task `oracle`, whose completions can all be written down with their probabilities.
+"""The oracle in language: the text task `oracle`, whose completions can all be enumerated with their probabilities.
 
-There are two roads to each number. A method goes the one it always goes: completions, masks and log-probs through its
-own loss; only that the rows are *all* completions, each with its probability as weight. The exact number comes by the
-other one: a prefix is a state, a token an action, and the token-level decision process is solved by
-`functional.dynamic_programming`, which knows nothing of completions, masks or sums of log-probs. Gradients are those of
-a small transformer's parameters, or of a table with one logit for each prefix and token.
+Each number is computed in two ways. A method uses completions, masks and log-probs in its own loss as usual, except
+that the rows are *all* completions, each with its probability as weight. The exact number comes from the token-level
+decision process, in which a prefix is a state and a token an action: it is solved by `functional.dynamic_programming`,
+which uses no completions, masks or sums of log-probs. Gradients are those of a small transformer's parameters, or of a
+table with one logit per prefix and token.
 
-Padding is the end token, as in many a tokenizer, and holds numbers that would show.
+Padding is the end token, as in many tokenizers, and holds extreme numbers that would show.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from pgcli.verification.oracle import JUNK, evaluate, rows_of
 WORDS = VOCABULARY - 1
 """Tokens after which a completion goes on; the last one, END, ends it."""
 LEVELS = [sum(WORDS**k for k in range(t)) for t in range(LENGTH + 1)]
-"""Where the prefixes of t tokens begin, among those of a prompt; at last, how many there are."""
+"""Index of the first prefix of t tokens among a prompt's prefixes; the last entry is their number."""
 PREFIXES = LEVELS[-1]
 SETTINGS = ("env=oracle", "policy=transformer", "tuned=none", "policy.width=8", "policy.layers=1", "policy.heads=2",
             "policy.hidden=8", "policy.temperature=0.8")  # fmt: skip
-"""A temperature that is not 1 is a part of the policy wherever its log-probs are taken."""
+"""A temperature other than 1, to check that it is part of the policy wherever log-probs are computed."""
 
 
 class Table(nn.Module):
-    """A softmax policy over prefixes: one logit for each of them and token, and a value. float64."""
+    """A softmax policy over prefixes: one logit per prefix and token, and a value per prefix. float64."""
 
     unit, has_critic = "sequence", True
 
     def __init__(self, logits: Tensor, critic: Tensor | None = None) -> None:
-        """logits (S, V), or (N, S, V): another table for each row that it will be asked of."""
+        """logits (S, V), or (N, S, V): a separate table for each row."""
         super().__init__()
         self.logits = nn.Parameter(logits.detach().clone())
         self.critic = nn.Parameter(logits.new_zeros(logits.shape[-2]) if critic is None else critic.clone())
@@ -61,7 +61,7 @@ class Table(nn.Module):
 
 
 class Whole(nn.Module):
-    """Any distribution over completions: one logit for each prompt and completion, asked token by token."""
+    """Any distribution over completions: one logit per prompt and completion, evaluated token by token."""
 
     unit, has_critic = "sequence", False
 
@@ -84,7 +84,7 @@ class Whole(nn.Module):
 
 
 def prefixes(prompts: Tensor, actions: Tensor) -> Tensor:
-    """(N, P), (N, T) -> (N, T): the number of the prefix that each token follows; behind an end token, of no token."""
+    """(N, P), (N, T) -> (N, T): the number of the prefix that each token follows; after an end token, of no token."""
     root = PREFIXES * prompts[:, -1]
     alive, number = torch.ones_like(root, dtype=torch.bool), torch.zeros_like(root)
     found = []
@@ -106,14 +106,14 @@ def language() -> Language:
 
 
 class Language:
-    """The task, a policy and a reference for it, and all that is exact about them."""
+    """The task, policies and references for it, and their exact quantities."""
 
     def __init__(self) -> None:
         self.task = Oracle(settings().env)
         every = self.task.everything()
         self.observations, self.actions, self.mask = every.observations, every.actions, every.mask
         self.rewards = every.rewards.double()
-        """(Y,) of each prompt's completions in turn, as are all that have a Y here."""
+        """(Y,), the completions of one prompt after the other, as in everything with a Y here."""
         self.prompts = self.task.config.prompts
         self.states = prefixes(every.observations["prompt"], every.actions)
         self.last = self.mask & (self.mask.cumsum(1) == self.mask.sum(1, keepdim=True))
@@ -121,7 +121,7 @@ class Language:
         self.mdp = self._process()
 
     def _process(self) -> MDP:
-        """The token-level decision process. What is paid is paid for a completion's last token."""
+        """The token-level decision process. The reward is received at a completion's last token."""
         count = PREFIXES * self.prompts
         transitions = torch.zeros(count + 1, VOCABULARY, count + 1, dtype=torch.float64)
         rewards = torch.zeros_like(transitions)
@@ -143,7 +143,7 @@ class Language:
     # -------------------------------------------------------- policies
 
     def transformer(self, seed: int = 0, **changes: Any) -> Transformer:
-        """In float64, with the parameters that the seed draws."""
+        """A transformer in float64, initialised by the seed."""
         config: Any = settings().policy.model_copy(update=changes)
         generator = torch.Generator().manual_seed(seed)
         policy = Transformer.make(self.task.spec, config, Stochastic(critic=True), generator).double()
@@ -151,14 +151,14 @@ class Language:
         return policy
 
     def table(self, seed: int = 0, moved: float = 0.0) -> Table:
-        """With the distribution of a transformer at each prefix; `moved` away from it, where a loss must be right off
-        the behaviour policy too.
+        """A table with a transformer's distribution at each prefix, or with `moved` one away from it, for losses that
+        must also be right off-policy.
         """
         logits = self.probabilities(self.transformer(seed)).detach()[:-1].log()
         return Table(logits + moved * torch.cos(torch.arange(logits.numel(), dtype=logits.dtype)).view_as(logits))
 
     def probabilities(self, policy: Any) -> Tensor:
-        """(S, V) of a policy at each prefix, with a gradient; the last row, of a finished text, means nothing."""
+        """(S, V) of a policy at each prefix, with a gradient; the last row, of a finished text, is meaningless."""
         tokens = torch.full((PREFIXES, LENGTH), END)
         for t in range(1, LENGTH):
             level = torch.cartesian_prod(*[torch.arange(WORDS)] * t).view(-1, t)
@@ -178,7 +178,7 @@ class Language:
         return dp.backward_induction(mdp, LENGTH, gamma=1.0, policy=pi)
 
     def value(self, pi: Tensor, rewards: Tensor | None = None) -> Tensor:
-        """J, or what else a completion is paid in expectation."""
+        """J, or the expected sum of other `rewards`."""
         return dp.expected_return(self.mdp, self.solve(pi, rewards).values[0])
 
     def moments(self, pi: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ class Language:
 
     def divergence(self, pi: Tensor, reference: Tensor, visits: Tensor | None = None) -> Tensor:
         """KL(pi || reference) of completions: that of each prefix's next token, over the prefixes that pi visits; or
-        over `visits` that stay where they are.
+        over fixed `visits`.
         """
         per_prefix = (pi * (pi.log() - reference.log())).sum(-1)
         return (self.visits(pi) if visits is None else visits) @ per_prefix
@@ -212,7 +212,7 @@ class Language:
 
     @cached_property
     def scores(self) -> Tensor:
-        """(Y, S, V): which tokens a completion has, and where; less pi at each, the table's grad log pi(y)."""
+        """(Y, S, V): the tokens of a completion at its prefixes; minus pi there, it is the table's grad log pi(y)."""
         found = torch.zeros(len(self.actions), len(self.mdp.start) - 1, VOCABULARY, dtype=torch.float64)
         row, t = self.mask.nonzero(as_tuple=True)
         found[row, self.states[row, t], self.actions[row, t]] = 1
@@ -224,7 +224,7 @@ class Language:
         return (self.scores - passed * pi[:-1]).flatten(1)
 
     def likelihoods(self, rollout: Rollout, pi: Tensor) -> Tensor:
-        """(N, T): the probability of each token of a rollout's; 1 on padding."""
+        """(N, T): the probability of each token of a rollout; 1 on padding."""
         states = prefixes(rollout.observations["prompt"], rollout.actions)
         return torch.where(rollout.mask, pi[states, rollout.actions], 1)
 
@@ -240,7 +240,7 @@ class Language:
         return (self.chances(pi) * self.prompts).log().view(self.prompts, -1)
 
     def policy_of(self, log_probs: Tensor) -> Tensor:
-        """(B, Y / B), a distribution over each prompt's completions -> (S, V), that of the next token, by summing."""
+        """(B, Y / B), a distribution over each prompt's completions -> (S, V), that of the next token, by summation."""
         mass = torch.zeros(len(self.mdp.start), VOCABULARY, dtype=log_probs.dtype)
         each = log_probs.exp().flatten()[:, None].expand_as(self.mask)
         mass = mass.index_put((self.states[self.mask], self.actions[self.mask]), each[self.mask], accumulate=True)
@@ -250,14 +250,14 @@ class Language:
     # -------------------------------------------------------- every completion
 
     def rollout(self, pi: Tensor, reference: Tensor | None = None, *, replied: bool = False) -> Rollout:
-        """All prompts and completions, each weighted by its probability under `pi`, who wrote them.
+        """All prompts and completions, each weighted by its probability under `pi`, the policy that wrote them.
 
         replied: the second token is the task's and not the policy's (`answered`): a hole in the mask.
         """
         pi, s, mask = pi.detach(), self.states, self.mask
         if replied:
             pi, mask = self.answered(pi), mask & (torch.arange(LENGTH) != 1)
-        values = self.solve(pi).values[0][s]  # more steps than a completion has are none
+        values = self.solve(pi).values[0][s]  # the horizon exceeds the longest completion
         following = values[:, [2, 2, 2]] if replied else values[:, [1, 2, 2]]  # of the policy's next token
         return Rollout(
             observations=self.observations, actions=self.actions, mask=mask,
@@ -265,14 +265,14 @@ class Language:
             terminated=self.ended, truncated=self.last & ~self.ended,
             log_probs=self._at(pi, mask, -JUNK),
             values=torch.where(mask, values, JUNK),
-            # A completion that the limit cut is worth nothing behind it; behind an end token nobody looks.
+            # A completion that the limit cut has value 0 after it; after an end token no value is read.
             next_values=torch.where(mask & ~self.ended, torch.where(self.last, 0, following), -JUNK),
             reference_log_probs=ABSENT if reference is None else self._at(reference.detach(), mask, JUNK),
             weights=self.chances(pi),
         )  # fmt: skip
 
     def answered(self, pi: Tensor) -> Tensor:
-        """(S, V): after one token of the policy's the task says a word, whatever it was."""
+        """(S, V): after one token of the policy the task replies with a token, whatever the first was."""
         number = torch.arange(len(pi) - 1) % PREFIXES
         reply = (number >= LEVELS[1]) & (number < LEVELS[2])
         said = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=pi.dtype)
@@ -295,7 +295,7 @@ class Language:
 
 
 def slope(of: Tensor, policy: nn.Module, *, keep: bool = False) -> Tensor:
-    """The gradient with respect to all parameters of a policy but its critic, as one vector."""
+    """The gradient with respect to all parameters of a policy except its critic's, as one vector."""
     parameters = [p for name, p in policy.named_parameters() if name != "critic"]
     if not of.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
@@ -314,7 +314,7 @@ def minimise(loss: Callable[[], Tensor], x: Tensor, *, within: float = 1e-9) -> 
     identity = torch.eye(x.numel(), dtype=x.dtype)
     inverse, fresh = identity, True
     value, gradient = slope()
-    for _ in range(300):  # a loss without a minimum falls for ever
+    for _ in range(300):  # a limit, because a loss without a minimum falls for ever
         if not float(gradient.abs().max()) > within:
             return
         direction, start, length = -(inverse @ gradient), x.detach().clone(), 1.0

@@ -1,7 +1,7 @@
-"""How far a step moves the policy: natural gradients, trust regions, a price on the KL, and the best constant baseline.
+"""Natural gradients, trust regions, a penalty on the KL, and the best constant baseline.
 
-Whole updates of `npg` and `trpo`, optimiser and all, on every trajectory of a world; what they must be is built here as
-matrices. An update's states are those that the policy visits, each action of an episode counting once.
+Whole updates of `npg` and `trpo`, including the optimiser, on every trajectory of a world; the required results are
+computed here with explicit matrices. An update's states are those that the policy visits, once per action.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pgcli.verification.oracle import Oracle, Table, reward_to_go, rows_of
 
 ALGOS = ("npg", "trpo", "ppo_kl", "cpi", "reinforce")
 SOLVED: dict[str, Any] = {"cg_iterations": 100, "cg_tolerance": 1e-13}
-"""Conjugate gradients until there is nothing left to solve."""
+"""Settings with which conjugate gradient solves the equations exactly."""
 
 
 def checks() -> Iterator[Check]:
@@ -45,7 +45,7 @@ def checks() -> Iterator[Check]:
 
 
 def fisher() -> Iterator[Check]:
-    """The products that an update takes with F, against the matrix; and that the matrix has no inverse."""
+    """The products with F in an update, compared with the matrix; and the matrix is singular."""
     oracle = oracles.ending()
     exact, table = _fisher(oracle), oracle.table()
     one = Method("npg").make(table)
@@ -58,7 +58,7 @@ def fisher() -> Iterator[Check]:
 
 
 def natural_step() -> Iterator[Check]:
-    """An update moves the logits by alpha (F + eps I)^-1 grad J, and its model of the KL by what it was given."""
+    """An update moves the logits by alpha (F + eps I)^-1 grad J, with alpha as configured or by max_kl."""
     oracle, damping = oracles.ending(), 0.05
     gradient = oracle.gradient().flatten()
     damped = _fisher(oracle) + damping * torch.eye(len(gradient), dtype=torch.float64)
@@ -76,7 +76,7 @@ def natural_step() -> Iterator[Check]:
 
 
 def reparameterised() -> Iterator[Check]:
-    """Other coordinates, the same policy after the step; the plain gradient's depends on them."""
+    """In other coordinates the policy after the step is the same; after a plain gradient step it is not."""
     oracle = oracles.ending()
     size = oracle.logits.numel()
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +86,7 @@ def reparameterised() -> Iterator[Check]:
     other = Reparameterised(oracle, matrix)
     policies, visited = [], ~oracle.mdp.terminal
     for table in (oracle.table(), other):
-        # Damping would depend on the coordinates. Without it F is singular, and there are solutions all the same.
+        # Damping would depend on the coordinates. Without it F is singular, but the equations still have solutions.
         one = Method("npg").make(
             table, step="plain", step_size=0.3, damping=0.0, cg_iterations=size, cg_tolerance=1e-10
         )
@@ -152,7 +152,7 @@ def trust_region() -> Iterator[Check]:
 
 
 def lower_bound() -> Iterator[Check]:
-    """L(pi') - C max_s KL <= J(pi'), and so no step that lifts the left side can harm.
+    """L(pi') - C max_s KL <= J(pi'), so a step that raises the left side cannot lower J.
 
     With a horizon H and no discount: |J - L| <= sum_t 2 max|Abar| TV(d'_t, d_t), where |Abar| <= 2 a max|A|,
     TV(d'_t, d_t) <= t a and a = max_s TV(pi', pi) <= sqrt(max_s KL / 2). So C = H (H - 1) max|A|.
@@ -178,7 +178,7 @@ def lower_bound() -> Iterator[Check]:
 
 
 def monotonic_improvement() -> Iterator[Check]:
-    """Update after update, each on the trajectories of the policy that the last one left: J never falls."""
+    """In repeated updates, each on the trajectories of the present policy, J never falls."""
     oracle = oracles.ending()
     best = dp.expected_return(oracle.mdp, dp.backward_induction(oracle.mdp, oracle.horizon, gamma=1.0).values[0])
     table = oracle.table()
@@ -196,11 +196,11 @@ def monotonic_improvement() -> Iterator[Check]:
     yield at_most("trpo", "KL of each of them", 0.02, largest)
 
 
-# ---------------------------------------------------------------- a price, and none
+# ---------------------------------------------------------------- with and without a penalty
 
 
 def kl_penalty() -> Iterator[Check]:
-    """The penalty's gradient is that of the exact KL, at parameters that have moved; at those that acted it is none."""
+    """The penalty's gradient is that of the exact KL at parameters that have moved; at the old ones it is zero."""
     oracle, beta = oracles.ending(), 0.7
     method, table, moved = Method("ppo_kl"), oracle.table(), oracle.table(moved=0.5)
     there, share = moved.probabilities, _share(oracle)
@@ -222,7 +222,7 @@ def kl_penalty() -> Iterator[Check]:
 
 
 def far_off() -> Iterator[Check]:
-    """What the bare surrogate promises for a policy far away, and what that policy is worth."""
+    """The bare surrogate's predicted gain for a distant policy, and that policy's actual return."""
     oracle = oracles.ending()
     far = Table(oracle.logits + 20 * oracle.gradient(), oracle.guess)
     one = Method("cpi").make(oracle.table())
@@ -239,7 +239,7 @@ def far_off() -> Iterator[Check]:
 
 
 def best_baseline() -> Iterator[Check]:
-    """b* against the lowest point of the variance itself, a parabola in b, found from three values of it."""
+    """b* compared with the minimum of the variance, a parabola in b, computed from three of its values."""
     method, oracle = Method("reinforce"), oracles.ending()
     rollout = _rollout(oracle)
     returns = reward_to_go(rollout)
@@ -274,7 +274,7 @@ def best_baseline() -> Iterator[Check]:
 
 
 def best_baseline_of_a_batch() -> Iterator[Check]:
-    """Estimated from the other episodes of a batch, it leaves the gradient unbiased: over all batches of three."""
+    """Estimated from the other episodes of a batch, b* leaves the gradient unbiased, over all batches of three."""
     method, oracle = Method("reinforce"), oracles.bandit(*_TWO_STATES)
     every, table = oracle.rollout(), oracle.table()
     assert every.weights is not None
@@ -295,7 +295,7 @@ _TWO_STATES = (
 """Rewards and policy of a bandit."""
 
 
-# ---------------------------------------------------------------- exact, of a world and a policy
+# ---------------------------------------------------------------- exact quantities of a world and a policy
 
 
 def _rollout(oracle: Oracle) -> Rollout:
@@ -304,14 +304,14 @@ def _rollout(oracle: Oracle) -> Rollout:
 
 
 def _step(option: str, oracle: Oracle, **settings: Any) -> tuple[Tensor, dict[str, float]]:
-    """By how much one update moves the logits, and what it reports."""
+    """One update's change of the logits, and its metrics."""
     table = oracle.table()
     metrics = Method(option).make(table, **settings).update(_rollout(oracle))
     return (table.logits.detach() - oracle.logits).flatten(), metrics
 
 
 def _share(oracle: Oracle) -> Tensor:
-    """(S,): how much each state counts in a mean over actions."""
+    """(S,): the weight of each state in a mean over actions."""
     return oracle.visits.sum(0) / oracle.mean_length
 
 
@@ -325,7 +325,7 @@ def _kl(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _with_policy_of(oracle: Oracle, table: Table) -> Oracle:
-    """The same world, where the table acts."""
+    """The same world with the table's policy."""
     other = copy.copy(oracle)
     other.logits, other.policy = table.logits.detach().clone(), table.probabilities
     other.visits = dp.visits(other.mdp, other.policy, other.horizon)
@@ -338,7 +338,7 @@ def _return(oracle: Oracle, table: Table) -> Tensor:
 
 
 def _promise(oracle: Oracle, policy: Tensor) -> Tensor:
-    """L(policy) - J: what it would gain in the states that the oracle's own policy visits."""
+    """L(policy) - J: its predicted gain on the states that the oracle's own policy visits."""
     return (oracle.visits[..., None] * (policy - oracle.policy) * oracle.solve().action_values).sum()
 
 

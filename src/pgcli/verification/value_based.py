@@ -1,10 +1,10 @@
-"""DQN, Q-learning and SARSA: the mean of their updates over every transition there is, against dynamic programming.
+"""DQN, Q-learning and SARSA: the mean of their updates over all transitions, against dynamic programming.
 
     -grad E[L] = T Q - Q        for each state and action, when each is tried once
 
-T is the Bellman operator: of optimality for Q-learning and DQN, of the policy that explores for SARSA. So a step of
-size 1 is one sweep of value iteration, and the gradient vanishes at the fixed point of T and nowhere else. It is the
-gradient of no function: the target moves with Q, and is not differentiated.
+T is the Bellman operator: of optimality for Q-learning and DQN, of the exploring policy for SARSA. So a step of size 1
+is one sweep of value iteration, and the semi-gradient vanishes only at the fixed point of T. It is not the gradient of
+any function: the target moves with Q, and is not differentiated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pgcli.verification.check import Check, equal
 ALGOS = ("dqn", "q_learning", "sarsa")
 GAMMA, EPSILON = 0.9, 0.3
 JUNK = 7.0
-"""What Q holds for a terminal state, which nothing may look at."""
+"""Q at a terminal state, which must never be read."""
 
 
 def checks() -> Iterator[Check]:
@@ -66,11 +66,11 @@ def checks() -> Iterator[Check]:
     yield from overestimation()
 
 
-# ---------------------------------------------------------------- the world, and what is exact about it
+# ---------------------------------------------------------------- the world and its exact quantities
 
 
 def world() -> MDP:
-    """Three states to act in, one that ends the episode; where an action leads is chance, and rewards depend on it."""
+    """Three non-terminal states and a terminal one; transitions are random, and rewards depend on the next state."""
     generator = torch.Generator().manual_seed(6)
     shape = (4, 3, 4)
     transitions = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=0.2) - 0.2
@@ -81,19 +81,19 @@ def world() -> MDP:
 
 
 def somewhere(mdp: MDP, seed: int) -> Tensor:
-    """A Q, (S, A), that is nothing in particular."""
+    """An arbitrary Q, (S, A)."""
     values = torch.randn(mdp.rewards.shape[:2], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return values.masked_fill(mdp.terminal[:, None], JUNK)
 
 
 def explores(q: Tensor) -> Tensor:
-    """Epsilon-greedy, (S, A), where no two values are the same."""
+    """Epsilon-greedy, (S, A), if no two values are equal."""
     greedy = torch.nn.functional.one_hot(q.argmax(-1), q.shape[1]).double()
     return (1 - EPSILON) * greedy + EPSILON / q.shape[1]
 
 
 def sweep(mdp: MDP, q: Tensor, values: Tensor) -> Tensor:
-    """r + gamma P values, (S, A); nobody acts in a terminal state, so its row stays Q's."""
+    """r + gamma P values, (S, A); there are no actions in a terminal state, so its row stays Q's."""
     return dp.lookahead(mdp, values, gamma=GAMMA).where(~mdp.terminal[:, None], q)
 
 
@@ -106,7 +106,7 @@ def expectation(mdp: MDP, q: Tensor) -> Tensor:
 
 
 def best_that_explores(mdp: MDP) -> Tensor:
-    """Q of the best policy that explores: policy iteration among those (Sutton & Barto 2018, section 5.4)."""
+    """Q of the best exploring policy, by policy iteration among them (Sutton & Barto 2018, section 5.4)."""
     q, before = torch.zeros(mdp.rewards.shape[:2], dtype=torch.float64), None
     while before is None or not torch.equal(explores(q), before):
         before = explores(q)
@@ -127,7 +127,7 @@ def clipped(mdp: MDP, q: Tensor, target: Tensor) -> tuple[Tensor, float]:
 
 
 def transitions(mdp: MDP, following: Tensor) -> Transitions:
-    """All of them, from each state and action alike: weights p(s' | s, a) times `following`(a' | s'), (S, A)."""
+    """All transitions from each state and action, with weights p(s' | s, a) times `following`(a' | s'), (S, A)."""
     odds = mdp.transitions[..., None] * following
     s, a, successor, next_action = odds.masked_fill(mdp.terminal[:, None, None, None], 0).nonzero(as_tuple=True)
     one_hot = torch.eye(len(mdp.start), dtype=torch.float64)
@@ -138,7 +138,7 @@ def transitions(mdp: MDP, following: Tensor) -> Transitions:
 
 
 def algorithm(name: str, states: int, actions: int, *words: str) -> Any:
-    """With a table, in float64."""
+    """The algorithm with a table in float64."""
     config = compose([
         f"algo={name}", "env=cartpole", "policy=tabular", "tuned=none", f"algo.epsilon_start={EPSILON}",
         f"algo.epsilon_end={EPSILON}", *words,
@@ -151,7 +151,7 @@ def algorithm(name: str, states: int, actions: int, *words: str) -> Any:
 
 
 def gradient(learner: Any, batch: Transitions, q: Tensor, target: Tensor | None) -> Tensor:
-    """Of its loss at Q, (S, A)."""
+    """The gradient of its loss at Q, (S, A)."""
     if target is not None:
         learner.target.flat.copy_(target.flatten())
         batch = learner.prepare(batch)
@@ -168,10 +168,10 @@ def step(name: str, mdp: MDP, q: Tensor, *words: str, target: Tensor | None = No
 
 
 def overestimation() -> Iterator[Check]:
-    """Three actions that are all worth 0, each valued at +1 or -1 at even odds, by two networks independently.
+    """Three actions of value 0, each estimated at +1 or -1 with equal probability, by two networks independently.
 
-    The largest of three is 1 but in one case of eight: 3/4 on average. What one network chooses is worth 0 on average
-    to the other (van Hasselt et al. 2016).
+    The largest of three is 1 except in one case of eight: 3/4 on average. The action that one network chooses has value
+    0 on average for the other (van Hasselt et al. 2016).
     """
     values = torch.tensor(list(product((-1.0, 1.0), repeat=3)), dtype=torch.float64)
     online, target = values.repeat_interleave(8, 0), values.repeat(8, 1)

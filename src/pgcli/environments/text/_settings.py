@@ -1,4 +1,4 @@
-"""What every text task has: what a cut completion earns, and how people would label pairs of completions."""
+"""Settings of every text task: the reward of truncated completions, and the labels of pairs of completions."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from pgcli.functional.completions import soft_overlong
 from pgcli.settings import Settings
 from pgcli.types import TextSpec
 
-OVERLONG = "punishment for a completion that comes near the length limit, where env.overlong_buffer is set"
+OVERLONG = "punishment, from 0 to -1, for a completion near the length limit; with env.overlong_buffer"
 
 
 class TextSettings(Settings):
     name: str = Field(description="name of this environment")
-    cut_reward: float = Field(description="the most that a completion earns which the length limit cut before its end")
-    overlong_buffer: int | None = Field(
-        gt=0, description="tokens before the length limit over which up to 1 is taken away; null: nothing is"
+    cut_reward: float = Field(
+        description="largest reward of a completion that the length limit cut before its end token"
     )
-    solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
-    pairs: int = Field(ge=1, description="labelled pairs of completions that there are to learn preferences from")
+    overlong_buffer: int | None = Field(
+        gt=0,
+        description="tokens before the length limit over which a punishment grows from 0 to 1; null: no punishment",
+    )
+    solved_at: float | None = Field(description="greedy mean reward at which the task counts as solved; null: none")
+    pairs: int = Field(ge=1, description="number of labelled pairs of completions in the dataset of preferences")
     label_scale: float = Field(
         gt=0, description="difference of true rewards at which 73 of 100 labels prefer the better one"
     )
-    label_flip: float = Field(ge=0, lt=0.5, description="share of labels that are turned round, at any difference")
+    label_flip: float = Field(
+        ge=0, lt=0.5, description="share of labels that are turned round, whatever the difference"
+    )
 
 
 def settle(config: Any, spec: TextSpec, completions: Tensor, mask: Tensor, earned: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
-"""What text tasks share: which prompts are held out (by a hash of what they say, never by the seed that drew them), and
-a prompt with its answer as one text.
+"""Shared by text tasks: the split into training and held-out prompts, by a hash of the prompt and never by its seed,
+and a prompt with its answer as one text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def is_held_out(codes: np.ndarray, one_in: int = HELD_OUT_ONE_IN) -> np.ndarray:
 
 
 def draw(seeds: Sequence[int], code: Callable[[np.ndarray], np.ndarray], *, held_out: bool) -> np.ndarray:
-    """(N,) uint64: each seed draws codes until one is on the asked side of the split, whatever the other seeds are.
+    """(N,) uint64: each seed draws codes until one is on the requested side of the split, independently of other seeds.
 
     Args:
         code: from n random uint64 to n codes, a number for each different prompt.
@@ -43,9 +43,9 @@ def digits(codes: np.ndarray, base: int, count: int) -> np.ndarray:
 
 
 def whole_text(written: Written, pad: int) -> Written:
-    """A prompt and its answer, all of it to be learned but the first token: what pretraining reads of demonstrations.
+    """A prompt and its answer as one text for pretraining, all of it learned except the first token.
 
-    What padded a prompt on its left stands at the end.
+    Padding on the left of a prompt moves to the end.
     """
     prompt = written.observations["prompt"]
     text = torch.cat([prompt, written.actions], dim=1)

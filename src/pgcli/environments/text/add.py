@@ -3,10 +3,10 @@
     prompt      <bos> 4 7 5 + 8 8 6 =
     completion  5 6 1 1 7 8 6 1 4 8 3 1 : 1 3 6 1 <end>
 
-Before the `:` a teacher writes, from the ones on, the two digits of a place, the digit of their sum, and what is
-carried: 5 + 6 = 11, 7 + 8 + 1 = 16, 4 + 8 + 1 = 13. (Without the copies of the two digits the default transformer had
-learnt nothing after half a million tokens; with them it adds.) Behind it stands the answer, one digit more than the
-numbers have. Only it is verified: what a policy writes before the `:` is its own affair, and it may leave that out.
+Before the `:` a teacher writes for each place, from the ones on, its two digits, the digit of their sum, and the carry:
+5 + 6 = 11, 7 + 8 + 1 = 16, 4 + 8 + 1 = 13. (Without the copies of the two digits the default transformer had learnt
+nothing after half a million tokens; with them it adds.) After it comes the answer, one digit longer than the numbers.
+Only the answer is verified: a policy may write anything before the `:`, or nothing.
 
 The prompt is a function of its seed alone, and one in twenty is held out.
 """
@@ -33,17 +33,17 @@ BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
 
 class Add:
     class Config(TextSettings):
-        digits: int = Field(ge=1, le=9, description="of each number; leading zeros are written")
+        digits: int = Field(ge=1, le=9, description="digits of each number; leading zeros are written")
         partial: float = Field(
-            ge=0, le=1, description="weight of the share of digits that are right; the rest is the exact match's"
+            ge=0, le=1, description="weight in the reward of the share of right digits; the exact match has the rest"
         )
 
     world = "text"
     COMPONENTS: ClassVar = {
-        "reward": "exact_match, or where env.partial is set a mean of it and digits_right; at most cut_reward if cut",
-        "exact_match": "share of completions whose answer behind the last : is right",
-        "digits_right": "share of the answer's digits that are right, where it has as many as it should",
-        "carries_right": "share of a teacher's digits and carries before the : that are where they should be",
+        "reward": "exact_match, or with env.partial a mean of it and digits_right; at most cut_reward if cut",
+        "exact_match": "share of completions whose answer after the last : is right",
+        "digits_right": "share of the answer's digits that are right; 0 if their number is wrong",
+        "carries_right": "share of a teacher's digits and carries before the : that are right and in their places",
         "overlong": OVERLONG,
     }
 
@@ -66,7 +66,7 @@ class Add:
         scratch, answer = self._worked_out(observations["prompt"])
         end = mask.sum(dim=1) - 1  # a finished completion's last token
         finished = completions.gather(1, end[:, None])[:, 0] == END
-        at = end[:, None] - torch.arange(n + 2, 0, -1, device=end.device)  # of the `:` and the n + 1 digits behind it
+        at = end[:, None] - torch.arange(n + 2, 0, -1, device=end.device)  # of the `:` and the n + 1 digits after it
         found = completions.gather(1, at.clamp(min=0))
         form = finished & (at[:, 0] >= 0) & (found[:, 0] == COLON)
         right = (found[:, 1:] == answer) & form[:, None]
@@ -89,7 +89,7 @@ class Add:
         return TOKENS.decode(tokens, specials=True)
 
     def _worked_out(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """What a teacher writes, (N, 5 n + 3), and of it the answer alone, (N, n + 1)."""
+        """A teacher's whole completion, (N, 5 n + 3), and the answer alone, (N, n + 1)."""
         n = self.config.digits
         powers = 10 ** torch.arange(n + 1, device=prompts.device)
         first, second = prompts[:, 1 : n + 1].flip(1), prompts[:, n + 2 : -1].flip(1)  # from the ones on

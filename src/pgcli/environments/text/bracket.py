@@ -4,8 +4,8 @@
     completion  ( ) [ [ ] ] ) ( ) <end>          or   ) ( ( ( ) ) ) [ ] <end>, or ...
 
 Prompt and completion together have to be a balanced text of a certain length (`brackets`), which is the same for all
-prompts: a policy must remember what is open, and count. Since there are many right answers, a policy can be right
-always and say one thing only: `distinct` counts what a batch really contains, and pass@k what more samples would bring.
+prompts: a policy must remember what is open, and count. Since there are many right answers, a policy can always be
+right with a single answer: `distinct` counts the different answers of a batch, and pass@k the gain from more samples.
 
 One beginning in ten is held out, by a hash of its brackets; there are few enough of them to be listed.
 """
@@ -28,14 +28,16 @@ from pgcli.types import Observations, TextSpec, Written
 
 TOKENS = Characters("([)]")
 KINDS = 2
-"""Of brackets: token k opens the kind k, and k + KINDS closes it."""
+"""Kinds of brackets: token k opens the kind k, and k + KINDS closes it."""
 BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
 HELD_OUT_ONE_IN = 10
 
 
 class Bracket:
     class Config(TextSettings):
-        brackets: int = Field(ge=4, le=24, description="of the whole text, opening and closing; an even number")
+        brackets: int = Field(
+            ge=4, le=24, description="brackets of the whole text, opening and closing; an even number"
+        )
         min_given: int = Field(ge=1, description="brackets of the shortest prompt")
         max_given: int = Field(le=8, description="brackets of the longest prompt")
 
@@ -51,9 +53,9 @@ class Bracket:
     world = "text"
     COMPONENTS: ClassVar = {
         "reward": "1 for a right answer, 0 for anything else that ended, at most cut_reward if cut",
-        "exact_match": "share of completions that make the text balanced and as long as it should be",
-        "balanced": "share of completions that make the text balanced, of whatever length",
-        "distinct": "share of completions that are right and not a repetition of an answer in the same batch",
+        "exact_match": "share of completions that make the text balanced and of the required length",
+        "balanced": "share of completions that make the text balanced, at any length",
+        "distinct": "share of completions that are right and do not repeat another answer in the same batch",
         "overlong": OVERLONG,
     }
 
@@ -76,7 +78,7 @@ class Bracket:
         self.beginnings = {side: (table[held_out == side], lengths[held_out == side]) for side in (False, True)}
 
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
-        """Every length as probable as the others, and every beginning of it."""
+        """All lengths are equally likely, and all beginnings of a length."""
         table, lengths = self.beginnings[held_out]
         share = 1 / np.bincount(lengths)[lengths]
         rows = np.searchsorted(share.cumsum() / share.sum(), uniforms(keys_of(seeds), 1)[:, 0])
@@ -88,7 +90,7 @@ class Bracket:
         nonsense = (mask & (completions != END) & (completions >= 2 * KINDS)).any(dim=1)
         balanced = (written == END).any(dim=1) & ~nonsense & (_open(text) == 0)
         right = balanced & ((text < 2 * KINDS).sum(dim=1) == self.config.brackets)
-        # A number for each prompt and answer; rows that are not right have the number of their row, below zero.
+        # A number for each pair of prompt and answer; a wrong row gets a negative number of its own.
         powers = 7 ** torch.arange(text.shape[1], device=text.device)
         code = torch.where(right, (text * powers).sum(dim=1), -1 - torch.arange(len(text), device=text.device))
         _, which = torch.unique(code, return_inverse=True)
@@ -102,7 +104,7 @@ class Bracket:
         }
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
-        """A right answer at random: in each place, any bracket that can still be balanced in time, all alike."""
+        """A random right answer: at each place, any bracket that can still be balanced in time, all equally likely."""
         observations = self.prompts(seeds, held_out=False)
         prompt, lengths = observations["prompt"].numpy(), observations["lengths"].numpy()
         N, T = len(prompt), self.spec.completion_length
@@ -117,7 +119,7 @@ class Bracket:
         for t in range(T):
             may_close, may_open = depth > 0, depth < left
             options = may_close + KINDS * may_open
-            chosen = (noise[:, t] * options).astype(np.int64)  # 0 .. options - 1: the last one closes, where it may
+            chosen = (noise[:, t] * options).astype(np.int64)  # 0 .. options - 1: the last one closes, if allowed
             closes = may_close & (chosen == options - 1)
             tokens = np.where(closes, stack[rows, depth] + KINDS, chosen)
             answers[:, t] = np.where(left > 0, tokens, np.where(left == 0, END, PAD))
@@ -137,8 +139,8 @@ class Bracket:
 
 
 def _beginnings(length: int, whole: int) -> list[tuple[int, ...]]:
-    """Every text of so many brackets that can still be balanced when it has `whole` of them."""
-    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ())]  # what is written, what is open
+    """Every text of `length` brackets that can still be balanced with `whole` brackets in all."""
+    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ())]  # text so far, open brackets
     for written in range(length):
         left = whole - written - 1
         found = [

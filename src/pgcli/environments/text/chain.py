@@ -3,8 +3,8 @@
     prompt      <bos> 7 + 5 - 3 * 2 =
     completion  2 ; 9 ; 8 <end>                 7 + 5 = 2, 2 - 3 = 9, 9 * 2 = 8: from left to right, modulo 10
 
-The last number before the end is the answer; the numbers before it are the reason. `*` forgets (anything * 5 is 0 or
-5), so an answer can be right for a wrong reason, which a reward for the outcome cannot see and one for the process can.
+The last number before the end is the answer; the numbers before it are the reasoning. `*` loses information (anything *
+5 is 0 or 5), so an answer can be right by wrong steps, which an outcome reward cannot see and a process reward can.
 
 The prompt is a function of its seed alone. One prompt in twenty is held out, chosen by a hash of the expression.
 """
@@ -34,9 +34,10 @@ HELD_OUT_ONE_IN = 20
 class Chain:
     class Config(TextSettings):
         min_steps: int = Field(ge=1, description="operations of the shortest expression")
-        max_steps: int = Field(ge=1, le=10, description="operations of the longest")
+        max_steps: int = Field(ge=1, le=10, description="operations of the longest expression")
         reward_kind: Literal["outcome", "process"] = Field(
-            description="1 for the right answer, whatever led to it; or for each right step its share, where it ends"
+            description="kind of reward: 1 for the right answer, whatever its steps; or 1/n at the end of each right "
+            "step of n"
         )
 
         @model_validator(mode="after")
@@ -48,10 +49,10 @@ class Chain:
     world = "text"
     COMPONENTS: ClassVar = {
         "reward": "1 for the right answer (or 1/n for each of its n steps that is right), at most cut_reward if cut",
-        "exact_match": "share of completions whose steps are all right, and nothing else, and the end",
+        "exact_match": "share of completions that are all steps, right, and the end, and nothing else",
         "answer": "share of completions whose last number before the end is right",
-        "steps_right": "share of an expression's steps that are written where they belong and right",
-        "right_answer_wrong_reason": "share of completions with the right answer and a step that is not",
+        "steps_right": "share of an expression's steps that are right and in their places",
+        "right_answer_wrong_reason": "share of completions with the right answer and at least one wrong step",
         "overlong": OVERLONG,
     }
 
@@ -66,7 +67,7 @@ class Chain:
         )
 
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
-        """Each seed draws expressions until one is on the asked side of the split."""
+        """Each seed draws expressions until one is on the requested side of the split."""
         c = self.config
         state = keys_of(seeds)
         codes, steps = np.zeros_like(state), np.zeros(len(state), dtype=np.int64)
@@ -83,7 +84,7 @@ class Chain:
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         values, steps = results(observations)
         labels = self.step_labels(observations, completions, mask)
-        right = labels == 1  # NaN is not
+        right = labels == 1  # False for NaN
         steps_right = right.sum(1) / steps
         exact = steps_right == 1
         finished = ((completions == END) & mask).any(1)
@@ -92,7 +93,7 @@ class Chain:
         outcome = self.config.reward_kind == "outcome"
         earned = answer.float() if outcome else steps_right
         settled = settle(self.config, self.spec, completions, mask, earned)
-        if not outcome:  # each step's share where it ends; what the limit takes, with the last token
+        if not outcome:  # each step's share where it ends; the deduction for the limit at the last token
             last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
             settled["reward"] = right / steps[:, None] + last * (settled["reward"] - earned)[:, None]
         return settled | {
@@ -105,9 +106,9 @@ class Chain:
     def step_labels(self, observations: Observations, completions: Tensor, mask: Tensor) -> Tensor:
         """(N, T) float32: where a step ends (on `;` or the end) 1 if it is right and 0 if not; NaN elsewhere.
 
-        Step k is right if it is the one digit that the first k operations come to, and if it is followed by `;` where
-        there are further steps and by the end where there are none. It is measured against the truth, not against the
-        step before it as it was written: after a wrong step, another wrong one does not become right.
+        Step k is right if it is the one digit that is the result of the first k operations, followed by `;` if there
+        are further steps and by the end if there are none. It is compared with the true result, not computed from the
+        step written before it: a step that follows correctly from a wrong one is wrong, too.
         """
         values, steps = results(observations)
         ends = ((completions == SEPARATOR) | (completions == END)) & mask
@@ -147,7 +148,7 @@ def is_held_out(codes: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def _written(codes: np.ndarray, steps: np.ndarray, longest: int) -> Tensor:
-    """The expressions that (N,) codes number, as prompts: (N, 2 * longest + 3), padded on the left."""
+    """The expressions with the numbers `codes` (N,) as prompts: (N, 2 * longest + 3), padded on the left."""
     text = np.full((len(codes), 2 * longest + 3), PAD, dtype=np.int64)
     rows, first = np.arange(len(codes)), 2 * (longest - steps)
     text[rows, first] = BOS
@@ -163,11 +164,11 @@ def _written(codes: np.ndarray, steps: np.ndarray, longest: int) -> Tensor:
 
 
 def results(observations: Observations) -> tuple[Tensor, Tensor]:
-    """What each step of an expression comes to, (N, K), 0 behind its last one; and how many it has, (N,)."""
+    """The result of each step of an expression, (N, K), 0 after its last one; and its number of steps, (N,)."""
     prompt = observations["prompt"]
     steps = (observations["lengths"] - 3) // 2
     width = (prompt.shape[1] - 3) // 2
-    place = prompt.shape[1] - 1 - 2 * steps  # of the first operation
+    place = prompt.shape[1] - 1 - 2 * steps  # position of the first operation
     value = prompt.gather(1, place[:, None] - 1).squeeze(1)
     found = []
     for k in range(width):

@@ -1,13 +1,13 @@
-"""Counting letters, and then going on for as long as one likes: an answer's length is free, and means nothing.
+"""Counting letters, followed by any number of fillers: an answer's length is free and has no meaning.
 
     prompt      <bos> b a a c a b a c b ? a =
     completion  4 . . . . <end>            or   3 , , , <end>
 
-Right is the number of the asked letter, then any number of fillers, then the end. A teacher errs in some of the
-demonstrations, knows it, and then goes on with `,` instead of `.`: so that a policy has learnt to know, when it decides
-how long to go on, whether its answer is wrong. A loss that divides by a completion's length (GRPO's mean over a
-sequence) makes use of that. Its effective reward is A / length: right answers become shorter and wrong ones longer,
-though no reward depends on length (Liu et al. 2025, section 3.1). `length_right` and `length_wrong` show it.
+A right completion is the count of the asked letter, then any number of fillers, then the end. Some demonstrations have
+a wrong count and then use `,` instead of `.` as filler: so a policy learns to know, when it decides how long to go on,
+whether its answer is wrong. A loss that divides by a completion's length (GRPO's mean over a sequence) exploits that.
+Its effective reward is A / length: right answers become shorter and wrong ones longer, though no reward depends on
+length (Liu et al. 2025, section 3.1). `length_right` and `length_wrong` show it.
 
 The prompt is a function of its seed alone, and one in twenty is held out.
 """
@@ -29,7 +29,7 @@ from pgcli.seeding import keys_of, mix, uniforms
 from pgcli.types import Observations, TextSpec, Written
 
 KINDS = 3
-"""Of letters: tokens 10, 11 and 12, behind the numbers."""
+"""Kinds of letters: tokens 10, 11 and 12, after the numbers."""
 TOKENS = Characters("0123456789abc?=.,")
 LETTER, ASKS, EQUALS, SURE, UNSURE = TOKENS.encode("a?=.,")
 BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
@@ -37,17 +37,20 @@ BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
 
 class CountOrPad:
     class Config(TextSettings):
-        letters: int = Field(ge=1, le=9, description="of the text in which one is counted")
-        limit: int = Field(ge=2, description="tokens of a completion at most, the end included")
+        letters: int = Field(ge=1, le=9, description="letters of the text in which one letter is counted")
+        limit: int = Field(ge=2, description="most tokens of a completion, the end token included")
         fillers: float = Field(ge=0, description="fillers of a demonstration, on average (geometrically distributed)")
-        errors: float = Field(ge=0, lt=1, description="share of demonstrations that are wrong, and say so")
+        errors: float = Field(
+            ge=0, lt=1, description="share of demonstrations that have a wrong count, marked by the filler `,`"
+        )
 
     world = "text"
     COMPONENTS: ClassVar = {
-        "reward": "1 for the right number, fillers and the end, 0 for another end, at most cut_reward if cut",
+        "reward": "1 for the right number, fillers and the end, 0 for anything else that ended, at most cut_reward if "
+        "cut",
         "exact_match": "share of completions that are the right number, any fillers, and the end",
-        "length_right": "tokens of the completions that begin with the right number",
-        "length_wrong": "tokens of the completions that do not",
+        "length_right": "mean tokens of the completions that begin with the right number",
+        "length_wrong": "mean tokens of the completions that do not begin with the right number",
         "overlong": OVERLONG,
     }
 
@@ -81,7 +84,7 @@ class CountOrPad:
         }
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
-        """The number, right or wrong, and fillers as they fall: P(n) = (1 - q) q^n, cut off where the limit is."""
+        """The number, right or wrong, and a random number of fillers: P(n) = (1 - q) q^n, cut off at the limit."""
         observations = self.prompts(seeds, held_out=False)
         q, T = self.config.fillers / (1 + self.config.fillers), self.config.limit
         noise = uniforms(mix(keys_of(seeds)), 3)
@@ -107,5 +110,5 @@ class CountOrPad:
 
 
 def _count(prompts: Tensor) -> Tensor:
-    """(N,): how often the letter behind the `?` occurs before it."""
+    """(N,): number of times that the letter after the `?` occurs before it."""
     return (prompts[:, 1:-3] == prompts[:, -2:-1]).sum(dim=1)

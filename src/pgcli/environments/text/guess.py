@@ -1,16 +1,16 @@
-"""Guessing in two turns: what is asked first decides what can be known in the end.
+"""Guessing in two turns: the first turn's question determines what can be known in the second.
 
-    prompt      <bos> t c h ?       one of these letters is meant; the prompt does not say which
+    prompt      <bos> t c h ?       one of these letters is the secret; the prompt does not say which
     first turn  h <end>
-    reply       <                   it comes before h in the alphabet (`>`: after it, `=`: it is h, `!`: no letter)
-    second turn c <end>             the answer, and the only thing that is paid for
+    reply       <                   the secret is before h in the alphabet (`>`: after h, `=`: h, `!`: no letter)
+    second turn c <end>             the answer, which alone is rewarded
 
-Of k letters an answer can be right min(3, k) / k of the time at best, and only who asks for one in the middle gets
-there: the reward of the second turn has to teach the first. Demonstrations ask for any of the letters, and then answer
-with any that is still possible, which with three letters is right 7 times in 9.
+With k letters an answer can be right min(3, k) / k of the time at best, which requires a question about a middle
+letter: the reward of the second turn has to teach the first. Demonstrations ask about any of the letters, and then
+answer with any that is still possible, which with three letters is right 7 times in 9.
 
-The reply is the task's: it is read, nobody chose it, and nothing is learned from having said it. The prompt and what
-is meant are functions of the seed alone. One set of letters in twenty is held out, by a hash of it.
+The reply is the task's: the policy reads it, but did not choose it and does not learn from it as an action. The prompt
+and the secret are functions of the seed alone. One set of letters in twenty is held out, by a hash of it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ BOS, END, PAD = TOKENS.bos, TOKENS.end, TOKENS.pad
 
 class Guess:
     class Config(TextSettings):
-        choices: int = Field(ge=2, le=20, description="letters of a prompt, one of which is meant")
-        letters: int = Field(ge=3, le=LETTERS, description="how many of the alphabet's there are to choose from")
+        choices: int = Field(ge=2, le=20, description="letters of a prompt, one of which is the secret")
+        letters: int = Field(ge=3, le=LETTERS, description="letters of the alphabet from which prompts are drawn")
 
         @model_validator(mode="after")
         def _there_are_sets_to_hold_out(self) -> Guess.Config:
@@ -49,11 +49,11 @@ class Guess:
 
     world = "text"
     COMPONENTS: ClassVar = {
-        "reward": "1 for the letter that was meant as the second turn, at most cut_reward if the limit cut it",
-        "exact_match": "share of second turns that are the letter that was meant",
-        "first_right": "share of first turns that are",
-        "decided": "share of first turns whose reply leaves one letter only",
-        "possible": "share of second turns that are one of the letters that the reply left",
+        "reward": "1 for the secret letter as the second turn, at most cut_reward if the limit cut it",
+        "exact_match": "share of second turns that are the secret letter",
+        "first_right": "share of first turns that are the secret letter",
+        "decided": "share of first turns whose reply leaves only one possible letter",
+        "possible": "share of second turns that are a letter still possible after the reply",
     }
 
     def __init__(self, config: Config) -> None:
@@ -68,7 +68,7 @@ class Guess:
         )
 
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
-        """{"prompt": (N, k + 2), "meant": (N,)}: a policy reads the first of them only."""
+        """{"prompt": (N, k + 2), "meant": (N,)}: a policy reads the prompt only."""
         c = self.config
         state = keys_of(seeds)
         chosen = np.zeros((len(state), c.choices), dtype=np.int64)
@@ -83,14 +83,14 @@ class Guess:
         return self.complete({"prompt": torch.from_numpy(prompt)}, seeds)
 
     def complete(self, prompts: Observations, seeds: Sequence[int]) -> Observations:
-        """Each seed draws which of its prompt's letters is meant."""
+        """Each seed draws its prompt's secret letter."""
         letters = prompts["prompt"][:, 1:-1]
         keys = mix(~np.asarray(seeds, dtype=np.int64).astype(np.uint64))
         which = torch.from_numpy((uniforms(keys, 1) * letters.shape[1]).astype(np.int64))
         return prompts | {"meant": letters.gather(1, which).squeeze(1)}
 
     def replies(self, observations: Observations, completions: Tensor, mask: Tensor) -> Tensor:
-        """(N, 1): how what is meant stands to the letter of a first turn."""
+        """(N, 1): where the secret letter is relative to the letter of the first turn."""
         del mask  # a first turn ends with the first end token
         asked, meant = _first_turn(completions), observations["meant"]
         reply = torch.where(meant < asked, BEFORE, torch.where(meant > asked, AFTER, EQUAL))
@@ -100,7 +100,7 @@ class Guess:
         meant = observations["meant"]
         ends = (completions == END) & mask
         finished = ends.sum(1) == 2
-        # The second turn begins behind the first end and the reply, and is right if it is one letter and the end.
+        # The second turn begins after the first end and the reply, and is right if it is the letter and the end.
         begins = ends.long().argmax(1, keepdim=True) + 2
         answer = completions.gather(1, begins.clamp(max=completions.shape[1] - 2)).squeeze(1)
         one = finished & ends.gather(1, (begins + 1).clamp(max=completions.shape[1] - 1)).squeeze(1)
@@ -117,19 +117,19 @@ class Guess:
         }
 
     def _left(self, observations: Observations, asked: Tensor) -> Tensor:
-        """(N, k) bool: which of the prompt's letters are still possible after the reply to a first turn."""
+        """(N, k) bool: the prompt's letters that are still possible after the reply to a first turn."""
         letters, meant = observations["prompt"][:, 1:-1], observations["meant"]
         alike = torch.sign(letters - asked[:, None]) == torch.sign(meant - asked)[:, None]
         return alike | (asked < 0)[:, None]
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
-        """Any of the letters, the reply, and then any that it leaves: the reply is not learned."""
+        """Any of the letters, the reply, and then any letter still possible; the reply is not learned."""
         observations = self.prompts(seeds, held_out=False)
         letters = observations["prompt"][:, 1:-1]
         noise = torch.from_numpy(uniforms(mix(keys_of(seeds)), 2))
         asked = letters.gather(1, (noise[:, :1] * letters.shape[1]).long()).squeeze(1)
         left = self._left(observations, asked)
-        # The one in whose share of [0, 1] the noise falls, all that are left having equal shares.
+        # The letter in whose share of [0, 1] the noise falls; all possible letters have equal shares.
         drawn = (left.cumsum(1) > noise[:, 1:] * left.sum(1, keepdim=True)).long().argmax(1, keepdim=True)
         answer = letters.gather(1, drawn)
         end = torch.full_like(answer, END)
@@ -138,7 +138,7 @@ class Guess:
         return Written(observations, torch.cat([first, reply, answer, end], dim=1))
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """Both turns, all of it to be learned but the first token and the reply."""
+        """Both turns, all of it learned except the first token and the reply."""
         return whole_text(self.demonstrations(seeds), PAD)
 
     def encode(self, text: str) -> list[int]:
@@ -149,7 +149,7 @@ class Guess:
 
 
 def _is_held_out(letters: np.ndarray) -> np.ndarray:
-    """(N, k) -> (N,) bool, whatever their order."""
+    """(N, k) -> (N,) bool, independent of the letters' order."""
     sets = (np.uint64(1) << letters.astype(np.uint64)).sum(axis=1, dtype=np.uint64)
     return is_held_out(sets)
 

@@ -1,6 +1,6 @@
-"""Your own prompts, demonstrations, pairs or corpus: a file of JSON objects, one a line.
+"""Your own prompts, demonstrations, pairs or corpus: a file of JSON objects, one per line.
 
-    {"prompt": "2 + 2 ="}                                           for a reward function to score what comes after it
+    {"prompt": "2 + 2 ="}                                           a reward function scores its completions
     {"prompt": "2 + 2 =", "completion": " 4"}                       a demonstration (`answer` is the same)
     {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}         a pair; `chosen` is a demonstration too
     {"text": "two and two are four"}                                for pretraining
@@ -9,11 +9,11 @@ A row may have more than one of these, and keys of its own. The reward is a func
 
     def score(prompt: str, completion: str, row: dict) -> float | dict[str, float]
 
-called once for each completion; or once for all of them, with three lists and to return a list, where its name begins
-with `batch_` or ends with `_batch`. A dict is reported component by component; its `reward`, or else the sum of it, is
-what is trained. None or NaN: it could not be scored, and is left out.
+called once for each completion; or, if its name begins with `batch_` or ends with `_batch`, once for all of them, with
+three lists, and it returns a list. A dict is reported component by component; training maximises its `reward`, or else
+the sum of its values. None or NaN: the completion could not be scored, and is left out.
 
-A prompt is held out by a hash of its text, so that a longer file has the same prompts on either side.
+A prompt is held out by a hash of its text, so that adding rows to a file moves no prompt to the other side.
 """
 
 from __future__ import annotations
@@ -38,39 +38,51 @@ from pgcli.settings import Settings
 from pgcli.types import Observations, State, TextSpec, Written
 
 TEXTS = ("prompt", "completion", "answer", "chosen", "rejected", "text")
-"""Keys of a row that mean something here."""
+"""Keys of a row with a meaning for the task."""
 
 
 class Jsonl:
     class Config(Settings):
         name: str = Field(description="name of this environment")
-        path: str = Field(min_length=1, description="file of JSON objects, one a line")
+        path: str = Field(min_length=1, description="file of JSON objects, one per line")
         reward: str | None = Field(
-            description="file.py:function that scores a completion; null: there is only what the file has"
+            description="file.py:function that scores a completion; null: no reward except a match with the file's "
+            "completions"
         )
         tokenizer: str = Field(
-            description="auto (the policy's own where it has one, else byte), byte, character, words, or a folder"
+            description="tokenizer: auto (the policy's own if it has one, else byte), byte, character, words, or a "
+            "folder with one"
         )
         folder: str | None = Field(
-            description="with tokenizer=auto: where the policy's own tokenizer is, if it has one"
+            description="folder of the policy's own tokenizer, if it has one; with tokenizer=auto"
         )
-        held_out: float = Field(ge=0, lt=1, description="share of prompts kept for evaluation; 0: it has the same ones")
-        prompt_length: int = Field(ge=1, description="tokens of a prompt; a longer one is refused")
-        completion_length: int = Field(ge=1, description="tokens of a completion, the end included")
+        held_out: float = Field(
+            ge=0,
+            lt=1,
+            description="share of prompts kept for evaluation; 0: training and evaluation use the same prompts",
+        )
+        prompt_length: int = Field(ge=1, description="most tokens of a prompt; a longer one is refused")
+        completion_length: int = Field(ge=1, description="most tokens of a completion, the end token included")
         cut_reward: float | None = Field(
-            description="reward of a completion that the length limit cut before its end token; null: as it is scored"
+            description="reward of a completion that the length limit cut before its end token; null: its score"
         )
-        solved_at: float | None = Field(description="greedy mean reward that counts as solved; null: never")
-        pairs: int = Field(ge=1, description="pairs that a policy writes for env.reward to label, if the file has none")
+        solved_at: float | None = Field(description="greedy mean reward at which the task counts as solved; null: none")
+        pairs: int = Field(
+            ge=1, description="number of pairs that a policy writes and env.reward labels, if the file has no pairs"
+        )
         label_scale: float = Field(
-            gt=0, description="difference of rewards at which 73 of 100 of these labels prefer the better one"
+            gt=0,
+            description="difference of rewards at which 73 of 100 labels prefer the better completion; if the file has "
+            "no pairs",
         )
-        label_flip: float = Field(ge=0, lt=0.5, description="share of these labels that are turned round")
+        label_flip: float = Field(
+            ge=0, lt=0.5, description="share of labels that are turned round; if the file has no pairs"
+        )
 
     world = "text"
     COMPONENTS: ClassVar = {
-        "reward": "what env.reward returns; without a function, the same as exact_match",
-        "exact_match": "1 for the row's own completion (or what was chosen) and the end, 0 for any other",
+        "reward": "score by env.reward; without a function, the same as exact_match",
+        "exact_match": "1 for the row's own completion (or its chosen one) and the end, 0 for any other",
     }
 
     def __init__(self, config: Config) -> None:
@@ -84,7 +96,7 @@ class Jsonl:
         self.has_reward = self.score is not None
         self.rows = [row for _, row in rows]
         encoded = [self._encoded(where, row) for where, row in rows]
-        if not any("prompt" in row for row in encoded):  # a corpus: what begins with nothing
+        if not any("prompt" in row for row in encoded):  # a corpus: its texts have no prompt
             encoded[0]["prompt"] = self._begun([]) or [self.tokens.end]
         self.prompt_tokens = Ragged([row.get("prompt", []) for row in encoded])
         self.answers = Ragged([row.get("completion", row.get("chosen", [])) for row in encoded])
@@ -104,7 +116,7 @@ class Jsonl:
     # ------------------------------------------------------------ the file
 
     def _encoded(self, where: str, row: dict[str, Any]) -> dict[str, list[int]]:
-        """Each text of a row by itself, refused where it is too long."""
+        """Each text of a row, encoded by itself. Raises InputError if it is too long."""
         found = {}
         for key in TEXTS:
             if row.get(key) is None:
@@ -129,23 +141,23 @@ class Jsonl:
             raise InputError(f"{where}: a {key} of {len(tokens)} tokens, and {setting} is {limit}")
 
     def _pieces(self, encoded: Iterable[dict[str, list[int]]]) -> Iterable[list[int]]:
-        """What pretraining reads: of each row its text, or else its prompt and completion, in pieces that fit."""
+        """Texts for pretraining: each row's text, or else its prompt and completion, in pieces that fit."""
         longest = self.config.completion_length + 1
         for row in encoded:
             if "text" in row:
                 whole = [*self._begun(row["text"]), self.tokens.end]
             else:
                 whole = [*row["prompt"], *row.get("completion", [self.tokens.end])]
-            # The first token of a piece is only read, so pieces overlap by one.
+            # The first token of a piece is only read, not learned, so pieces overlap by one.
             yield from (whole[i : i + longest] for i in range(0, len(whole) - 1, longest - 1))
 
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the rows with a prompt to train on, and of those held out."""
+        """Indices of the rows with a prompt to train on, and of those held out."""
         asked = np.flatnonzero(self.prompt_tokens.lengths)
         if self.config.held_out == 0 or "prompt" not in self.rows[asked[0]]:
             return asked, asked
         share = np.array([_fraction(self.rows[i]["prompt"]) for i in asked])
-        # In a file of a few prompts none might fall below: then it is the one nearest to it.
+        # In a file of few prompts none may fall below the threshold: then the nearest one is held out.
         limit = max(self.config.held_out, share.min())
         train, held_out = asked[share > limit], asked[share <= limit]
         if not len(train):
@@ -163,17 +175,17 @@ class Jsonl:
 
     @property
     def replay_mismatch(self) -> str | None:
-        """A run that goes on with another file is another run, though its seeds are the same."""
+        """A run that is resumed with another file is not the same run, even with the same seeds."""
         return None if self.begun_with == self.digest else f"{self.config.path} has changed since the run began"
 
     # ------------------------------------------------------------ the task
 
     def prompts(self, seeds: Sequence[int], *, held_out: bool) -> Observations:
-        """`row`: which of the file's rows it is."""
+        """Adds `row`: the index of the file's row."""
         return self._asked(self._draw(seeds, self.held_out if held_out else self.train, "prompt"))
 
     def complete(self, prompts: Observations, seeds: Sequence[int]) -> Observations:
-        """A prompt of the file is its row; any other has none, and cannot be scored."""
+        """Finds the row of a prompt of the file; another prompt has none, and cannot be scored."""
         del seeds
         rows = []
         for prompt, length in zip(prompts["prompt"].tolist(), prompts["lengths"].tolist(), strict=True):
@@ -206,7 +218,7 @@ class Jsonl:
         return Written(self._asked(numbers), self._completed(self.answers, numbers))
 
     def given_pairs(self, *, held_out: bool) -> tuple[Written, Written] | None:
-        """What was chosen and what was rejected, of the same prompts, each pair of the file once; None: it has none."""
+        """(chosen, rejected) completions of the same prompts, each pair of the file once; None if it has none."""
         both = (self.chosen.lengths > 0) & (self.rejected.lengths > 0)
         if not both.any():
             return None
@@ -250,7 +262,7 @@ class Jsonl:
     # ------------------------------------------------------------ the user's function
 
     def _scored(self, rows: list[dict[str, Any]], completions: list[str]) -> dict[str, list[float]]:
-        """Component -> one number a row, `reward` among them."""
+        """Component -> one number per row; `reward` is one of them."""
         assert self.score is not None
         prompts = [row.get("prompt", "") for row in rows]
         name = str(self.config.reward).rpartition(":")[2]
@@ -301,7 +313,7 @@ class Jsonl:
 
 
 class Ragged:
-    """Lists of tokens of different lengths, one below the other."""
+    """Lists of tokens of different lengths."""
 
     def __init__(self, rows: list[list[int]]) -> None:
         self.lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -313,7 +325,7 @@ class Ragged:
         return int(self.lengths.max(initial=0))
 
     def padded(self, numbers: np.ndarray, length: int, pad: int, *, left: bool = False) -> Tensor:
-        """(N, length) int64: rows `numbers`, padded."""
+        """(N, length) int64: the rows with indices `numbers`, padded."""
         own = self.lengths[numbers][:, None]
         place = np.arange(length) - (length - own if left else 0)
         at = (self.starts[numbers][:, None] + place).clip(0, len(self.flat) - 1)
@@ -326,7 +338,7 @@ def _fraction(text: str) -> float:
 
 
 def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(where it stands, row) of each line. Raises InputError with the number of a line that is not right."""
+    """(file and line, row) of each line. Raises InputError with the number of a wrong line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -373,7 +385,7 @@ def _tokenizer(config: Jsonl.Config, rows: list[tuple[str, dict[str, Any]]]) -> 
 
 
 def _function(name: str) -> Callable[..., Any]:
-    """`file.py:function`. Runs the file: whoever comes here has said that it may."""
+    """The function named by `file.py:function`. It runs the file: callers have checked that it is trusted."""
     file, colon, function = name.rpartition(":")
     path = Path(file).expanduser()
     if not colon or path.suffix != ".py" or not function.isidentifier():

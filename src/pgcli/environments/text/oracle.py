@@ -1,14 +1,14 @@
-"""Every completion can be enumerated: what other tasks estimate is exact here.
+"""A task whose completions can all be enumerated: quantities that are estimated in other tasks are exact here.
 
-    vocabulary  a b c <end>        prompts  `a`, `b`, `c` (as many as asked for), each as probable as the others
+    vocabulary  a b c <end>        prompts  `a`, `b`, `c` (the first env.prompts), all equally likely
     completions of at most three tokens: 1 + 3 + 9 that end, 27 that the limit cuts, 40 in all
 
 The reward is a table with an entry for each prompt and completion, drawn uniformly from (0, 1) by `table_seed`. So the
 expected reward, its gradient, the KL divergence between two policies and the policy that is best under a KL penalty
-(`functional.completions.tilt`) are sums over `everything()`. The padding is the end token, as in many a tokenizer: a
-loss that masks it by its number forgets to teach the end.
+(`functional.completions.tilt`) are sums over `everything()`. The padding is the end token, as in many tokenizers: a
+loss that masks it by its number would not teach the end.
 
-There are so few prompts that none is held out: an evaluation sees those of training.
+There are so few prompts that none is held out: evaluations use the training prompts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Completions(NamedTuple):
 
 
 class Everything(NamedTuple):
-    """A row for each prompt and completion, B prompts x Y completions, those of a prompt one after the other."""
+    """One row per prompt and completion, B prompts x Y completions; rows of one prompt are contiguous."""
 
     observations: Observations
     actions: Tensor
@@ -50,24 +50,24 @@ class Everything(NamedTuple):
 
 
 def enumerate_completions(vocabulary: int = VOCABULARY, length: int = LENGTH, end: int = END) -> Completions:
-    """All that ends by itself or is cut at `length`; each occurs once, so that a policy's probabilities sum to one."""
+    """All completions that end or are cut at `length`, each once, so that a policy's probabilities sum to one."""
     every = torch.cartesian_prod(*[torch.arange(vocabulary)] * length).view(-1, length)
     is_end = every == end
     mask = (is_end.cumsum(dim=1) - is_end.long()) == 0
-    canonical = (mask | is_end).all(dim=1)  # after its end there is nothing but padding
+    canonical = (mask | is_end).all(dim=1)  # after the end there is only padding
     return Completions(every[canonical], mask[canonical])
 
 
 class Oracle:
     class Config(TextSettings):
-        prompts: int = Field(ge=1, le=3, description="how many prompts there are")
-        table_seed: int = Field(ge=0, description="draws the table of rewards")
+        prompts: int = Field(ge=1, le=3, description="number of prompts")
+        table_seed: int = Field(ge=0, description="seed of the table of rewards")
 
     world = "text"
     COMPONENTS: ClassVar = {
         "reward": "the entry in the table, at most cut_reward if cut",
-        "gold": "the same",
-        "best": "share of completions that are the best of their prompt",
+        "gold": "the entry in the table, at most cut_reward if cut, without the overlong punishment",
+        "best": "share of completions that have the highest reward for their prompt",
         "overlong": OVERLONG,
     }
 
@@ -106,7 +106,7 @@ class Oracle:
         return Written(observations, self.best[observations["prompt"][:, 0]])
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """Every token as probable as the others, whatever was before it; the prompt is given."""
+        """Completions of uniformly drawn tokens; the prompt is given."""
         keys = mix(keys_of(seeds))
         tokens = torch.from_numpy((uniforms(keys, LENGTH) * VOCABULARY).astype(np.int64))
         is_end = tokens == END

@@ -3,8 +3,8 @@
     prompt      <bos> t o a d =
     completion  d a o t <end>
 
-A word is a string of letters, each as probable as the others, of any length between two bounds. The prompt is a
-function of its seed alone, and one in twenty is held out.
+A word is a string of uniformly drawn letters, of any length between two bounds. The prompt is a function of its seed
+alone, and one in twenty is held out.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ LONGEST = np.uint64(16)
 
 class Reverse:
     class Config(TextSettings):
-        min_letters: int = Field(ge=1, description="of the shortest word")
-        max_letters: int = Field(le=12, description="of the longest word")
-        letters: int = Field(ge=2, le=26, description="of the alphabet: a, b, c, ...")
+        min_letters: int = Field(ge=1, description="letters of the shortest word")
+        max_letters: int = Field(le=12, description="letters of the longest word")
+        letters: int = Field(ge=2, le=26, description="letters of the alphabet: a, b, c, ...")
 
         @model_validator(mode="after")
         def _some_length_is_possible(self) -> Reverse.Config:
@@ -45,7 +45,7 @@ class Reverse:
     COMPONENTS: ClassVar = {
         "reward": "1 for the word backwards and the end, 0 for anything else that ended, at most cut_reward if cut",
         "exact_match": "share of completions that are the word backwards and the end",
-        "letters_right": "share of a word's letters that are where they belong",
+        "letters_right": "share of a word's letters that are in their right places",
         "overlong": OVERLONG,
     }
 

@@ -26,7 +26,9 @@ SYMBOLS = (*"0123456789=", "<bos>", "<end>", "<pad>")
 
 class Sort:
     class Config(TextSettings):
-        digits: int = Field(gt=0, le=18, description="digits to sort; a completion has one token more, the end")
+        digits: int = Field(
+            gt=0, le=18, description="number of digits to sort; a completion has one token more, the end"
+        )
 
     world = "text"
     COMPONENTS: ClassVar = {
@@ -73,6 +75,6 @@ class Sort:
 
 
 def _answers(prompts: Tensor) -> Tensor:
-    """(N, T) int64; each right answer takes the whole completion, so there is nothing to pad."""
+    """(N, T) int64; a right answer fills the whole completion, so there is no padding."""
     ordered = prompts[:, 1:-1].sort(dim=1).values
     return torch.cat([ordered, torch.full_like(ordered[:, :1], END)], dim=1)

@@ -1,19 +1,20 @@
-"""Tiny stories of a probabilistic grammar, and a reward that is known: the world of preferences.
+"""Tiny stories of a probabilistic grammar, with a known true reward: the task for learning from preferences.
 
     prompt      <bos> liz found the
     completion  brave fox . ann thanked the kind old ... <end>
 
-A story has one to three sentences. Its tone lasts: kind words follow kind words. The grammar is an automaton whose next
-state is a function of its state and the word, so the entropy of its stories is known exactly (`entropy`).
+A story has one to three sentences. Its tone persists: kind words follow kind words. The grammar is an automaton whose
+next state is a function of its state and the word, so the entropy of its stories is known exactly (`entropy`).
 
     gold = 3 (1 - exp(-g / 3)) - 0.6 b - 0.5 r - 4 max(0, G / W - 0.35) - 0.1 max(0, W - 16)
 
     g   different good words        b   bad words (a <bos> or a <pad> that was written is one)
-    r   verbs and adjectives that were there before      G   good words      W   words
+    r   verbs and adjectives that occurred before        G   good words      W   words
 
-of the completion alone. In the grammar's stories good words are rare, so that "more good words" is nearly all of what
-preferences between them can teach; a policy that is paid for just that writes "brave brave kind bright ...", which gold
-punishes three times over. One beginning in ten is held out, by a hash of its words; no training text begins with it.
+of the completion alone. In the grammar's stories good words are rare, so that "more good words" is nearly all that
+preferences between them can teach; a policy that is rewarded for just that writes "brave brave kind bright ...", which
+gold punishes by three of its terms. One beginning in ten is held out, by a hash of its words; no training text begins
+with it.
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ TONES = {
     "good": {"good": 0.45, "bad": 0.05, "plain": 0.50},
     "bad": {"good": 0.10, "bad": 0.40, "plain": 0.50},
 }
-"""Of the next verb or adjective, by the tone of the last one that had any."""
+"""Probabilities of the next verb's or adjective's tone, by the tone of the last one that had any."""
 
 
 class Place(NamedTuple):
-    """Where in a story a writer is: all that the next word depends on."""
+    """The state of the grammar: everything that the next word depends on."""
 
     sentences: int
-    """That are finished."""
+    """Number of finished sentences."""
     joined: bool
-    """There was an `and`: a story has one at most."""
+    """Whether there was an `and`: a story has at most one."""
     tone: str
     expects: str
 
@@ -76,7 +77,7 @@ START = Place(0, False, "plain", "subject")
 
 
 def choices(at: Place) -> Iterator[tuple[float, tuple[str, ...], Place]]:
-    """What may come next: a probability, the words that share it equally, and where the writer is then."""
+    """The possible continuations: a probability, the words that share it equally, and the next state."""
 
     def toned(share: float, words: dict[str, tuple[str, ...]], expects: str) -> Iterator:
         for tone, p in TONES[at.tone].items():
@@ -111,16 +112,16 @@ def choices(at: Place) -> Iterator[tuple[float, tuple[str, ...], Place]]:
 
 
 class Grammar:
-    """The automaton, its states numbered: S of them, V words.
+    """The automaton, with numbered states: S states, V words.
 
-    probabilities: (S, V). following: (S, V) int64, the next state; -1 where the word cannot come, and after the end.
+    probabilities: (S, V). following: (S, V) int64, the next state; -1 if the word cannot come, and after the end.
     """
 
     def __init__(self) -> None:
         states = [START]
         number = {START: 0}
         rows = []
-        for state in states:  # grows meanwhile
+        for state in states:  # grows in the loop
             p, following = np.zeros(TOKENS.size), np.full(TOKENS.size, -1)
             for share, words, then in choices(state):
                 if share and words != ("<end>",) and then not in number:
@@ -137,7 +138,7 @@ class Grammar:
         self.cumulative = cumulative / cumulative[:, -1:]
 
     def beginnings(self, words: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All B of them: tokens (B, words), their probabilities (B,), the states that they lead to (B,)."""
+        """All B beginnings: tokens (B, words), probabilities (B,), the states that they lead to (B,)."""
         tokens, p, states = np.zeros((1, 0), dtype=np.int64), np.ones(1), np.zeros(1, dtype=np.int64)
         for _ in range(words):
             rows, chosen = np.nonzero(self.following[states] >= 0)
@@ -146,7 +147,7 @@ class Grammar:
         return tokens, p, states
 
     def write(self, states: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """(N,), (N, T) uniform -> (N, T) tokens up to the end, padded after it. T: as many as any story may need."""
+        """(N,), (N, T) uniform -> (N, T) tokens up to the end, padded after it. T must be enough for any story."""
         tokens = np.full(noise.shape, PAD)
         alive = np.arange(len(states))
         for t in range(noise.shape[1]):
@@ -157,7 +158,7 @@ class Grammar:
         return tokens
 
     def expected(self, per_word: np.ndarray) -> np.ndarray:
-        """(S,) of each state -> (S,) the expected sum of it until the end, from each state: (I - P)^-1 x."""
+        """(S,) a value per state -> (S,) its expected sum until the end, from each state: (I - P)^-1 x."""
         moves = np.zeros((len(per_word), len(per_word)))
         rows, words = np.nonzero(self.following >= 0)
         np.add.at(moves, (rows, self.following[rows, words]), self.probabilities[rows, words])
@@ -166,18 +167,20 @@ class Grammar:
 
 class Story:
     class Config(TextSettings):
-        prompt_words: int = Field(ge=1, le=4, description="words of a story that its prompt gives")
-        best_of: int = Field(ge=1, description="a demonstration is the best in gold of so many stories of the grammar")
+        prompt_words: int = Field(ge=1, le=4, description="words of a prompt, the beginning of a story")
+        best_of: int = Field(
+            ge=1, description="number of the grammar's stories of which a demonstration is the best in gold"
+        )
 
     world = "text"
     COMPONENTS: ClassVar = {
-        "reward": "what is trained: gold, at most cut_reward if cut",
+        "reward": "reward that is trained: gold, at most cut_reward if cut",
         "gold": "the true reward of the story",
-        "positive": "different good words",
-        "negative": "bad words, and symbols that are no words",
-        "repetition": "verbs and adjectives that were there before",
-        "density": "good words among all words",
-        "length": "words of the completion",
+        "positive": "number of different good words in the completion",
+        "negative": "number of bad words in the completion, and of symbols that are not words",
+        "repetition": "number of verbs and adjectives in the completion that occurred before",
+        "density": "share of good words among the completion's words",
+        "length": "number of words in the completion",
         "grammatical": "share of stories that the grammar could have written",
         "overlong": OVERLONG,
     }
@@ -201,7 +204,7 @@ class Story:
         }
 
     def entropy(self) -> float:
-        """Of the corpus, exactly, in nats per token, the end included: what no model's loss can fall below.
+        """The corpus's exact entropy in nats per token, the end included: a lower bound of any model's loss.
 
         (H(beginning) + E[sum of the entropies of the states that follow]) / E[tokens]
         """
@@ -242,10 +245,10 @@ class Story:
         }
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
-        """Of `best_of` ways in which the grammar goes on after the prompt, the best in gold."""
+        """The best in gold of `best_of` continuations of the prompt by the grammar."""
         prompts, states = self._begin(seeds, held_out=False)
         best_of = self.config.best_of
-        stories = self._continue(seeds, states, best_of)  # (N * best_of, T), a prompt's own one after the other
+        stories = self._continue(seeds, states, best_of)  # (N * best_of, T), those of a prompt contiguous
         repeated = {"prompt": prompts.repeat_interleave(best_of, dim=0)}
         gold = self.rewards(repeated, stories, _read(stories))["gold"].view(-1, best_of)
         return Written(
@@ -253,7 +256,7 @@ class Story:
         )
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        """Whole stories of the grammar, but for those that begin as a held-out prompt does."""
+        """Whole stories of the grammar, except those that begin like a held-out prompt."""
         prompts, states = self._begin(seeds, held_out=False)
         return whole_text(Written({"prompt": prompts}, self._continue(seeds, states, 1)), PAD)
 
@@ -264,7 +267,7 @@ class Story:
         return TOKENS.decode(tokens, specials=True)
 
     def _begin(self, seeds: Sequence[int], held_out: bool) -> tuple[Tensor, np.ndarray]:
-        """Prompts, (N, P), drawn as the grammar begins its stories, and the states that they lead to."""
+        """Prompts, (N, P), drawn with the grammar's probabilities, and the states that they lead to."""
         tokens, p, states = self.beginnings[held_out]
         noise = uniforms(_keys(seeds, "prompt"), 1)[:, 0]
         rows = np.minimum(np.searchsorted(p.cumsum(), noise), len(p) - 1)  # the sum may be a rounding error short of 1
@@ -272,12 +275,12 @@ class Story:
         return torch.from_numpy(prompts), states[rows]
 
     def _continue(self, seeds: Sequence[int], states: np.ndarray, times: int) -> Tensor:
-        """(N * times, completion_length): each row's story goes on in so many ways."""
+        """(N * times, completion_length): `times` continuations of each row."""
         noise = uniforms(_keys(seeds, "story"), times * self.spec.completion_length)
         return torch.from_numpy(self.grammar.write(states.repeat(times), noise.reshape(len(states) * times, -1)))
 
     def _grammatical(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> Tensor:
-        """(N,): 1 where the automaton reads prompt and completion to their end."""
+        """(N,): 1 if the automaton accepts prompt and completion to their end."""
         following = torch.from_numpy(self.grammar.following).to(completions.device)
         state = torch.zeros_like(prompts[:, 0])
         for t in range(1, prompts.shape[1]):
@@ -291,11 +294,11 @@ class Story:
 
 
 def _keys(seeds: Sequence[int], purpose: str) -> np.ndarray:
-    """(N,) uint64: what a prompt is drawn by says nothing of how its story goes on."""
+    """(N,) uint64 keys, independent between purposes: prompts and their continuations."""
     keys = keys_of(seeds)
     return mix(keys) if purpose == "story" else keys
 
 
 def _read(stories: Tensor) -> Tensor:
-    """1 up to and including the end token, (N, T) bool."""
+    """(N, T) bool: 1 up to and including the end token."""
     return stories != PAD

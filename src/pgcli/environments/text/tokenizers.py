@@ -1,7 +1,7 @@
 """From text to tokens and back: characters, a closed list of words, bytes, or a Hugging Face tokenizer in a folder.
 
-A prompt and its completion are each encoded by themselves and their tokens joined, never the joined text: a tokenizer
-may merge across the border, and a completion would then not be what the policy can write after that prompt.
+A prompt and its completion are encoded separately and their tokens joined; never the joined text: a tokenizer may merge
+across the border, and the policy could then not write that completion after that prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Tokenizer(Protocol):
 
     @property
     def bos(self) -> int | None:
-        """What a text begins with; None where texts begin with their first token."""
+        """Token at the beginning of every text; None if there is none."""
         ...
 
     @property
@@ -31,11 +31,11 @@ class Tokenizer(Protocol):
     def pad(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
-        """Without special tokens. Raises InputError for what the vocabulary has not."""
+        """Tokens, without special ones. Raises InputError for text outside the vocabulary."""
         ...
 
     def decode(self, tokens: Sequence[int], *, specials: bool = False) -> str:
-        """The text, `decode(encode(text)) == text`; with `specials` it shows where it begins, ends and is padded."""
+        """The text, `decode(encode(text)) == text`; with `specials` including beginning, end and padding tokens."""
         ...
 
 
@@ -94,7 +94,7 @@ class Bytes:
         return list(text.encode())
 
     def decode(self, tokens: Sequence[int], *, specials: bool = False) -> str:
-        """What is not UTF-8 shows as a replacement character."""
+        """The text; invalid UTF-8 becomes replacement characters."""
         pieces, run = [], bytearray()
         for token in tokens:
             if token < 256:
@@ -106,7 +106,7 @@ class Bytes:
 
 
 class HuggingFace:
-    """The tokenizer of a folder with a `tokenizer.json`, as transformers reads it. Nothing is downloaded."""
+    """The tokenizer in a folder with a `tokenizer.json`, read by transformers. Nothing is downloaded."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
@@ -144,9 +144,8 @@ class HuggingFace:
 
 
 def padding(own: int | None, *, end: int) -> int:
-    """A token to pad with that is not the end: who pads with the end, and masks padding, never teaches to stop.
+    """A token for padding that is not the end: with the end as padding, masking the padding would never teach the end.
 
-    Many tokenizers name none, or the end itself. What stands on padding is masked and read by nobody, so any other
-    token will do.
+    Many tokenizers have no padding token, or use the end. Padding is masked and never read, so any other token will do.
     """
     return own if own is not None and own != end else int(end == 0)

@@ -1,4 +1,4 @@
-"""What a world is: how its environments are made and played, and its collectors by what an algorithm asks for."""
+"""A world: how its environments are made and evaluated, and its collectors by the algorithm's way of collecting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgcli.types import Collector
 
 @dataclass(frozen=True)
 class World:
-    """How an environment's world produces what algorithms ask for."""
+    """How environments of one world are made, and how data are collected in them."""
 
     unit: str
     make: Callable[[Any, ExperimentConfig, int], Any]
@@ -25,7 +25,7 @@ class World:
     close: Callable[[Any, Any], None]
     collectors: dict[str, Callable[[Any, ExperimentConfig, torch.device], Collector]]
     comparing: dict[str, Callable[[Any, ExperimentConfig, torch.device, Any], Collector]]
-    """Those that a frozen policy has a part in, which is their last argument."""
+    """Collectors that need a frozen policy, their last argument."""
 
     @property
     def offers(self) -> list[str]:
@@ -33,7 +33,7 @@ class World:
 
 
 def whole(player: Callable[[Any, ExperimentConfig, torch.device], Player], *, grouped: bool) -> Any:
-    """Whole episodes of a world's player: single ones, or groups."""
+    """A collector of whole episodes by a world's player: single ones, or groups."""
 
     def collector(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
         algo: Any = config.algo

@@ -26,13 +26,13 @@ from pgcli.types import Collector, Gradients, Rollout, State
 
 
 def _rows(config: ExperimentConfig, way: str) -> int:
-    """How many environments are stepped side by side."""
+    """Number of environments stepped side by side."""
     algo: Any = config.algo
     match way:
         case "segments" | "replay" | "transitions":
             return algo.num_envs
         case "gradients":
-            return 1  # it only tells what there is to observe and to do: the workers have their own
+            return 1  # only for its observation and action spaces: the workers have environments of their own
         case "episodes":
             return algo.num_episodes
         case "population":
@@ -49,7 +49,7 @@ def _evaluator(environment_class: Any, config: ExperimentConfig, training: Any, 
 
 
 class _Following(Stepping):
-    """Plays in an environment of its own, normalised by what the training environment has seen so far."""
+    """Plays in an environment of its own, with the training environment's present normalisation statistics."""
 
     def __init__(self, env: Any, training: Any, device: torch.device) -> None:
         super().__init__(env, device=device)
@@ -91,7 +91,7 @@ def _replay(environment: Any, config: ExperimentConfig, device: torch.device) ->
 
 
 def _gradients(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
-    del environment, device  # a worker has its own, on the processor
+    del environment, device  # a worker makes its own environment, on the CPU
     algo: Any = config.algo
     if config.env.normalise.observations:
         raise InputError(
@@ -102,7 +102,7 @@ def _gradients(environment: Any, config: ExperimentConfig, device: torch.device)
 
 
 class Worker:
-    """In a process of its own: environments, a copy of the policy, and the algorithm whose loss it differentiates."""
+    """In a worker process: environments, a copy of the policy, and the algorithm whose loss is differentiated."""
 
     def __init__(self, config: ExperimentConfig, number: int) -> None:
         torch.set_num_threads(config.device.threads)

@@ -1,4 +1,4 @@
-"""Language: tasks whose prompts are completed, many in one batch."""
+"""Language: tasks whose prompts are completed, many in a batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Play
 def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
     algo: Any = config.algo
     source = task.corpus if algo.source == "corpus" else task.demonstrations
-    source([0])  # a task that has none says so now
+    source([0])  # a task without them raises its error now
     return DatasetCollector(
         source, end=task.spec.end, rows=algo.num_demonstrations, seed=config.seed, device=device,
         reply_length=task.spec.reply_length,
@@ -106,7 +106,7 @@ def _revisions(task: Any, config: ExperimentConfig, device: torch.device, refere
 
 
 def held_out_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Player:
-    """Evaluates by pairs of `writer`, as the algorithm `reads` them."""
+    """Evaluates a judge on pairs written by `writer`; the algorithm's `reads` says what its scores mean."""
     algorithm_class: Any = find("algo", config.algo.name)
     return HeldOutPairs(Decoding(task, device=device), writer, _law(config), algorithm_class.reads(config.algo))
 
