@@ -22,8 +22,8 @@ install: $(VENV)/installed  ## make .venv and install pgcli with its pinned depe
 demo: install  ## train PPO on CartPole until it is solved
 	$(BIN)/pgcli train algo=ppo env=cartpole stop_at=475
 
-test: install  ## run the tests (some minutes)
-	$(BIN)/python -m pytest
+test: install  ## run the tests, on all cores (some minutes)
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: install  ## check format, lint and types
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from pgcli.algorithms import _update
 from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
 from pgcli.collectors.settings import Workers
 from pgcli.functional.advantages import gae
-from pgcli.functional.masked import weighted_sum
+from pgcli.functional.masked import weighted_sum, whiten
 from pgcli.functional.policy_loss import policy_gradient
 from pgcli.functional.value_loss import explained_variance, value_mse
 from pgcli.types import Batch, Gradients, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
@@ -38,6 +38,7 @@ class A3C:
             le=1,
             description="lambda of the advantages: 0 gives the one-step TD error, 1 the n-step return minus V",
         )
+        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and standard deviation 1")
         value_coefficient: float = Field(ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
 
@@ -65,7 +66,10 @@ class A3C:
             rollout.rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.done,
             gamma=self.config.gamma, lam=self.config.gae_lambda,
         )  # fmt: skip
-        return rollout.batch(advantages, "token_mean", advantages + rollout.values)
+        returns = advantages + rollout.values
+        if self.config.normalise_advantages:
+            advantages = whiten(advantages, rollout.mask)
+        return rollout.batch(advantages, "token_mean", returns)
 
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:
         new = policy(batch.observations, batch.actions)

@@ -22,7 +22,7 @@ from pgcli.algorithms._kl import KL, KLSettings
 from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater
 from pgcli.collectors.settings import Groups
 from pgcli.functional.advantages import leave_one_out, silent_groups
-from pgcli.functional.masked import masked_sum, weighted_sum
+from pgcli.functional.masked import masked_sum, weighted_sum, whiten
 from pgcli.functional.policy_loss import policy_gradient
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
 
@@ -39,6 +39,7 @@ class RLOO:
             description="bound to which an episode's return is clipped on both sides, before the KL price; null: no "
             "bound",
         )
+        normalise_advantages: bool = Field(description="scale a batch's advantages to mean 0 and standard deviation 1")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
@@ -75,6 +76,8 @@ class RLOO:
     def prepare(self, rollout: Rollout) -> Batch:
         returns = self.kl.returns(rollout, clip=self.config.reward_clip)  # (N,)
         advantages = leave_one_out(returns, rollout.groups)[:, None].expand_as(rollout.rewards)
+        if self.config.normalise_advantages:
+            advantages = whiten(advantages, rollout.mask)
         return rollout.batch(advantages, self.config.aggregation)
 
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:

@@ -19,7 +19,7 @@ from pgcli.algorithms import _kl, _update
 from pgcli.algorithms._kl import KL, KLSettings
 from pgcli.algorithms._update import Microbatched, Terms, Updater
 from pgcli.collectors.settings import Episodes
-from pgcli.functional.masked import weighted_sum
+from pgcli.functional.masked import weighted_sum, whiten
 from pgcli.functional.policy_loss import policy_gradient
 from pgcli.functional.returns import trajectory_returns
 from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, Stochastic
@@ -33,6 +33,7 @@ class VanillaPG:
             description="how the policy loss is averaged: sequence_sum gives the gradient of the expected return; the "
             "means divide by lengths"
         )
+        normalise_advantages: bool = Field(description="scale a batch's returns to mean 0 and standard deviation 1")
         entropy_coefficient: float = Field(ge=0, description="weight of the entropy bonus, per action")
         kl: KLSettings = Field(description="a price on leaving a frozen reference policy")
 
@@ -65,6 +66,8 @@ class VanillaPG:
 
     def prepare(self, rollout: Rollout) -> Batch:
         returns = trajectory_returns(self.kl.rewards(rollout), rollout.mask, gamma=self.config.gamma)
+        if self.config.normalise_advantages:
+            returns = whiten(returns, rollout.mask)
         return rollout.batch(returns, self.config.aggregation)
 
     def loss(self, policy: PolicyFunction, batch: Batch, noise: None) -> tuple[Tensor, Terms]:

@@ -37,6 +37,8 @@ METRICS = (
         "time/evaluate": "seconds spent on evaluating since the last row",
         "time/write": "seconds spent on writing since the last row",
         "time/steps_per_second": "actions per second of collecting and updating since the last row",
+        "time/collect_steps_per_second": "actions per second of collecting alone since the last row",
+        "time/update_steps_per_second": "actions per second of updating alone since the last row",
     }
 )
 CONFIRMING_EPISODES = 100
@@ -207,8 +209,10 @@ class Clock:
     def take(self, progress: Progress) -> Metrics:
         """The split since the last call; adds it to the run's total."""
         row = {f"time/{part}": seconds for part, seconds in self.spent.items()}
-        working = self.spent["collect"] + self.spent["update"]
-        row["time/steps_per_second"] = (progress.steps - self.steps) / working
+        steps, collecting, updating = progress.steps - self.steps, self.spent["collect"], self.spent["update"]
+        row["time/steps_per_second"] = steps / (collecting + updating)
+        row["time/collect_steps_per_second"] = steps / collecting
+        row["time/update_steps_per_second"] = steps / updating
         progress.seconds += sum(self.spent.values())
         self.steps = progress.steps
         self.spent = dict.fromkeys(self.spent, 0.0)

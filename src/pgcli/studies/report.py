@@ -218,7 +218,12 @@ def comparisons(found: Reproduction) -> list[str]:
         own = [result for cell, result in found.results if cell.environment == environment]
         if len(own) > 1:
             paths = [curve.run.path for result in own for curve in result.curves]
-            lines += [f"## The methods on {environment}", "", as_markdown(compare(paths)), ""]
+            lines += [
+                f"## The methods on {environment}",
+                "",
+                as_markdown(compare(paths, greedy=found.study.measure == "greedy_return")),
+                "",
+            ]
     return lines
 
 

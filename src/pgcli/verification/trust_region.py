@@ -69,7 +69,7 @@ def natural_step() -> Iterator[Check]:
 
     step, metrics = _step("npg", oracle, step="normalised", max_kl=0.002, damping=damping, **SOLVED)
     alpha = math.sqrt(2 * 0.002 / float(direction @ gradient))
-    note = f"sqrt(2 max_kl / x^T F x) = {alpha:.3g} times the same"
+    note = f"sqrt(2 max_kl / x^T (F + {damping} I) x) = {alpha:.3g} times the same"
     yield equal("npg", "normalised step", alpha * direction, step, note=note)
     predicted = alpha * float(direction @ gradient)
     yield equal("npg", "predicted improvement", predicted, metrics["policy/predicted_improvement"])
