@@ -12,6 +12,7 @@ from pgcli.collectors.completions import Decoding
 from pgcli.collectors.learned_reward import Judge, LearnedReward, worth
 from pgcli.collectors.preferences import (
     Answers,
+    CheckedData,
     DataCollector,
     HeldOutPairs,
     JudgedCollector,
@@ -210,6 +211,49 @@ def test_judged_pairs_are_fresh_written_by_the_policy_and_resumed_where_they_wer
     assert torch.equal(later.collect(Uniform()).texts.actions, source.collect(Uniform()).texts.actions)
 
 
+def test_judged_pairs_carry_the_log_probs_of_the_reference_and_not_of_who_wrote_them():
+    class Unlikely(Uniform):
+        """Gives a first token log-prob -5, and what follows it -1."""
+
+        def __call__(self, observations, actions):
+            found = super().__call__(observations, actions)
+            log_probs = torch.full_like(found.log_probs, -1.0)
+            log_probs[:, 0] = -5.0
+            return found._replace(log_probs=log_probs)
+
+    found = JudgedCollector(decoding(), Unlikely(), SURE, rows=4, seed=1).collect(Uniform())
+    assert found.texts.reference_log_probs.tolist() == [[-5, -1, 0]] * 8  # nothing is said of padding
+    # The writer's first token has -log 3, its end 0: -log 3 - 0 + 5 + 1.
+    assert found.metrics["kl/k1"] == pytest.approx(6 - math.log(3), abs=1e-6)
+
+
+# ---------------------------------------------------------------- outcomes
+
+
+def outcomes(*rewards):
+    """Completions that earned these: the first of two tokens, the others of three."""
+    actions = torch.tensor([[0, END, PAD], *[[0, 1, END]] * (len(rewards) - 1)])
+    texts = Completions({"prompt": torch.zeros(len(rewards), 1)}, actions, actions != PAD, ABSENT)
+    return CheckedData(Digits(), Answers(texts, torch.tensor(rewards), torch.tensor(rewards)), "outcome")
+
+
+def test_an_outcome_is_known_at_the_last_token_and_only_of_what_could_be_scored():
+    # Right, wrong, not scored, cut (-0.5: wrong), and above 1: right.
+    data = outcomes(1.0, 0.0, math.nan, -0.5, 1.5)
+    known = [[0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 1], [0, 0, 1]]
+    assert data.known.tolist() == torch.tensor(known).bool().tolist()
+    assert data.right[data.known].tolist() == [1, 0, 0, 1]
+    batch = data[torch.tensor([0, 1, 2])]
+    assert batch.known.sum() == 2
+    assert batch.metrics == {"preferences/right": 0.5}
+
+
+@pytest.mark.parametrize("reward", [0.01, 0.5, 0.99])
+def test_an_outcome_between_right_and_wrong_is_refused(reward):
+    with pytest.raises(InputError, match="learns from rewards of 0 or 1; this task also gives parts of 1"):
+        outcomes(1.0, 0.0, reward)
+
+
 # ---------------------------------------------------------------- judges
 
 
@@ -245,6 +289,43 @@ def test_a_process_model_multiplies_the_chances_of_the_steps_and_pays_each_what_
     assert found["gold"].tolist() == [2, END]
 
 
+class Spells(Digits):
+    """A step ends with each 1, and nowhere else."""
+
+    def step_labels(self, observations, completions, mask):
+        return torch.where(mask & (completions == 1), 1.0, torch.nan)
+
+
+class Chances(torch.nn.Module):
+    """One member, whose chance that a step is right depends on where it ends: 0.9, 0.8, 0.5, 0.25."""
+
+    def forward(self, observations, actions):
+        return torch.tensor([0.9, 0.8, 0.5, 0.25]).logit().expand(1, *actions.shape)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "paid"),
+    [
+        ([0, 1, 1, END], [1, -0.2, -0.4, 0]),  # two steps: 1, 0.8, 0.8 * 0.5, and the end is none
+        ([0, 0, 1, END], [1, 0, -0.5, 0]),
+        ([0, 0, END, PAD], [1, 0, -1, 0]),  # no step: what was not earned is taken back with the last token
+        ([1, END, PAD, PAD], [0.9, 0, 0, 0]),
+        ([0, 2, 0, 2], [1, 0, 0, -1]),  # no step, and no end
+        ([END, PAD, PAD, PAD], [0, 0, 0, 0]),  # the first token is the last: 1 - 1
+    ],
+)
+def test_a_process_judge_pays_each_token_what_it_changes_and_knows_nothing_of_later_ones(tokens, paid):
+    task = LearnedReward(Spells(), Judge(Chances(), "process", members=1), combination="mean", pessimism=0.0)
+    found = task.rewards(*texts(tokens)[:3])
+    torch.testing.assert_close(found["reward"], torch.tensor([paid], dtype=torch.float32), atol=1e-6, rtol=0)
+    assert found["proxy"].item() == pytest.approx(sum(paid), abs=1e-6)
+    # Two ways to go on from a prefix that is not yet the whole of it: what the prefix was paid is the same.
+    written = sum(token != PAD for token in tokens)
+    for t in range(1, written):
+        other = texts(tokens[:t] + [1] * (4 - t))
+        torch.testing.assert_close(task.rewards(*other[:3])["reward"][0, :t], found["reward"][0, :t])
+
+
 def test_calibration_gives_each_member_mean_0_and_deviation_1_and_the_gap_the_same_unit():
     given = texts([0, 0, 0], [1, 1, 1], [2, 2, 2])
     judge = Judge(Reads(), "preference", members=2)
@@ -278,3 +359,23 @@ def test_a_judge_is_evaluated_against_labels_and_against_the_truth():
     assert labels.aux["reward"].mean() == pytest.approx(0.8, abs=0.07)
     assert labels.aux["ceiling"].mean() == pytest.approx(0.8, abs=0.03)
     assert {e.total for e in players.play(Noisy(), seeds, None, held_out=True).episodes} == {0.0}
+
+
+def test_a_judge_is_evaluated_on_prompts_that_are_held_out():
+    class Halves(Digits):
+        """[2] is held out, [0] and [1] are for training."""
+
+        def prompts(self, seeds, *, held_out):
+            return {"prompt": torch.tensor([[2 if held_out else seed % 2] for seed in seeds])}
+
+    class Reading(torch.nn.Module):
+        def forward(self, observations, actions):
+            read.append(observations["prompt"])
+            return actions[None, :, :1].float().expand(1, *actions.shape)
+
+    read = []
+    halves = Decoding(Halves(), device=CPU)
+    played = HeldOutPairs(halves, Uniform(), SURE, "preference").play(Reading(), list(range(20)), None, held_out=True)
+    assert {*played.observations["prompt"].flatten().tolist(), *torch.cat(read).flatten().tolist()} == {2}
+    trained = dataset(halves, Uniform(), SURE, pairs=40, seed=0)
+    assert set(trained.preferred.observations["prompt"].flatten().tolist()) == {0, 1}
