@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pgcli.algorithms._ratio import METRICS, movement
-from pgcli.errors import InputError
+from pgcli.errors import InputError, RunError
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 
@@ -110,6 +110,27 @@ def test_a_clipped_reward_is_clipped_before_the_kl_is_taken_from_it():
     assert rollout.rewards.sum().item() == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "advantages"), [("grpo", [0.5, -0.5, -0.5, 0.5]), ("rloo", [1, -1, -1, 1])], ids=["grpo", "rloo"]
+)
+def test_a_return_is_held_within_the_clip_on_both_sides(name, advantages):
+    # Returns 4, 0 | -9, 0 are held at 1, 0, -1, 0: a group's mean is 1/2 and -1/2, that of the others 0, 1 | 0, -1.
+    policy, rollout = two_groups()
+    rewards = torch.tensor([[1, 3], [0, 0], [-3, -6], [0, 0]], dtype=torch.float64)
+    words = ["algo.reward_clip=1", *(["algo.advantage=centred"] if name == "grpo" else [])]
+    batch = algorithm(name, policy, *words).prepare(replace(rollout, rewards=rewards))
+    assert batch.advantages[:, 0].tolist() == pytest.approx(advantages)
+
+
+def test_maxrl_is_for_returns_that_are_not_negative():
+    policy, rollout = two_groups()
+    maxrl = algorithm("maxrl", policy)
+    rewards = torch.tensor([[0, 1], [0, 0], [0, 0], [0, 0]], dtype=torch.float64)
+    assert maxrl.prepare(replace(rollout, rewards=rewards)).advantages[:, 0].tolist() == [1, -1, 0, 0]
+    with pytest.raises(RunError, match=r"advantage=maxrl is for rewards of 0 or 1, and a return was -0.25"):
+        maxrl.prepare(replace(rollout, rewards=rewards - torch.tensor([[0], [0.25], [0], [0]])))
+
+
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_gspo_s_ratio_is_the_geometric_mean_of_a_row_and_one_ratio_clips_all_of_it(advantage):
     # Ratios 4 and 1/2 in row 0: sqrt 2, above 1 + 0.3. Row 1 has one action, of ratio 1.2: inside.
@@ -146,6 +167,10 @@ def test_gspo_refuses_to_count_a_long_episode_more_often(aggregation):
         (["algo=cpi", "algo.dual_clip=3"], "it needs a clip_range"),
         (["algo=ppo", "algo.microbatch=2"], "take normalise_advantages=batch"),
         (["algo=grpo", "algo.group_size=1"], "compared with itself, so it needs 2 or more"),
+        (
+            ["algo=maxrl", "algo.kl={coefficient: 0.1, placement: reward, estimator: k1}"],
+            "maxrl divides by a group's mean return.*take kl.placement=loss with kl.estimator=k3_corrected",
+        ),
         (["algo=grpo", "algo.dual_clip=1"], "number > 1"),
     ],
 )
@@ -217,6 +242,20 @@ def test_the_ratios_of_an_update_are_looked_at_together_and_the_mismatch_at_its_
     assert rows["policy/clip_fraction"] == 0
     assert rows["policy/ratio_min"] == pytest.approx(0.75**0.5)
     assert rows["policy/approx_kl"] == found["policy/approx_kl"], "the KL stays that of each action"
+
+
+def test_a_price_in_the_loss_or_none_in_the_reward_is_nothing_to_maxrl():
+    for kl in ("{coefficient: 0.1, placement: loss}", "{coefficient: 0, placement: reward, estimator: k1}"):
+        compose(["env=cartpole", "tuned=none", "algo=maxrl", f"algo.kl={kl}"])
+
+
+def test_what_rose_above_the_range_is_not_what_fell_below_it():
+    # Of four ratios 1.5 and 3 are above 1 + 0.4, and 0.7 is below 1 - 0.2; 1.3 is inside.
+    ratios = torch.tensor([[1.5, 3.0], [0.7, 1.3]], dtype=torch.float64)
+    found = movement([ratios.log()], [torch.full((2, 2), 0.25).double()], low=0.2, high=0.4)
+    assert found["policy/clip_fraction_high"] == 0.5
+    assert found["policy/clip_fraction_low"] == 0.25
+    assert found["policy/clip_fraction"] == 0.75
 
 
 def test_a_silent_group_still_feels_the_price_of_the_kl():

@@ -1,15 +1,19 @@
 """A price on leaving a frozen reference: where it stands, what its gradient is of, and what is refused."""
 
 from dataclasses import replace
+from math import log
 
 import pytest
 import torch
 
+from pgcli.collectors.reference import Referenced
 from pgcli.errors import InputError
 from pgcli.experiment import train
 from pgcli.experiment.build import warnings
 from pgcli.experiment.config import compose
+from pgcli.functional.distributions import Categorical, categorical
 from pgcli.runs.checkpoint import load_newest
+from pgcli.types import ABSENT, Evaluation, Rollout
 
 from .test_identities import Table, algorithm, policy_gradient_of, tree
 
@@ -102,6 +106,17 @@ def test_a_target_adapts_beta_for_the_next_update(kl, coefficient):
     assert other.kl.coefficient == one.kl.coefficient
 
 
+def test_what_is_logged_and_paid_is_the_beta_of_this_update_and_not_the_first_one():
+    # KL 3 with target 2 and gain 0.1: each update multiplies beta by 1 + 0.1 * 0.2.
+    policy = Table()
+    one = algorithm("rloo", policy, *REWARD, "algo.kl.target=2", "algo.kl.gain=0.1")
+    rollout = tree(policy)
+    rollout = replace(rollout, reference_log_probs=rollout.log_probs - 1.5)  # two actions an episode
+    for beta in (0.3, 0.306, 0.31212):
+        torch.testing.assert_close(rollout.rewards - one.kl.rewards(rollout), torch.full((9, 2), 1.5 * beta).double())
+        assert one.kl.finish(rollout) == pytest.approx({"kl/coefficient": beta, "kl/price": 3 * beta})
+
+
 @pytest.mark.parametrize(
     ("placement", "estimator", "says"),
     [
@@ -131,6 +146,17 @@ def test_grpo_s_published_penalty_runs_and_names_its_bias():
     assert warnings(compose(["algo=grpo", "env=sort", "algo.kl.coefficient=0.04"])) == []
 
 
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+@pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_k2_in_the_loss_is_right_for_one_gradient_step_a_batch_and_says_so_of_more(name, epochs, minibatches):
+    words = [f"algo={name}", "env=sort", f"algo.epochs={epochs}", f"algo.minibatches={minibatches}"]
+    words += ["algo.kl.placement=loss", "algo.kl.estimator=k2"]
+    said, steps = warnings(compose([*words, "algo.kl.coefficient=0.1"])), epochs * minibatches
+    assert len(said) == (steps > 1)
+    assert all(f"of the {steps} gradient steps on a batch all but the first move away" in line for line in said)
+    assert warnings(compose([*words, "algo.kl.coefficient=0"])) == [], "it costs nothing"
+
+
 def test_a_discounted_price_in_the_reward_says_that_it_is_not_the_kl_of_episodes():
     words = ["algo=ppo", "env=cartpole", "tuned=none", "algo.kl.coefficient=0.1"]
     assert "gamma 0.99 and lambda 0.95" in warnings(compose(words))[0]
@@ -146,6 +172,40 @@ def test_a_target_needs_a_price_to_adapt():
 def test_truncated_sampling_is_refused_with_its_reason(word):
     with pytest.raises(InputError, match=r"which tokens the truncation leaves.*belongs to `pgcli sample`"):
         compose(["algo=grpo", "env=sort", word])
+
+
+def test_the_divergence_is_that_of_the_policy_from_the_reference_and_not_the_other_way_round():
+    # pi = (9/10, 1/10), ref = (1/2, 1/2). KL(pi || ref) = 0.9 log 1.8 + 0.1 log 0.2 = 0.368; reversed it is 0.511.
+    class Even:
+        unit = "sequence"
+
+        def __call__(self, observations, actions):
+            logits = torch.zeros(*actions.shape, 2)
+            return Evaluation(*categorical(logits, actions), ABSENT, Categorical(logits))
+
+    class Source:
+        def collect(self, policy):
+            """The likely action twice; the other one, and an action that is padding, where the policy is surer."""
+            nothing = torch.zeros(2, 2, dtype=torch.bool)
+            probabilities = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.9, 0.1], [0.999, 0.001]]])
+            return Rollout(
+                observations=nothing, actions=torch.tensor([[0, 0], [1, 0]]), rewards=torch.zeros(2, 2),
+                terminated=nothing, truncated=nothing, mask=torch.tensor([[True, True], [True, False]]),
+                log_probs=torch.tensor([[0.9, 0.9], [0.1, 1.0]]).log(),
+                distribution=Categorical(probabilities.log()), metrics={"before": 1.0},
+            )  # fmt: skip
+
+    rollout = Referenced(Source(), Even()).collect(None)
+    torch.testing.assert_close(rollout.reference_log_probs, torch.tensor([[-log(2), -log(2)], [-log(2), 0.0]]))
+    up, down = log(1.8), log(0.2)
+    expected = {
+        "before": 1.0,
+        "kl/exact": 1.5 * (0.9 * up + 0.1 * down),  # three actions in two episodes
+        "kl/k1": (2 * up + down) / 2,
+        "kl/k2": (2 * up**2 / 2 + down**2 / 2) / 2,
+        "kl/k3": (2 * (1 / 1.8 - 1 + up) + (1 / 0.2 - 1 + down)) / 2,
+    }
+    assert rollout.metrics == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_kl_is_measured_without_a_price_and_a_run_can_be_the_reference(tmp_path):

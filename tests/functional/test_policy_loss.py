@@ -123,6 +123,13 @@ def test_ratio_statistics_are_means_with_the_actions_weights():
     assert_close(tuple(scaled), tuple(found))
 
 
+@pytest.mark.parametrize(("ratios", "extremes"), [((2.0, 1.5), (1.5, 2.0)), ((0.25, 0.5), (0.25, 0.5))])
+def test_padding_has_no_ratio_that_could_be_the_smallest_or_the_largest(ratios, extremes):
+    # All real ratios lie on one side of 1, which is what a log-ratio of 0 on padding would be.
+    found = ratio_statistics(real(*ratios, 1, 9).log(), real(0.5, 0.5, 0, 0), low=0.2, high=0.2)
+    assert_close((found.smallest, found.largest), tuple(map(scalar, extremes)))
+
+
 def test_on_policy_all_samples_are_effective_and_nothing_is_clipped():
     found = ratio_statistics(torch.zeros(2, 3), torch.full((2, 3), 1 / 6), low=0.2, high=0.2)
     assert_close(tuple(found), (*torch.zeros(3), *torch.ones(3)))
