@@ -91,6 +91,28 @@ def test_batched_decoding_writes_what_the_token_level_process_writes_under_the_s
         assert decoded.mask.sum(dim=1).unique().numel() >= 4
 
 
+@torch.no_grad()
+def test_an_end_token_in_the_prompt_is_a_token_like_any_other():
+    policy, n = transformer(), 24
+    prompt = prompts(n)
+    prompt[:, 0] = SPEC.end  # as what a first speaker said would stand there
+    prompt[::2, -1] = SPEC.end
+    decoded = decode(policy, {"prompt": prompt}, noise=uniform(n, SPEC.completion_length), **LIMITS)
+    for i in range(n):
+        tokens, log_probs = step_by_step(policy, prompt[i : i + 1], uniform(n, SPEC.completion_length)[i])
+        assert decoded.actions[i, : len(tokens)].tolist() == tokens
+        assert decoded.mask[i].tolist() == [t < len(tokens) for t in range(SPEC.completion_length)]
+        assert decoded.ended[i] == (tokens[-1] == SPEC.end)
+        torch.testing.assert_close(decoded.log_probs[i, : len(tokens)], log_probs, atol=1e-5, rtol=0)
+    assert decoded.mask[:, 0].all(), "nobody had finished before the first token"
+    assert decoded.mask.sum(1).unique().numel() >= 4
+    # It is read: a prompt whose first token is padding is another one.
+    padded = {"prompt": prompt, "lengths": torch.full((n,), SPEC.prompt_length - 1)}
+    read, unread = (policy(given, decoded.actions).log_probs[:, 0] for given in ({"prompt": prompt}, padded))
+    torch.testing.assert_close(decoded.log_probs[:, 0], read, atol=1e-5, rtol=0)
+    assert ((read - unread).abs() > 1e-4).all()
+
+
 def test_log_probs_are_those_that_the_policy_gives_the_finished_completions():
     policy = transformer()
     decoded = decode(policy, {"prompt": prompts(256)}, noise=uniform(256, SPEC.completion_length), **LIMITS)

@@ -78,6 +78,55 @@ def test_stepping_and_decoding_write_receive_and_end_the_same_under_the_same_noi
     assert rollout.truncated.any()
 
 
+def test_stepping_and_decoding_pay_each_step_of_a_process_with_the_same_token():
+    what, _ = task("env=chain", "env.reward_kind=process", "env.cut_reward=-0.5", "env.min_steps=3", "env.max_steps=3")
+    prompts = what.prompts([7], held_out=False)
+    pad, end, separator = what.spec.pad, what.spec.end, what.encode(";")[0]
+    (right,) = what._answers(prompts).tolist()  # d ; d ; d <end>
+    wrong = [*right[:2], (right[2] + 1) % 10, *right[3:]]
+    cut = [*right[:5], separator]
+    early = [*right[:3], end, pad, pad]
+    third = 1 / 3
+    scripts = [
+        (right, [0, third, 0, third, 0, third]),
+        (wrong, [0, third, 0, 0, 0, third]),
+        (cut, [0, third, 0, third, 0, -0.5 - 2 * third]),  # the limit takes what was earned, with the last token
+        (early, [0, third, 0, 0, 0, 0]),
+    ]
+
+    class Writes:
+        """What it was told to, a text for each row."""
+
+        has_critic = False
+
+        def prefill(self, observations):
+            self.t = 0
+            return self._logits(), None
+
+        def step(self, tokens, cache):
+            self.t += 1
+            return self._logits()
+
+        def _logits(self):
+            told = torch.tensor([tokens[self.t] for tokens, _ in scripts])
+            return 50.0 * torch.nn.functional.one_hot(told, what.spec.vocabulary).float()
+
+    rollout = Decoding(what, device=torch.device("cpu")).play(Writes(), [7] * 4, None)
+    env = Tokens(what)
+    for i, (tokens, paid) in enumerate(scripts):
+        env.reset(seed=7)
+        written = [token for token in tokens if token != pad]
+        received = [env.step(np.int64(token))[1:4] for token in written]
+        rewards, terminated, truncated = (list(column) for column in zip(*received, strict=True))
+        assert rewards == pytest.approx(paid[: len(written)], abs=1e-6)
+        assert rollout.actions[i].tolist() == tokens
+        torch.testing.assert_close(rollout.rewards[i], torch.tensor(paid, dtype=torch.float32), atol=1e-6, rtol=0)
+        assert rollout.terminated[i, : len(written)].tolist() == terminated
+        assert rollout.truncated[i, : len(written)].tolist() == truncated
+    assert rollout.truncated.any(1).tolist() == [False, False, True, False]
+    assert rollout.aux["reward"].tolist() == pytest.approx([sum(paid) for _, paid in scripts], abs=1e-6)
+
+
 @pytest.mark.parametrize("words", [["env=sort"], ["env=guess"]], ids=lambda words: words[0])
 def test_it_is_a_gymnasium_environment(words):
     env = Tokens(task(*words)[0])

@@ -152,3 +152,15 @@ def test_who_is_better_more_often_by_gold_where_it_is_known():
     )
     assert win_rate(own, other) == (0.5 + 1 + 1 + 0) / 4
     assert win_rate(played(reward=[1.0, 0.0]), played(reward=[0.0, 0.0])) == 0.75
+
+
+def test_who_is_better_is_asked_of_the_prompts_on_which_both_could_be_scored():
+    def played(**aux):
+        return Rollout(*[None] * 6, aux={name: torch.tensor(value) for name, value in aux.items()})
+
+    nan = float("nan")
+    # A win, a loss, a win and a tie; then three of which one side or both say nothing.
+    own, other = [1.0, 0.0, 3.0, 2.0, nan, 5.0, nan], [0.0, 1.0, 1.0, 2.0, 0.0, nan, nan]
+    assert win_rate(played(reward=own), played(reward=other)) == (1 + 0 + 1 + 0.5) / 4
+    zeros = [0.0] * 7
+    assert win_rate(played(reward=zeros, gold=own), played(reward=zeros, gold=other)) == (1 + 0 + 1 + 0.5) / 4

@@ -129,3 +129,22 @@ def test_a_run_that_names_a_reference_is_compared_with_it_whatever_its_algorithm
 def test_a_reference_that_nothing_is_compared_with_is_refused(judge):
     with pytest.raises(InputError, match=r"reference=.*: algo=dqn does not compare its policy with another"):
         build(compose([*SHORT, "algo=dqn", "env=cartpole", f"reference={judge.path}"]))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("algo", ["grpo", "online_dpo"])
+def test_a_reference_of_equal_weights_is_no_nat_away_at_any_temperature(algo, temperature):
+    few = {
+        "grpo": ["algo.num_groups=2", "algo.group_size=2", "algo.kl.measure=true"],
+        "online_dpo": ["algo.num_pairs=4"],
+    }
+    words = [*SHORT, f"algo={algo}", *SORT, *few[algo]]
+    first = compose([*words, "policy.temperature=1"])
+    weights = build(first).policy.state_dict()
+    config = compose([*words, f"policy.temperature={temperature}", "reference=somewhere"])
+    parts = build(config, Sources(init=weights, reference=Trained(first, weights)))
+    found = parts.collector.collect(parts.policy).metrics
+    assert found["kl/exact"] == pytest.approx(0, abs=1e-5)
+    assert found["kl/k2"] == pytest.approx(0, abs=1e-8)
+    parts.frozen["reference"].config = first.policy  # at its own temperature it is another policy
+    assert parts.collector.collect(parts.policy).metrics["kl/exact"] > 0.3

@@ -1,13 +1,18 @@
 import json
+import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pgcli.cli import main
 from pgcli.errors import InputError
+from pgcli.experiment import best_of
 from pgcli.pipelines import pipeline, report
 from pgcli.pipelines.driver import load
 from pgcli.runs import Run, checkpoint, lock
+from pgcli.types import Rollout
 
 
 @pytest.fixture
@@ -139,3 +144,63 @@ def test_the_command_prints_tables_or_one_object(conf, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         main(["list", "pipelines", "--config-dir", str(conf)])
     assert "Sorting in small" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- rows of the report
+
+
+def played(**aux):
+    """Completions, a token each, of which this is known."""
+    rows = len(next(iter(aux.values())))
+    mask = torch.ones(rows, 1, dtype=torch.bool)
+    given = {name: torch.tensor(values) for name, values in aux.items()}
+    return Rollout(*[torch.zeros(rows, 1)] * 3, mask, ~mask, mask, aux=given)
+
+
+def test_the_best_of_n_is_chosen_by_what_is_paid_and_judged_by_what_is_true():
+    # Two prompts, two completions each. Paid: the second of the first prompt, the first of the second; gold differs.
+    first = played(reward=[1.0, 5.0], proxy=[1.0, 5.0], gold=[0.75, 0.0])
+    second = played(reward=[2.0, 4.0], proxy=[2.0, 4.0], gold=[0.25, 1.0])
+    turns = iter([first, second])
+    player = SimpleNamespace(play=lambda policy, seeds, generator, *, held_out: next(turns) if held_out else None)
+    wanted = SimpleNamespace(report=SimpleNamespace(best_of=[1, 2], baseline="a"))
+    baseline = SimpleNamespace(config=SimpleNamespace(seed=0), policy=None)
+    standard = played(reward=[0.0, 0.0], gold=[0.5, 0.5])
+    one, two = report._best_of(wanted, player, baseline, [1, 2], standard)
+    # Of one: all four, whose proxies average 3 and gold 1/2; of two: 2 and 5, with gold 1/4 and 0. Gold would choose
+    # 3/4 and 1.
+    assert (one["proxy"], one["gold"], one["kl"], one["win_rate"]) == (3, 0.5, 0, 0.5)
+    assert (two["proxy"], two["gold"], two["win_rate"]) == (3.5, 0.125, 0)
+    assert two["kl"] == pytest.approx(math.log(2) - 0.5)
+    assert (one["n"], two["n"], two["policy"]) == (1, 2, "best of 2 of a")
+
+
+def test_over_optimisation_by_the_best_of_n_is_measured_in_gold(monkeypatch):
+    # The same prompts, one after the other, each with its two completions.
+    groups = [played(reward=[1.0, 2.0], gold=[0.75, 0.25]), played(reward=[5.0, 4.0], gold=[0.0, 1.0])]
+    asked = []
+
+    def play(policy, seeds, generator, *, held_out):
+        asked.append((seeds, held_out))
+        return groups[len(asked) - 1]
+
+    parts = SimpleNamespace(evaluator=SimpleNamespace(play=play), policy=None, close=lambda: None)
+    monkeypatch.setattr(best_of, "build", lambda settings, given: parts)
+    monkeypatch.setattr(best_of, "sources", lambda settings: None)
+    one, two = best_of.best_of(SimpleNamespace(seed=0), largest=2, prompts=2)
+    assert one == (1, 0, 3, 0.5)
+    assert two == (2, pytest.approx(math.log(2) - 0.5), 3.5, 0.125)
+    assert [len(seeds) == 2 and seeds[0] == seeds[1] and held_out for seeds, held_out in asked] == [True, True]
+
+
+def test_wins_are_counted_where_both_sides_could_be_scored():
+    # A win, a loss, a win, a tie; what one side could not be scored on is left out. Wins 1, 0, 1, 1/2: mean 0.625,
+    # deviation sqrt(0.6875 / 3) = 0.478714; t(3, 97.5 %) = 3.1824; half = 3.1824 * 0.478714 / 2 = 0.7617.
+    nan = math.nan
+    found = report._wins(torch.tensor([2.0, -0.5, nan, 1.0, nan, 0.0]))
+    assert found["win_rate"] == 0.625
+    assert found["win_rate_interval"] == [0.0, 1.0]
+    # Three wins and a loss in each of four: 0.75, deviation sqrt(16 * 3/16 / 15) = 0.447214, t(15) = 2.1314: 0.2383.
+    found = report._wins(torch.tensor([1.0, 1.0, 1.0, -1.0, nan] * 4))
+    assert found["win_rate"] == 0.75
+    assert found["win_rate_interval"] == pytest.approx([0.5117, 0.9883], abs=1e-4)

@@ -138,6 +138,20 @@ def test_the_process_pays_for_each_right_step_where_it_ends():
     torch.testing.assert_close(reward, expected)
 
 
+def test_a_step_is_worth_the_share_of_its_own_expression_whatever_stands_beside_it():
+    # Three steps, one and two: 7+5 = 2, 9, 8; 3*7 = 1; 1-9 = 2, 2+1 = 3.
+    task = chain(reward_kind="process", min_steps=1)
+    completions, mask = answered(task, "2;9;8.", "1.", "2;4.")
+    found = task.rewards(asked(task, "7+5-3*2", "3*7", "1-9+1"), completions, mask)
+    expected = torch.zeros(3, 12)
+    expected[0, [1, 3, 5]] = 1 / 3
+    expected[1, 1] = 1
+    expected[2, 1] = 1 / 2
+    torch.testing.assert_close(found["reward"], expected)
+    assert found["steps_right"].tolist() == [1, 1, 0.5]
+    assert found["exact_match"].tolist() == [1, 1, 0]
+
+
 def test_demonstrations_are_right_and_so_is_what_pretraining_reads():
     task = chain()
     observations, answers = task.demonstrations(range(200))
