@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from pgcli.algorithms._adam import Adam
 from pgcli.collectors.completions import decode
@@ -17,6 +19,7 @@ from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 from pgcli.functional.advantages import leave_one_out
 from pgcli.functional.masked import whiten
+from pgcli.policies.hf import _without_dropout
 
 from .test_identities import Table, algorithm, tree
 
@@ -192,13 +195,26 @@ def test_log_probs_and_values_belong_to_the_state_before_the_action():
     assert (after.values[:, 4] != before.values[:, 4]).all()
 
 
-def test_a_policy_says_the_same_of_an_action_twice():
-    # PITFALL 6: dropout makes a ratio of 1 a lottery.
-    parts = build(compose(["algo=ppo", *SMALL, "algo.num_episodes=3"]))
-    rollout = parts.collector.collect(parts.policy)
-    once, again = (parts.policy(rollout.observations, rollout.actions).log_probs for _ in range(2))
-    assert parts.policy.training
-    assert torch.equal(once, again)
+class DropsOut(nn.Module):
+    """Drops out as models do: by a module of its own, and by a rate that a function is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention_dropout, self.layer = 0.5, nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.layer(x), F.dropout(x, self.attention_dropout, self.training)
+
+
+def test_a_model_that_drops_out_is_a_policy_that_says_the_same_twice():
+    # PITFALL 6: dropout makes a ratio of 1 a lottery. No built-in model has it; one that policy=hf loads may, and
+    # gradient checkpointing trains it in training mode.
+    model, x = nn.Sequential(DropsOut()), torch.ones(64)
+    assert all((part == 0).any() for part in model(x))
+    _without_dropout(model)
+    assert not any(module.training for module in model.modules())
+    model.train()
+    assert all(torch.equal(part, x) for part in model(x))
 
 
 # ---------------------------------------------------------------- the end of a completion

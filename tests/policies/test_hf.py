@@ -186,6 +186,15 @@ def test_checkpointing_changes_neither_the_gradient_nor_the_numbers(folder):
     assert cache.memory.get_seq_length() == 8
 
 
+@torch.no_grad()
+def test_a_model_that_drops_out_says_the_same_twice_in_training_mode_too(folder):
+    policy = make(folder)
+    before = policy(*INPUTS).log_probs
+    policy.train()
+    assert policy.model.training
+    assert torch.equal(policy(*INPUTS).log_probs, before)
+
+
 def test_in_bfloat16_the_parameters_their_gradients_and_the_log_softmax_are_float32(folder):
     policy = make(folder, dtype="bfloat16")
     found = policy(*INPUTS)
