@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgcli.experiment import resume as resume
     from pgcli.experiment import sample as sample
     from pgcli.experiment import train as train
+    from pgcli.experiment.exporting import export as export
     from pgcli.pipelines import pipeline as pipeline
     from pgcli.runs import Run as Run
     from pgcli.studies import reproduce as reproduce
@@ -34,6 +35,7 @@ _HOMES = {
     "evaluate": "pgcli.experiment",
     "sample": "pgcli.experiment",
     "audit": "pgcli.experiment",
+    "export": "pgcli.experiment.exporting",
     "pipeline": "pgcli.pipelines",
     "sweep": "pgcli.sweeps",
     "compare": "pgcli.analysis",

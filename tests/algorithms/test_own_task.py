@@ -12,7 +12,7 @@ from pgcli.experiment.session import train
 CARTPOLE = {
     "vanilla_pg": (40_000, 60), "reinforce": (40_000, 150), "actor_critic": (60_000, 60), "a2c": (40_000, 120),
     "a3c": (40_000, 60), "npg": (25_000, 300), "trpo": (25_000, 300), "cpi": (30_000, 120), "ppo_kl": (25_000, 120),
-    "ppo": (20_000, 200), "rloo": (60_000, 150), "grpo": (60_000, 120), "dqn": (12_000, 60),
+    "ppo": (20_000, 200), "rloo": (60_000, 150), "grpo": (60_000, 120),
     "es": (60_000, 300), "ga": (60_000, 300), "nelder_mead": (60_000, 150),
 }  # fmt: skip
 PENDULUM = {"ddpg": (4_000, -800), "td3": (5_000, -800), "sac": (4_000, -500)}  # ddpg, td3: seeds 1 and 2 to -960
@@ -26,6 +26,7 @@ TASKS = [
     *((algo, "cartpole", *bound, []) for algo, bound in CARTPOLE.items()),
     *((algo, "pendulum", *bound, []) for algo, bound in PENDULUM.items()),
     *((algo, "oracle", steps, bound, [*SMALL, *words]) for algo, (steps, bound, *words) in ORACLE.items()),
+    ("dqn", "cartpole", 25_000, 100, ["algo.learning_starts=1_000", "algo.epsilon_steps=10_000"]),
     ("q_learning", "frozen_lake", 60_000, 0.4, []),
     ("sarsa", "frozen_lake", 60_000, 0.2, ["algo.epsilon_steps=40_000"]),
 ]

@@ -109,7 +109,9 @@ def test_nothing_is_cut_where_all_end():
 
 
 def test_pass_at_k_is_refused_where_nothing_is_right_or_wrong():
-    with pytest.raises(InputError, match=r"eval.samples=4: pass@k counts exact_match, which env=cartpole has not"):
+    with pytest.raises(
+        InputError, match=r"eval.samples=4: pass@k counts exact_match, which env=cartpole does not have"
+    ):
         build(compose(["env=cartpole", "eval.samples=4"]))
 
 
