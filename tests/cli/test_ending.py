@@ -35,3 +35,21 @@ def test_what_to_type_next_says_where_the_model_and_the_texts_are(tmp_path):
     )  # fmt: skip
     following = _ending._next(run).split("\n       ")[1]
     assert following == f"pgcli train algo=grpo env=jsonl env.path=p.jsonl policy=hf policy.path=m init={tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("mean", "greedy", "said"), [(-1110.2, -0.04, "-1,110, greedy -0.04"), (0.8931, 500, "0.893, greedy 500.0")]
+)
+def test_returns_are_spelled_as_in_the_lines_before(mean, greedy, said):
+    summary = {
+        "steps": 500,
+        "seconds": 1.0,
+        "solved": None,
+        "eval/return_mean": mean,
+        "eval/greedy_return_mean": greedy,
+    }
+    run = SimpleNamespace(
+        status="completed", choices={"algo": "sac", "env": "e"}, info={"unit": "steps", "summary": summary},
+        config={"env": {}},
+    )  # fmt: skip
+    assert _ending._outcome(run) == f"finished sac on e after 500 steps in 1.0 s: return {said}"

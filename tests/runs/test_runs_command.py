@@ -26,6 +26,18 @@ def test_runs_are_listed_with_their_last_evaluation(new_run, call):
     assert cells[:7] == [run.path.name, "completed", "ppo", "cartpole", "7", "3,000", "475.2"]
 
 
+@pytest.mark.parametrize(("value", "spelled"), [(0.893, "0.893"), (-0.04, "-0.04"), (-1110.4, "-1,110")])
+def test_a_narrow_terminal_loses_columns_but_breaks_no_row(new_run, call, monkeypatch, value, spelled):
+    run = new_run()
+    run.log(2000, 1, {"eval/return_mean": value})
+    run.finish("completed")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("--runs-dir", run.path.parent).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line.split() for line in lines[3:] if line.strip())
+    assert (row[0], row[1], row[-3:-1]) == (run.path.name, "completed", [spelled, "0"])  # the age is `0 s`
+
+
 def test_json_has_every_run_and_is_json(new_run, call):
     run = new_run()
     run.log(100, 1, {"eval/return_mean": float("nan")})

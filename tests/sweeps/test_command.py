@@ -71,7 +71,7 @@ def test_a_pipe_gets_a_line_for_each_event_and_what_to_do_next(pgcli_sweep, stan
     assert lines[0] == f"{sweep.path}: 2 to go"
     assert lines[1:5] == [
         "started     000  do=ok",
-        "finished    000  do=ok  return 42  (1 of 2)",
+        "finished    000  do=ok  return 42.00  (1 of 2)",
         "started     001  do=crash",
         "failed      001  do=crash  Segmentation fault",
     ]

@@ -59,7 +59,9 @@ def draw(panels: list[Panel], heights: str, file: Path) -> None:
             colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
             n = len(result.curves)
             steps, mean, low, high = band(result)
-            place.plot(steps, mean, style, color=colour, linewidth=1.8, label=f"{label} ({n} seed{'s'[: n - 1]})")
+            marker = "o" if steps[0] == steps[-1] else ""  # one evaluation, at the end, is no line to be seen
+            name = f"{label} ({n} seed{'s'[: n - 1]})"
+            place.plot(steps, mean, style, color=colour, linewidth=1.8, marker=marker, label=name)
             place.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
         for i, (label, height) in enumerate(panel.levels):
             dashes = (0, (4 - 2 * (i % 2), 4))

@@ -33,6 +33,8 @@ def end(run: "Run", *, as_json: bool) -> None:
 
 
 def _outcome(run: "Run") -> str:
+    from pgcli.runs.console import number
+
     summary = run.info["summary"]
     task = run.config["env"].get("id") or run.choices["env"]
     spent = f"{summary['steps']:,} {run.info['unit']} in {summary['seconds']:.1f} s"
@@ -40,7 +42,7 @@ def _outcome(run: "Run") -> str:
         fresh = summary["solved"]
         return (
             f"solved {task} after {spent}: "
-            f"greedy return {fresh['greedy_return_mean']:.1f} over {fresh['episodes']:.0f} fresh episodes"
+            f"greedy return {number(fresh['greedy_return_mean'])} over {fresh['episodes']:.0f} fresh episodes"
         )
     if "doubtful" in summary:
         spent += f", as the reward model's members disagree by {summary['doubtful']:.2f}"
@@ -48,7 +50,8 @@ def _outcome(run: "Run") -> str:
     sentence = f"{verb} {run.choices['algo']} on {task} after {spent}"
     if "eval/return_mean" not in summary:  # interrupted between two evaluations
         return sentence
-    return f"{sentence}: return {summary['eval/return_mean']:.4g}, greedy {summary['eval/greedy_return_mean']:.4g}"
+    means = [number(summary[f"eval/{kind}_mean"]) for kind in ("return", "greedy_return")]
+    return f"{sentence}: return {means[0]}, greedy {means[1]}"
 
 
 PLACES = ("policy=", "policy.path=", "env.path=", "env.reward=")

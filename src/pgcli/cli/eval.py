@@ -29,11 +29,11 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found))
         return
+    from pgcli.runs.console import number
+
     for name in ("greedy", "stochastic"):
         interval = found[name]["interval"]
-        spread = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
-        typer.echo(f"{name:10}  {found[name]['mean']:.4g}{spread}   {episodes} fresh episodes")
+        spread = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
+        typer.echo(f"{name:10}  {number(found[name]['mean'])}{spread}   {episodes} fresh episodes")
     if found["metrics"]:
-        from pgcli.runs.console import number
-
         typer.echo("sampled     " + "  ".join(f"{key} {number(value)}" for key, value in found["metrics"].items()))

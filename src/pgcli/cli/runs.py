@@ -3,11 +3,14 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgcli.cli._console import console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def runs(
@@ -45,22 +48,45 @@ def runs(
         typer.echo(f"no runs in {runs_dir}; start one:  pgcli train algo=ppo env=cartpole")
 
 
+NARROW = ("seed", "algo", "env", "age", "steps")
+"""What goes first where the terminal is narrow: the name that a run was given by `pgcli train` has the first three."""
+
+
 def _print(rows: list[dict]) -> None:
+    from pgcli.runs.console import number
+
+    columns = {
+        "run": [row["id"] for row in rows],
+        "status": [row["status"] for row in rows],
+        "algo": [row["algo"] for row in rows],
+        "env": [row["env"] for row in rows],
+        "seed": [str(row["seed"]) for row in rows],
+        "steps": [f"{row['steps']:,}" for row in rows],
+        "return": ["-" if row["eval_return"] is None else number(row["eval_return"]) for row in rows],
+        "age": [_age(row["created"]) for row in rows],
+    }
+    page = console()
+    narrow = [*NARROW]
+    while narrow and _width(columns) > page.width:
+        del columns[narrow.pop(0)]
+    page.print(_table(columns))
+
+
+def _width(columns: dict[str, list[str]]) -> int:
+    return sum(3 + max(map(len, [name, *cells])) for name, cells in columns.items())
+
+
+def _table(columns: dict[str, list[str]]) -> "Table":
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    for name in ("status", "algo", "env"):
-        table.add_column(name, overflow="fold")
-    for name in ("seed", "steps", "return", "age"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        value = "-" if row["eval_return"] is None else f"{row['eval_return']:.1f}"
-        cells = (row["id"], row["status"], row["algo"], row["env"], str(row["seed"]), f"{row['steps']:,}", value)
-        table.add_row(*cells, _age(row["created"]))
-    page = console()
-    page.print(table)
+    for name in columns:
+        number = name in ("seed", "steps", "return", "age")
+        table.add_column(name, justify="right" if number else "left", no_wrap=name != "run", overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table
 
 
 def _age(created: str) -> str:

@@ -108,10 +108,12 @@ class Board:
         return [self.event(sweep, trial) for trial in changed]
 
     def event(self, sweep: Sweep, trial: Trial) -> str:
+        from pgcli.runs.console import number
+
         line = f"{EVENTS.get(trial.status, trial.status):<11} {trial.n:03d}  {trial.label}"
         if trial.status == "finished":
             result = self.look(sweep, trial).evaluation
-            line += "" if result is None else f"  return {result:.4g}"
+            line += "" if result is None else f"  return {number(result)}"
             line += f"  ({len(sweep.having('finished'))} of {len(sweep.trials)})"
         return line + (f"  {trial.reason}" if trial.reason else "")
 
@@ -120,6 +122,8 @@ class Board:
         from rich import box
         from rich.table import Table
         from rich.text import Text
+
+        from pgcli.runs.console import number
 
         rank = list(STYLES)
         shown = sorted(sweep.trials, key=lambda trial: rank.index(trial.status))[: max(height - 5, 1)]
@@ -135,7 +139,7 @@ class Board:
         for trial in sorted(shown, key=lambda trial: trial.n):
             tail = self.look(sweep, trial) if trial.status != "planned" else None
             share = f"{min(tail.step / trial.total_steps, 1):.0%}" if tail else ""
-            result = f"{tail.evaluation:.4g}" if tail and tail.evaluation is not None else ""
+            result = number(tail.evaluation) if tail and tail.evaluation is not None else ""
             cells: list[str | Text] = [
                 f"{trial.n:03d}",
                 Text(trial.label),
