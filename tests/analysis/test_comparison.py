@@ -225,8 +225,47 @@ def test_runs_that_stopped_on_success_are_named(write_runs):
 def test_other_devices_and_other_evaluations_are_named(write_run):
     settings = {"device": "cuda", "config": {"eval.episodes": 5}}
     found = compare([write_run("ppo", 0, [1.0]), write_run("ppo", 1, [1.0], **settings)])
-    assert notes(found, "seconds do not compare: runs were on cpu, cuda")
+    assert notes(found, "seconds do not compare: runs were on cpu; cuda")
     assert notes(found, "evaluated differently: eval.episodes is 20, 5")
+
+
+@pytest.mark.parametrize("why", ["auto", "auto: a network of 4,610 parameters is faster there than on cuda:0"])
+def test_a_device_is_the_same_whoever_chose_it(write_run, why):
+    found = compare(
+        [
+            write_run("ppo", 0, [1.0], device="cpu, 1 thread"),
+            write_run("a2c", 0, [1.0], device=f"cpu, 1 thread ({why})"),
+        ]
+    )
+    assert not notes(found, "seconds do not compare")
+    other = write_run("a2c", 1, [1.0], device=f"cpu, 2 threads ({why})")
+    found = compare([write_run("ppo", 1, [1.0], device="cpu, 1 thread"), other])
+    assert notes(found, "seconds do not compare: runs were on cpu, 1 thread; cpu, 2 threads")
+
+
+def test_returns_that_a_reward_model_gave_are_said_to_be_its_scores(write_run):
+    note = "these returns are a reward model's scores; the task's own reward: --metric eval/gold"
+
+    def run(seed, price, gold=True, reward="elsewhere/rm"):
+        path = write_run(
+            "ppo",
+            seed,
+            [1.0],
+            name=f"_{price}_{gold}_{reward is None}",
+            config={"reward": reward, "algo.kl.coefficient": price},
+        )
+        if gold:
+            path.joinpath("metrics.jsonl").open("a").write('{"step": 100, "eval/gold": 0.5}\n')
+        return path
+
+    paths = [run(0, 0.0), run(0, 0.1)]
+    found = compare(paths)
+    assert [group.label for group in found.groups] == ["kl.coefficient=0", "kl.coefficient=0.1"]
+    assert [warning for warning in found.warnings if "scores" in warning] == [note]
+    assert not notes(compare(paths, metric="eval/gold"), "scores")
+    assert not notes(compare([paths[0], run(1, 0.1, gold=False)]), "scores")
+    assert notes(compare([paths[0], run(1, 0.1, reward=None)]), f"some of {note}")
+    assert not notes(compare([run(2, 0.1, reward=None)]), "scores")
 
 
 def test_groups_are_compared_on_the_environments_that_they_share(write_runs):

@@ -119,6 +119,27 @@ def test_one_run_can_be_shown_and_drawn(write_run, run, tmp_path):
     assert "ppo on CartPole-v1: IQM of the final return 20, mean 20; " in text
 
 
+def test_a_group_with_one_evaluation_is_a_point_in_a_plot(write_runs, tmp_path):
+    def marks():
+        plot(compare([tmp_path / "runs"]), tmp_path / "curves.svg")
+        return (tmp_path / "curves.svg").read_text().count("<use")
+
+    for algo in ("ppo", "a2c"):
+        write_runs(algo, [20.0, 30.0])
+    of_axes = marks()
+    for file in (tmp_path / "runs").glob("*ppo*/metrics.jsonl"):
+        file.write_text(file.read_text().splitlines()[-1] + "\n")
+    assert marks() > of_axes
+
+
+def test_numbers_of_one_environment_have_the_digits_that_they_need(write_runs):
+    found = compare([*write_runs("ppo", [0.58, 0.34, 0.61]), *write_runs("a2c", [-1200, -900, -1500], slug="acrobot")])
+    cells = {heading: cells for heading, _, cells in columns(found)}
+    assert [cell[0] for cell in cells["final return\nmean"]] == ["0.51", "-1,200"]
+    # The worst of each environment is the lowest bar, and its best the highest.
+    assert {(cell[0][0], cell[0][-1]) for cell in cells["mean curve"]} == {("▁", "█"), ("█", "▁")}
+
+
 def test_a_sparkline_goes_from_the_lowest_to_the_highest_bar():
     import numpy as np
 

@@ -10,6 +10,7 @@ With more than two groups the best (highest average probability of improvement) 
 because it was selected after seeing all of them, each p is multiplied by the number of all pairs (Bonferroni).
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
@@ -28,6 +29,9 @@ from pgcli.seeding import numpy_generator
 
 RETURN = "eval/return_mean"
 GREEDY_RETURN = "eval/greedy_return_mean"
+GOLD = "eval/gold"
+CHOSEN = re.compile(r" \(auto\b.*\)$")
+"""How a device came to be chosen, at the end of its name."""
 
 
 def compare(
@@ -72,6 +76,8 @@ def compare(
         groups.append(Group(label, settings, results))
 
     warnings += irregularities(groups)
+    if key in (RETURN, GREEDY_RETURN):
+        warnings += judged(curves)
     shared = [result.slug for result in groups[0].results if all(group.on(result.slug) for group in groups)]
     if shared:
         groups = comparable(groups, shared, seed)
@@ -236,12 +242,21 @@ def irregularities(groups: list[Group]) -> list[str]:
         values = {curve.run.config.get("eval", {}).get(key) for curve in curves}
         if len(values) > 1:
             warnings.append(f"evaluated differently: eval.{key} is {', '.join(sorted(map(str, values)))}")
-    devices = {str(curve.run.info.get("device")) for curve in curves}
+    devices = {CHOSEN.sub("", str(curve.run.info.get("device"))) for curve in curves}
     if len(devices) > 1:
-        warnings.append(f"seconds do not compare: runs were on {', '.join(sorted(devices))}")
+        warnings.append(f"seconds do not compare: runs were on {'; '.join(sorted(devices))}")
     named = {name for group in groups for name in group.settings}
     members = [(group.name, [curve for result in group.results for curve in result.curves]) for group in groups]
     return warnings + confounded(members, named)
+
+
+def judged(curves: list[Curve]) -> list[str]:
+    """What is to be said of returns that a trained model has given, where the task's own reward is known as well."""
+    trained = [curve.run.config.get("reward") is not None for curve in curves]
+    if not any(trained) or not all(curve.run.rows(GOLD) for curve in curves):
+        return []
+    which = "these" if all(trained) else "some of these"
+    return [f"{which} returns are a reward model's scores; the task's own reward: --metric {GOLD}"]
 
 
 def ranges(seeds: list[int]) -> str:

@@ -59,17 +59,19 @@ def text_of(value: Any) -> str:
 
 
 def spell(value: Any) -> str:
-    """A setting's value as typed on the command line: `0.001`, `[64,64]`, `null`, `true`."""
+    """A setting's value as one would type it: `0.001`, `0`, `[64,64]`, `null`, `true`."""
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
 
 
 def labels(groups: list[dict[str, Any]]) -> list[str]:
     """Each group's name, by the settings that distinguish it: `algo=ppo learning_rate=0.001`.
 
-    A setting is shortened to its last word if no other differing setting has the same.
+    A setting goes by its name without the section's (`kl.coefficient`), unless another that differs has the same.
     """
     names = list(dict.fromkeys(name for settings in groups for name in settings))
-    last = [name.rpartition(".")[2] for name in names]
+    last = [name.partition(".")[2] or name for name in names]
     short = {name: word if last.count(word) == 1 else name for name, word in zip(names, last, strict=True)}
     return [" ".join(f"{short[name]}={spell(value)}" for name, value in settings.items()) for settings in groups]
 

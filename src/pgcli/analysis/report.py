@@ -30,7 +30,8 @@ def rows(comparison: Comparison) -> list[Row]:
 def columns(comparison: Comparison) -> list[tuple[str, int, list[Cell]]]:
     """(heading, rank, cells) of each column, in the order shown; without room the highest ranks are dropped first."""
     everything = rows(comparison)
-    several = len({result.slug for _, result in everything}) > 1
+    slugs = {result.slug for _, result in everything}
+    several = len(slugs) > 1
     word = "return" if comparison.metric.endswith("return_mean") else comparison.metric.rpartition("/")[2]
 
     def who(group: Group, result: Result) -> Cell:
@@ -39,9 +40,11 @@ def columns(comparison: Comparison) -> list[tuple[str, int, list[Cell]]]:
         return [group.label, *where, f"{seeds}, {short(result.steps)} steps"]
 
     def estimates(pick: Callable[[Result], Estimate]) -> list[Cell]:
-        found = [pick(result) for _, result in everything]
-        places = decimals_for([x for estimate in found for x in estimate if x is not None])
-        return [cell(estimate, lambda x: f"{x:,.{places}f}") for estimate in found]
+        found = [(result.slug, pick(result)) for _, result in everything]
+        numbers = [(slug, x) for slug, estimate in found for x in estimate if x is not None]
+        # Two environments have no common scale.
+        places = {slug: decimals_for([x for where, x in numbers if where == slug]) for slug, _ in found}
+        return [cell(estimate, f"{{:,.{places[slug]}f}}".format) for slug, estimate in found]
 
     def reached(pick: Callable[[Result], Estimate | None]) -> list[Cell]:
         return [cell(estimate, short) if (estimate := pick(result)) else ["-"] for _, result in everything]
@@ -62,13 +65,13 @@ def columns(comparison: Comparison) -> list[tuple[str, int, list[Cell]]]:
             (f"steps to\n{goal}", 2, [[*a, *b] for a, b in zip(steps, counts, strict=True)]),
             (f"seconds to\n{goal}", 5, reached(lambda result: result.reach.seconds if result.reach else None)),
         ]
-    low, high = height_range(everything)
+    heights = {slug: height_range([row for row in everything if row[1].slug == slug]) for slug in slugs}
     return [
         *table,
         (
             "mean curve",
             7,
-            [[sparkline(result.grid(CURVE_POINTS)[1].mean(axis=0), low, high)] for _, result in everything],
+            [[sparkline(result.grid(CURVE_POINTS)[1].mean(axis=0), *heights[result.slug])] for _, result in everything],
         ),
     ]
 
@@ -93,7 +96,7 @@ def height_range(everything: list[Row]) -> tuple[float, float]:
 
 
 def sparkline(heights: np.ndarray, low: float, high: float) -> str:
-    """One bar per height, on a scale shared by all rows."""
+    """One bar for each height, on a scale that all rows of its environment share."""
     levels = (heights - low) / ((high - low) or 1.0) * (len(BARS) - 1)
     return "".join(BARS[round(level)] for level in levels)
 
