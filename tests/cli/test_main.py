@@ -94,6 +94,11 @@ def test_the_version_is_the_distributions(run):
         (["trian"], "error: No such command 'trian'. Did you mean 'train'?   (pgcli --help)"),
         (["list"], "error: Missing argument 'what'."),
         (["list", "dogs"], "error: Invalid value for 'what': 'dogs' is not one of"),
+        (["list", "algo"], "error: Invalid value for 'what': 'algo' is not one of 'algos', 'envs', 'policies', "
+         "'devices', 'pipelines'. Did you mean 'algos'?   (pgcli list --help)"),
+        (["show", "confg"], "error: Invalid value for 'what': 'confg' is not one of 'config', 'metrics'. Did you mean "
+         "'config'?   (pgcli show --help)"),
+        (["sweep", "--resume"], "error: Option '--resume' requires an argument.   (pgcli sweep --help)"),
         (["sweep", "seed=interval(0,1)"], "error: `seed=interval(0,1)` is not a list of values"),
         (["show", "config", "env=gymnasium"], "error: `env.id` has no default: give it a value, env.id=..."),
     ],

@@ -24,11 +24,15 @@ def test_a_stage_s_name_stands_for_its_run_and_any_other_word_for_itself():
         "anna's/sft",
         "a\\'b/sft",
         "null",
+        "NaN",
+        "sft_2.b",
         "12",
         "a\\",
         "${x}/sft",
     ],
 )
 def test_a_path_is_read_back_whatever_it_is_called(path):
+    if path in ("runs/sft", "sft_2.b"):
+        assert quoted(path) == path
     [assignment] = parse([f"init={quoted(path)}"])
     assert assignment.value == path

@@ -5,6 +5,7 @@ Error messages are printed here and nowhere else.
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -85,21 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = typer.main.get_command(app).main(words or ["--help"], prog_name="pgcli", standalone_mode=False)
         sys.stdout.flush()
     except Exception as error:
-        code = _report(error)
+        code = _report(error, words)
     sys.exit(code if type(code) is int else 0)
 
 
-def _report(error: Exception) -> int:
-    """Print the error on one line, and return the exit code."""
+def _report(error: Exception, words: Sequence[str]) -> int:
+    """Say in one line what was wrong, and give the exit code."""
     if os.environ.get("PGCLI_DEBUG", "0") not in ("", "0"):
         raise error
     match error:
         case PgcliError():
             return _say(f"error: {error}", error.exit_code)
         case typer.TyperException():  # a wrong option, a missing argument
-            command = getattr(getattr(error, "ctx", None), "command_path", "pgcli")
-            text = " ".join(error.format_message().split()).replace(": Value error, ", ": ")  # pydantic's prefix
-            return _say(f"error: {text}   ({command} --help)", 2)
+            typed = " ".join(["pgcli", *(word for word in words[:1] if word in COMMANDS)])
+            command = getattr(getattr(error, "ctx", None), "command_path", typed)
+            text = " ".join(error.format_message().split()).replace(": Value error, ", ": ")  # pydantic's own words
+            return _say(f"error: {text}{_suggestion(text)}   ({command} --help)", 2)
         case typer.Abort():
             return _say("aborted", 1)
         case BrokenPipeError():  # `pgcli list envs | head -1`: no reader is left
@@ -107,6 +109,15 @@ def _report(error: Exception) -> int:
             return 1
     first = str(error).partition("\n")[0]
     return _say(f"error: {type(error).__name__}: {first}   (--debug shows where)", 1)
+
+
+def _suggestion(text: str) -> str:
+    """`'algo' is not one of 'algos', 'envs'.` -> ` Did you mean 'algos'?`, as typer says it of commands."""
+    from pgcli.experiment.validation import nearest
+
+    typed, refused, choices = text.rpartition(": ")[2].partition(" is not one of ")
+    close = nearest(typed.strip("'"), re.findall("'([^']*)'", choices)) if refused else None
+    return f" Did you mean '{close}'?" if close else ""
 
 
 def _say(text: str, code: int) -> int:

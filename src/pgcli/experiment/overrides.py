@@ -52,8 +52,8 @@ def with_runs(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """The value quoted for Hydra's grammar, because it may contain any character (a path, say)."""
-    if re.fullmatch(r"[\w.-]*/[\w./-]*", value):
+    """As Hydra's grammar reads a string that may have anything in it, such as a path."""
+    if re.fullmatch(r"[\w.-]*/[\w./-]*|(?!(?i:null|true|false|nan|inf)$)[a-zA-Z_][\w.-]*", value):
         return value
     escaped = re.sub(r"(\\*)'", lambda backslashes: 2 * backslashes[1] + "\\'", value)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
@@ -68,9 +68,13 @@ def _alternatives(text: str) -> list[str]:
         raise InputError(f"`{text}` is not a list of values: write `a,b,c` or `range(start,stop,step)`")
     if override.value().shuffle:
         raise InputError(f"`{text}` has no order of its own: a sweep runs its values as given, leave shuffle out")
+    if getattr(override.value(), "step", 1) == 0:
+        raise InputError(f"`{text}` never ends: its step is 0")
     values = list(override.sweep_string_iterator())  # quoted again, so that each one parses back
     if not values:
-        raise InputError(f"`{text}` is empty: a range stops before its end")
+        counted = override.value()  # a list or a choice of nothing is no grammar
+        up = "up" if counted.step > 0 else "down"
+        raise InputError(f"`{text}` is empty: it counts {up} from {counted.start:g} and ends before {counted.stop:g}")
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
         raise InputError(f"`{text}` names {twice} twice: the same run would count as two")

@@ -165,12 +165,15 @@ def show(value: Any) -> str:
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that a user most likely meant: same last part, a typing error, or an abbreviation (`lr`)."""
-    candidates = list(candidates)
+    """The candidate that a user most likely meant: a slip of the keys, the beginning of a name, the same last part, or
+    an abbreviation (`lr`); in the section that was named before any other. Capitals do not count.
+    """
+    candidates, word = list(candidates), word.lower()
     parent, _, last = word.rpartition(".")
-    inside = [c for c in candidates if c.rpartition(".")[0] == parent]
+    inside = [c for c in candidates if c.lower().rpartition(".")[0] == parent]
     steps: list[Callable[[], list[str]]] = [
-        lambda: [c for c in inside if difflib.get_close_matches(last, [c.rpartition(".")[2]], cutoff=0.75)],
+        lambda: [c for c in inside if _is_close(last, c.rpartition(".")[2])],
+        lambda: [c for c in inside if _begins(last, c.rpartition(".")[2])],
         lambda: [c for c in candidates if c.rpartition(".")[2] == last],
         lambda: [c for c in inside if _abbreviates(last, c.rpartition(".")[2])],
         lambda: difflib.get_close_matches(word, candidates, cutoff=0.75),
@@ -178,8 +181,25 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     ]
     for step in steps:
         if found := step():
-            return max(found, key=lambda c: difflib.SequenceMatcher(None, word, c).ratio())
+            return max(found, key=lambda c: _likeness(word, c))
     return None
+
+
+def _likeness(word: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, word, other.lower()).ratio()
+
+
+def _is_close(word: str, other: str) -> bool:
+    """`learning_rte` and `learning_rate`. In a name of three or four letters one slip is much: `mpl` and `mlp`, which
+    begin alike, are close, `gpu` and `cpu` are not.
+    """
+    alike = len(word) <= 4 and word[:1] == other[:1].lower()
+    return _likeness(word, other) >= (0.6 if alike else 0.75)
+
+
+def _begins(word: str, other: str) -> bool:
+    """`clip` and `clipp` begin `clip_range`: three letters or more are the same, and at most the last is not."""
+    return len(word) >= 3 and other.startswith(word[: max(3, len(word) - 1)])
 
 
 def _abbreviates(short: str, long: str) -> bool:

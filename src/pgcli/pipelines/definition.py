@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pydantic import Field
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig, compose
 from pgcli.experiment.overrides import SOURCES, parse, with_runs
-from pgcli.experiment.validation import read_file
+from pgcli.experiment.validation import nearest, read_file
 from pgcli.options import GROUPS, headline, options, search_path
 from pgcli.settings import Settings
 
@@ -93,7 +92,8 @@ def plan(
             for every in words.values():
                 every.append(word)
         else:
-            raise InputError(f"`{word}`: no stage is called `{stage.partition('=')[0]}`" + _hint(stage, known))
+            name = stage.partition("=")[0]
+            raise InputError(f"`{word}`: no stage is called `{name}`" + _hint(name, known, _keys()))
     folders = list(config_dirs)
     for i, (name, own_words) in enumerate(words.items()):
         try:
@@ -122,6 +122,6 @@ def _keys() -> set[str]:
     return {*GROUPS, "tuned", *ExperimentConfig.model_fields}
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f"; did you mean `{close[0]}`?" if close else "") + f"   (stages: {', '.join(known)})"
+def _hint(name: str, known: Sequence[str], settings: Iterable[str] = ()) -> str:
+    close = nearest(name, [*known, *settings])
+    return (f"; did you mean `{close}`?" if close else "") + f"   (stages: {', '.join(known)})"
