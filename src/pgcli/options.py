@@ -5,6 +5,7 @@ Nothing slow is imported here, because `pgcli --help`, `pgcli list` and shell co
 
 import importlib.util
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,14 +89,30 @@ def groups(config_dirs: Iterable[Path | str] = ()) -> dict[str, dict[str, str]]:
     return {group: {name: headline(file) for name, file in options(group, folders).items()} for group in GROUPS}
 
 
+SENTENCE = re.compile(r"(?<!\b[A-Z][a-z])[.?!](?= +[A-Z]|$)")
+"""How a sentence ends, and `et al. 2016` or `Dr. GRPO` does not."""
+WRAPPED = 80
+"""A line of so many characters may go on in the next one."""
+
+
 def headline(file: Path) -> str:
+    """The first line of the comment that a file begins with; of one that goes on below it, whole sentences."""
+    comment: list[str] = []
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            if not line.startswith("#"):
+            text = line.lstrip("# ").rstrip()
+            if not line.startswith("#") or (comment and not text):
                 break
             if not line.startswith("# @"):
-                return line.lstrip("# ").rstrip()
-    return ""
+                comment.append(text)
+    first = comment[0] if comment else ""
+    if len(comment) == 1 or len(first) < WRAPPED:
+        return first
+    if ends := [found.end() for found in SENTENCE.finditer(first)]:
+        return first[: ends[-1]]
+    whole = " ".join(comment)
+    end = SENTENCE.search(whole)
+    return whole[: end.end()] if end else whole
 
 
 def short(path: Path) -> str:

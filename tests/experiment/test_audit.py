@@ -224,3 +224,14 @@ def test_as_json_and_nothing_in_the_run_changes(paid, capsys):
     assert found["passed"] is True
     assert {"name", "seen", "ok"} == set(found["checks"][0])
     assert {path: path.read_bytes() for path in paid.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_with_user_code_is_refused_without_trust(tmp_path, capsys):
+    run = train("algo=ppo", "env=CartPole-v1", "total_steps=64", "device=cpu", run_dir=tmp_path / "run", quiet=True)
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace("CartPole-v1", "danger:Env-v0"))
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", str(run.path)])
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out) == (2, "")
+    assert "env.id=danger:Env-v0: pass --trust" in said.err

@@ -225,6 +225,11 @@ def test_a_hydra_application_may_call_us_and_goes_on(tmp_path):
             "algo.lrr=3",
             "`algo.lrr` is not a setting of toy; did you mean `algo.learning_rate`?" + OF_TOY,
         ),
+        ("algo.clipp=3", "`algo.clipp` is not a setting of toy; did you mean `algo.clip.low`?" + OF_TOY),
+        ("algo.Gamma=0.5", "`algo.Gamma` is not a setting of toy; did you mean `algo.gamma`?" + OF_TOY),
+        ("algo.sched=linear", "`algo.sched` is not a setting of toy; did you mean `algo.schedule`?" + OF_TOY),
+        ("agro=toy", "`agro` is not a setting; did you mean `algo`?" + OF_ALL),
+        ("Algo=toy", "`Algo` is not a setting; did you mean `algo`?" + OF_ALL),
         ("algo.zzz=3", "`algo.zzz` is not a setting of toy" + OF_TOY),
         ("algo.clip.hgh=3", "`algo.clip.hgh` is not a setting of toy; did you mean `algo.clip.high`?" + OF_TOY),
         ("gamma=0.5", "`gamma` is not a setting; did you mean `algo.gamma`?" + OF_ALL),
@@ -286,22 +291,17 @@ def test_an_unknown_algorithm_names_the_nearest_and_where_the_options_are():
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        ("no_such_module:Mine", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("collections:OrderedDict", "declares no Config, the settings that it has"),
-    ],
+    ("typed", "meant"),
+    [("algo=PPO", "algo=ppo"), ("algo=ppp", "algo=ppo"), ("algo=sca", "algo=sac"), ("policy=mpl", "policy=mlp")],
 )
-def test_a_broken_plug_in_is_named(monkeypatch, value, said):
-    entry = EntryPoint("mine", value, "pgcli.algorithms")
-    monkeypatch.setattr(registry, "plugins", lambda group: [entry])
-    with pytest.raises(InputError, match=re.escape(f"plug-in mine ({value} of an installed package) {said}")):
-        registry.find("algo", "mine")
+def test_capitals_and_slips_in_a_short_name_are_understood(typed, meant):
+    assert f"; did you mean `{meant}`?" in refusal("env=cartpole", typed)
 
 
-def test_minibatches_of_one_action_cannot_normalise_its_advantage():
-    said = refusal("algo=ppo", "env=cartpole", "algo.minibatches=100000")
-    assert "minibatches=100000 of 1024 actions have one each, whose advantage, normalised by itself, is 0" in said
+@pytest.mark.parametrize("word", ["algo.clip=0.1", "algo.clipp=0.1"])
+def test_a_name_that_was_begun_is_finished_in_its_own_section(word):
+    said = refusal("algo=ppo", "env=cartpole", word)  # there are env.normalise.clip and algo.dual_clip
+    assert "; did you mean `algo.clip_range`?" in said
 
 
 def test_options_are_those_of_plug_ins_too():
@@ -331,6 +331,16 @@ def test_bad_yaml_is_named_by_file_and_line(tmp_path):
     assert refusal("algo=list", "env=land", config_dirs=[tmp_path / "mine"]).startswith(
         f"{tmp_path}/mine/algo/list.yaml must hold settings"
     )
+
+
+def test_a_wrong_value_is_blamed_once_though_others_repeat_it(tmp_path):
+    said = refusal("algo=ppo", "env=cartpole", "algo.gamma=1.5")  # env.normalise.gamma is ${algo.gamma}
+    assert said == "`algo.gamma` must be a number >= 0, <= 1, not 1.5   (discount per step)"
+    said = refusal("algo=ppo", "env=cartpole", "env.normalise.gamma=1.5")
+    assert said.startswith("`env.normalise.gamma` must be a number")
+    write(tmp_path, {"mine/env/mine.yaml": "defaults: [land]\nsize: ${seed}\n"})
+    said = refusal("algo=toy", "env=mine", "seed=0", config_dirs=[tmp_path / "mine"])  # 0 is a seed, but no size
+    assert said.startswith(f"{tmp_path}/mine/env/mine.yaml: `env.size` must be")
 
 
 def test_a_wrong_value_in_a_file_is_blamed_on_the_file(tmp_path):
@@ -415,6 +425,23 @@ def test_a_plug_ins_options_are_listed_without_importing_it():
     assert groups()["algo"]["toy"] == "A toy algorithm."
     assert groups()["env"]["land"] == "A land."  # `# @package` is for Hydra
     assert "toyplug" not in sys.modules  # importing it would raise
+
+
+LONG = "A method that does what its paper says, on every task there is, in as many words as a line has room for"
+
+
+@pytest.mark.parametrize(
+    ("comment", "said"),
+    [
+        ("# Short, no stop\n# More.", "Short, no stop"),
+        (f"# {LONG}", LONG),
+        (f"# Dr. GRPO (Liu et al. 2025). {LONG}: and\n# more of it.", "Dr. GRPO (Liu et al. 2025)."),
+        (f"# {LONG},\n# and more. Then something else.", f"{LONG}, and more."),
+        (f"# {LONG},\n# and more\n#\n# Another matter.", f"{LONG}, and more"),
+    ],
+)
+def test_a_headline_is_the_first_line_or_whole_sentences(tmp_path, comment, said):
+    assert headline(write(tmp_path, {"a.yaml": f"{comment}\nname: a\n"}) / "a.yaml") == said
 
 
 def test_the_headline_of_a_file_without_comment_is_empty(tmp_path):
@@ -625,7 +652,9 @@ def test_each_alternative_parses_back_to_its_value(word, values):
             "`algo.gamma=interval(0,1)` is not a list of values: write `a,b,c` or `range(start,stop,step)`",
         ),
         ("algo=glob(*)", "`algo=glob(*)` is not a list of values: write `a,b,c` or `range(start,stop,step)`"),
-        ("seed=range(3,3)", "`seed=range(3,3)` is empty: a range stops before its end"),
+        ("seed=range(5,0)", "`seed=range(5,0)` is empty: it counts up from 5 and ends before 0"),
+        ("seed=range(0,5,-1)", "`seed=range(0,5,-1)` is empty: it counts down from 0 and ends before 5"),
+        ("seed=range(0,5,0)", "`seed=range(0,5,0)` never ends: its step is 0"),
         ("seed=1,2,1", "`seed=1,2,1` names 1 twice: the same run would count as two"),
         (
             "seed=shuffle(1,2)",

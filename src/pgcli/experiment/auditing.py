@@ -15,7 +15,7 @@ from torch import Tensor
 from pgcli.collectors.reference import view
 from pgcli.errors import InputError, PgcliError
 from pgcli.experiment.build import Parts, build
-from pgcli.experiment.config import load
+from pgcli.experiment.config import UntrustedError, load
 from pgcli.experiment.overrides import parse
 from pgcli.experiment.session import EXTENSIBLE, opened
 from pgcli.functional.masked import masked_sum
@@ -51,6 +51,8 @@ def audit(run: Path | str, *, trust: bool = False, runs_dir: str = "runs") -> li
     try:
         with opened(found, trust=trust) as (parts, _):
             checks += _replay(found, parts)
+    except UntrustedError:
+        raise
     except PgcliError as error:
         checks.append(Check("can be replayed", str(error).splitlines()[0], False))
     return checks

@@ -6,6 +6,7 @@ A config is data: names, numbers, texts. No `_target_`, nothing evaluated; a nam
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -33,6 +34,7 @@ from pgcli.options import GROUPS, built_in_folder, plugin_folders, search_path, 
 from pgcli.registry import find
 from pgcli.settings import Settings
 
+ECHO = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)")
 Origin: TypeAlias = Callable[[str], Path | None]
 
 TRUNCATED = {"top_k", "top_p", "min_p"}
@@ -161,7 +163,7 @@ def explain(
 
     typed = _assign(data, values)
     origins = Origins(choices, folders, typed, tuned, tuned_keys)
-    config = _typed_config(_resolve(data), choices, tuple(overrides), origins.file)
+    config = _typed_config(_resolve(data), choices, tuple(overrides), origins.file, _echoes(data))
     for key, value in _user_code(config):
         if not trust and origins.file(key) and not _is_installed(config, key, value):
             raise _untrusted(key, value, origins.name(key))
@@ -191,6 +193,17 @@ def _assign(data: dict[str, Any], values: Iterable[Assignment]) -> dict[str, str
     return typed
 
 
+def _echoes(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Key -> the key whose value it repeats: {"env.normalise.gamma": "algo.gamma"}."""
+    found: dict[str, str] = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            found |= _echoes(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and (echo := ECHO.match(value)):
+            found[f"{prefix}{name}"] = echo[1]
+    return found
+
+
 def _resolve(data: dict[str, Any]) -> dict[str, Any]:
     """Replaces interpolations (`${seed}`) by values."""
     from omegaconf import OmegaConf
@@ -207,9 +220,12 @@ def _resolve(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed_config(
-    data: Mapping[str, Any], choices: dict[str, str], overrides: tuple[str, ...], origin: Origin
-) -> ExperimentConfig:
-    """Validates all models; reports all mistakes at once. `origin`: key -> the file that set it, None: command line."""
+    data: Mapping[str, Any], choices: dict[str, str], overrides: tuple[str, ...], origin: Origin,
+    echoes: Mapping[str, str],
+) -> ExperimentConfig:  # fmt: skip
+    """Every model's verdict at once. `origin`: key -> the file to blame for it, None for the command line. `echoes`: a
+    key whose value is another's is not blamed beside it.
+    """
     problems: list[Problem] = []
     models = {group: find(group, str(data[group]["name"])).Config for group in GROUPS}  # type: ignore[attr-defined]
     typed: dict[str, Any] = {}
@@ -218,7 +234,8 @@ def _typed_config(
         problems += found
     whole = {**data, **typed, "choices": choices, "overrides": overrides}
     config, found = validate(ExperimentConfig, whole)
-    problems = [*found, *problems]
+    blamed = {problem.key for problem in [*found, *problems]}
+    problems = [problem for problem in [*found, *problems] if echoes.get(problem.key) not in blamed]
     if not problems and isinstance(config, ExperimentConfig):
         return config
     keys = [row.key for row in settings_of(ExperimentConfig, data) if row.key not in GROUPS]
@@ -242,7 +259,7 @@ def _unknown_setting(key: str, keys: list[str], choices: Mapping[str, str]) -> s
             "no longer be those of what was sampled; it belongs to `pgcli sample` and `pgcli eval`"
         )
     owner = choices.get(group) if "." in key else None
-    close = nearest(key, keys)
+    close = nearest(key, keys if "." in key else [*keys, *GROUPS])
     return (
         f"`{key}` is not a setting{f' of {owner}' if owner else ''}"
         + (f"; did you mean `{close}`?" if close else "")
@@ -273,8 +290,12 @@ def _is_installed(config: ExperimentConfig, key: str, value: str) -> bool:
     return file is not None and read_yaml(file).get(name) == value
 
 
-def _untrusted(key: str, value: str, origin: str) -> InputError:
-    return InputError(
+class UntrustedError(InputError):
+    """User code that would be imported because a file names it."""
+
+
+def _untrusted(key: str, value: str, origin: str) -> UntrustedError:
+    return UntrustedError(
         f"{origin} names user code to import, {key}={value}: pass --trust if you trust it, or name it yourself"
     )
 
@@ -314,7 +335,7 @@ def load(
         if key in (*GROUPS, "tuned"):
             raise InputError(f"`{text}` is refused here: {name} has chosen its {key}; only its settings can be changed")
     typed = _assign(data, values)
-    config = _typed_config(data, choices, tuple(overrides), lambda key: None if key in typed else file)
+    config = _typed_config(data, choices, tuple(overrides), lambda key: None if key in typed else file, {})
     for key, value in _user_code(config):
         if not trust and key not in typed:
             raise _untrusted(key, value, name)
