@@ -179,6 +179,11 @@ def test_a_run_is_exported_and_another_starts_from_the_folder(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "runs"], "nothing else is left"
     code, said = call("export", str(run.path), str(folder))
     assert (code, said) == (2, f"error: {folder} exists already: name a new folder\n")
+    (tmp_path / "file").touch()
+    code, said = call("export", str(run.path), str(tmp_path / "file" / "model"))
+    assert code == 2
+    assert said.startswith(f"error: cannot write {tmp_path}/file/model: ")
+    (tmp_path / "file").unlink()
     other = train(
         "algo=reinforce", *small, f"policy.path={folder}", "algo.learning_rate=1e-9", "total_steps=10", quiet=True
     )

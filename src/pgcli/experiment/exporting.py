@@ -29,8 +29,12 @@ def export(run: Path | str, folder: Path | str, *, trust: bool = False, runs_dir
         policy: Any = parts.policy
         if not hasattr(policy, "export") or not isinstance(parts.spec, TextSpec):
             raise InputError(f"{found.path} has no language model to export (its policy is {found.choices['policy']})")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
+        except OSError as error:
+            raise InputError(f"cannot write {folder}: {error.strerror}") from error
+        with beside as name:
             inside = Path(name) / target.name
             inside.mkdir()
             policy.export(inside)

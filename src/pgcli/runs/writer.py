@@ -93,7 +93,8 @@ class RunWriter:
             if made:
                 with contextlib.suppress(OSError):
                     files.remove(made)
-            message = f"cannot write to {folder}: {error.strerror or error}; choose another folder with runs_dir=..."
+            option = "--run-dir" if path else "runs_dir=..."
+            message = f"cannot write to {folder}: {error.strerror or error}; choose another folder with {option}"
             raise InputError(message) from error
 
     @classmethod
@@ -252,7 +253,10 @@ def _make_dir(path: Path) -> Path:
     try:
         files.make_dir(path)
     except FileExistsError as error:
-        raise InputError(f"{path} exists already: name another, or go on with it by `pgcli resume {path}`") from error
+        if not path.is_dir():
+            raise InputError(f"{path} is a file: name a folder to be made") from error
+        resume = f", or go on with it by `pgcli resume {path}`" if (path / "run.json").exists() else ""
+        raise InputError(f"{path} exists already: name another{resume}") from error
     return path
 
 

@@ -51,6 +51,11 @@ def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Colle
 
 def _written_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Callable[[], Pairs]:
     if given_pairs(task, held_out=False) is None:
+        if config.reward is None and hasattr(task, "given_pairs") and not task.has_reward:
+            raise InputError(
+                f"algo={config.choices['algo']} learns from pairs, and {config.env.path} has no rows with chosen and "
+                "rejected: add some, or name a function to label what the policy writes, env.reward=my_rewards.py:score"
+            )
         _check_rewarded(task, config)
     decoding, law = Decoding(task, device=device), _law(config)
     return lambda: dataset(decoding, writer, law, pairs=config.env.pairs, seed=config.seed)
