@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,3 +54,37 @@ def test_returns_are_spelled_as_in_the_lines_before(mean, greedy, said):
         config={"env": {}},
     )  # fmt: skip
     assert _ending._outcome(run) == f"finished sac on e after 500 steps in 1.0 s: return {said}"
+
+
+def ended(path, algo, *words, **config):
+    (path / "overrides.txt").write_text("\n".join(words))
+    return SimpleNamespace(
+        status="completed", path=path, choices={"algo": algo, "env": "jsonl"}, info={"unit": "tokens"},
+        config={"env": {"reward": None}, "init": None} | config,
+    )  # fmt: skip
+
+
+def test_no_method_that_needs_a_reward_is_suggested_where_there_is_none(tmp_path):
+    assert _ending._next(ended(tmp_path, "sft", "env.path=d.jsonl")) == f"pgcli sample {tmp_path}"
+    following = _ending._next(ended(tmp_path, "dpo", "env.path=d.jsonl")).split("\n       ")[1]
+    assert following == "pgcli sweep algo=dpo env=jsonl env.path=d.jsonl 'seed=range(0,10)'"
+
+
+def test_a_run_with_user_code_is_looked_at_with_trust(tmp_path):
+    coded = {"env": {"reward": "my.py:score"}}
+    lines = _ending._next(ended(tmp_path, "grpo", "env.reward=my.py:score", **coded)).split("\n       ")
+    assert lines == [
+        f"pgcli sample {tmp_path} --trust",  # a file names the code, and below the command line does
+        "pgcli sweep algo=grpo,rloo env=jsonl env.reward=my.py:score 'seed=range(0,10)'",
+    ]
+    assert _ending._next(ended(tmp_path, "reward_model", **coded)).endswith(" algo.kl.coefficient=0.1 --trust")
+
+
+def test_paths_are_quoted_where_they_must_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = ended(tmp_path, "grpo", "env.path=my texts.jsonl", init=str(tmp_path / "pipelines/a/sft"), reward="/a b/rm")
+    following = _ending._next(run).split("\n       ")[1]
+    assert shlex.split(following)[3:] == [
+        "env=jsonl", "env.path=my texts.jsonl", "init=pipelines/a/sft", "reward='/a b/rm'", "seed=range(0,10)",
+    ]  # fmt: skip
+    assert " init=pipelines/a/sft " in following

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -63,27 +65,51 @@ def _places(run: "Run") -> list[str]:
         words = (run.path / "overrides.txt").read_text("utf-8").split("\n")
     except OSError:
         return []
-    return [word for word in words if word.startswith(PLACES)]
+    return [shlex.quote(word) for word in words if word.startswith(PLACES)]
+
+
+def _named(key: str, path: Path | str) -> str:
+    """`init=runs/sft`, as a shell and the grammar of overrides read it."""
+    from pgcli.experiment.overrides import quoted
+    from pgcli.options import short
+
+    return shlex.quote(f"{key}={quoted(short(Path(path)))}")
+
+
+def trusted(run: "Run") -> str:
+    """What to type behind a run that names user code: nothing is imported because a file says so."""
+    from pgcli.experiment.config import USER_CODE
+
+    named = [str(run.config["env"].get(key.removeprefix("env."), "")) for key in USER_CODE]
+    return " --trust" if any(":" in value for value in named) else ""
 
 
 def _next(run: "Run") -> str:
+    path, trust = shlex.quote(str(run.path)), trusted(run)
     if run.status == "interrupted":
-        return f"pgcli resume {run.path}"
-    algo = run.choices["algo"]
-    env = run.config["env"].get("id") if run.choices["env"] == "gymnasium" else run.choices["env"]
+        return f"pgcli resume {path}{trust}"
+    algo, config = run.choices["algo"], run.config
+    env = config["env"].get("id") if run.choices["env"] == "gymnasium" else run.choices["env"]
     env += "".join(f" {word}" for word in _places(run))
-    alternatives = ("rloo", "grpo") if run.info["unit"] == "tokens" else ("a2c", "ppo")
-    other = next(name for name in alternatives if name != algo)
-    start = f" init={run.config['init']}" if run.config["init"] else ""
+    init = _named("init", run.path)
+    start = f" {_named('init', config['init'])}" if config["init"] else ""
     judge = algo.endswith("_reward") or algo == "reward_model"
-    lines = [f"pgcli sample {run.path}" if run.info["unit"] == "tokens" and not judge else f"pgcli eval {run.path}"]
+    rewarded = bool(config["env"].get("reward", True) or config.get("reward"))  # a file of texts may have none
+    lines = [f"pgcli {'sample' if run.info['unit'] == 'tokens' and not judge else 'eval'} {path}{trust}"]
     if algo == "pretrain":
-        lines.append(f"pgcli train algo=sft env={env} init={run.path}")
+        lines.append(f"pgcli train algo=sft env={env} {init}")
     elif algo == "sft":
-        lines.append(f"pgcli train algo=grpo env={env} init={run.path}")
+        lines += [f"pgcli train algo=grpo env={env} {init}"] if rewarded else []
     elif judge:
-        lines.append(f"pgcli train algo=ppo env={env}{start} reward={run.path} algo.kl.coefficient=0.1")
+        lines.append(
+            f"pgcli train algo=ppo env={env}{start} {_named('reward', run.path)} algo.kl.coefficient=0.1{trust}"
+        )
     else:
-        start += f" reward={run.config['reward']}" if run.config.get("reward") else ""
-        lines.append(f"pgcli sweep algo={algo},{other} env={env}{start} 'seed=range(0,10)'")
+        start += f" {_named('reward', config['reward'])}" if config.get("reward") else ""
+        alternatives = ("rloo", "grpo") if run.info["unit"] == "tokens" else ("a2c", "ppo")
+        other = next(name for name in alternatives if name != algo)
+        both = f"{algo},{other}" if rewarded else algo
+        lines.append(
+            f"pgcli sweep algo={both} env={env}{start} 'seed=range(0,10)'{trust if config.get('reward') else ''}"
+        )
     return "\n       ".join(lines)

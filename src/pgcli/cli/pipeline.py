@@ -8,6 +8,7 @@ import typer
 
 from pgcli.cli._completion import complete_pipeline, complete_stage_override
 from pgcli.cli._console import console
+from pgcli.cli._ending import trusted
 
 
 def pipeline(
@@ -72,6 +73,7 @@ def pipeline(
 
 def _print(found: dict[str, Any], path: Path) -> None:
     from pgcli.pipelines import report
+    from pgcli.runs import Run
 
     page = console()
     page.print()
@@ -80,9 +82,10 @@ def _print(found: dict[str, Any], path: Path) -> None:
             page.print(_table(rows))
     for line in [*report.explanations(found), "", *report.samples(found)]:
         page.print(line, soft_wrap=not page.is_terminal)
-    last = found["stages"][-1]["run"]
+    last = path / found["stages"][-1]["run"]
+    trust = trusted(Run(last))
     page.print(f"\nreport {path / 'report.md'}", soft_wrap=True)
-    page.print(f"next   pgcli sample {path / last}\n       pgcli audit {path / last}", soft_wrap=True)
+    page.print(f"next   pgcli sample {last}{trust}\n       pgcli audit {last}{trust}", soft_wrap=True)
 
 
 def _table(rows: list[list[str]]) -> Any:

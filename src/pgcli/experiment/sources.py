@@ -39,16 +39,16 @@ def located(settings: ExperimentConfig) -> ExperimentConfig:
     return settings.model_copy(update=found)
 
 
-def sources(settings: ExperimentConfig, *, begun: bool = False) -> Sources:
-    """The runs that a config names. If this run has `begun`, its own checkpoint holds their weights, but the kind of a
-    reference or a reward model is only in the config of its run.
+def sources(settings: ExperimentConfig, *, begun: bool = False, trust: bool = False) -> Sources:
+    """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights; but what a
+    reference or a reward model is, only the config of its run says. `trust`: it may name user code to import.
     """
 
     def policy(name: str) -> State:
         return checkpoint.load_last(find_run(name).path / "checkpoints", memory=False).state["policy"]
 
     def trained(name: str | None) -> Trained | None:
-        return Trained(load(find_run(name).path), policy(name)) if name is not None else None
+        return Trained(load(find_run(name).path, trust=trust), policy(name)) if name is not None else None
 
     return Sources(
         init=policy(settings.init) if settings.init is not None and not begun else None,
