@@ -9,7 +9,10 @@ from rich.console import Console
 import pgcli.sweeps
 from pgcli.cli import main
 from pgcli.cli.sweep import Board, summary
+from pgcli.experiment.config import compose
+from pgcli.experiment.overrides import expand
 from pgcli.runs.reader import Run
+from pgcli.sweeps import driver, ledger
 from pgcli.sweeps.progress import Tail
 
 from .helpers import fake_command, plan
@@ -49,6 +52,11 @@ def stand_ins(monkeypatch):
         (["algo=ppo,ppoo", "env=cartpole"], "no algo is called `ppoo`"),
         (["algo=ppo", "env=cartpole", "algo.gamma=0.9,0.99", "algo.gamma=0.5"], "two runs of this sweep are the same"),
         (["algo=ppo", "env=cartpole", "--workers", "0"], "--workers must be 1 or more"),
+        (["algo=ppo,sac", "env=cartpole"], "algo=sac is for continuous actions; those of env=CartPole-v1 are discrete"),
+        (["algo=ppo", "env=cartpole", "policy=mlp,cnn"], "policy=cnn reads observations of 3 dimension(s)"),
+        (["algo=ppo,dpo", "env=cartpole"], "algo=dpo learns from"),
+        (["algo=ppo", "env=cartpole", "init=nowhere"], "nowhere is not a run directory"),
+        (["--resume", "latest"], "there is no sweep in sweeps: start one"),
         (["--resume", "elsewhere"], "elsewhere is not a sweep directory"),
         (["algo=ppo", "--resume", "elsewhere"], "takes no overrides"),
     ],
@@ -59,6 +67,13 @@ def test_bad_input_is_refused_before_anything_is_written(pgcli_sweep, tmp_path, 
     assert err.startswith("error: ")
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fits_together_is_checked_once_for_all_seeds_and_rates():
+    checked = []
+    words = expand(["algo=ppo,a2c", "env=cartpole", "algo.learning_rate=1e-3,1e-4", "seed=range(0,5)"])
+    driver._check_parts([compose(word) for word in words], checked.append)
+    assert [config.algo.name for config in checked] == ["ppo", "a2c"]
 
 
 # ---------------------------------------------------------------- what is said
@@ -93,6 +108,21 @@ def test_resume_says_what_it_is_going_to_do_and_ends_well_when_all_are_finished(
     assert out.splitlines()[0] == f"{sweep.path}: 1 finished: not repeated · 1 failed: tried once more"
     assert "finished    001" not in out
     assert code == 0
+
+
+def test_the_latest_sweep_goes_on(pgcli_sweep, stand_ins, tmp_path):
+    for name in ("20260101-000000_ffff", "20260102-000000_0000"):
+        ledger.create(
+            tmp_path / "sweeps", [ledger.Planned("run", ["do=ok"], 100)], overrides=["all"], config_dirs=[],
+            trust=False, version="0", name=name,
+        )  # fmt: skip
+    code, out, _ = pgcli_sweep("--resume", "latest")
+    assert (code, out.splitlines()[0]) == (0, "sweeps/20260102-000000_0000: 1 to go")
+
+
+def test_to_go_on_with_user_code_takes_trust(tmp_path):
+    sweep = plan(tmp_path, "do=ok env=danger:Env-v0")
+    assert summary(sweep, 1.0).endswith(f"pgcli sweep --resume {sweep.path} --trust")
 
 
 def test_a_sweep_that_gives_up_says_why_once(pgcli_sweep, stand_ins, tmp_path):

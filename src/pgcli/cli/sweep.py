@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,8 @@ def sweep(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Resume a sweep: finished runs stay, half-done ones go on, failed ones are tried once more.",
+            help="Go on with a sweep, or the `latest`: finished runs stay, half-done ones go on, failed ones are tried "
+            "once more.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object at the end, and nothing else.")] = False,
@@ -61,6 +63,8 @@ def sweep(
         raise InputError("nothing to sweep; for example: pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(0,5)'")
     if resume is not None and (overrides or config_dir):
         raise InputError(f"{resume} remembers its runs: --resume takes no overrides and no --config-dir")
+    if resume == Path("latest"):
+        resume = ledger.newest(Path("sweeps"))
     stream = Stream(sys.stdout)
     board = Board()
     began = time.monotonic()
@@ -69,7 +73,12 @@ def sweep(
     view = nothing() if as_json else lines(board, stream) if is_plain(sys.stdout, os.environ) else screen(board, stream)
     with view as show:
         if resume is None:
-            done = start(*overrides or [], workers=workers, config_dirs=config_dir or [], trust=trust, on_change=show)
+            from pgcli.experiment import check
+
+            done = start(
+                *overrides or [], workers=workers, config_dirs=config_dir or [], trust=trust,
+                check=partial(check, trust=trust), on_change=show,
+            )  # fmt: skip
         else:
             done = resume_sweep(resume, workers=workers, trust=trust, on_change=show)
     stream.write(
@@ -216,6 +225,7 @@ def intention(sweep: Sweep) -> str:
 def summary(sweep: Sweep, seconds: float) -> str:
     """How the sweep ended, which runs failed and why, and the next commands."""
     from pgcli.runs.console import duration
+    from pgcli.sweeps.driver import user_code
 
     text = [f"{len(sweep.trials)} runs in {duration(seconds)}: {counts(sweep)}"]
     if sweep.stopped:
@@ -224,7 +234,10 @@ def summary(sweep: Sweep, seconds: float) -> str:
     else:
         text += failures(sweep)
     text += [f"log     {sweep.log_path(trial)}" for trial in sweep.having("failed")[:1]]
-    following = [f"pgcli sweep --resume {sweep.path}"] if sweep.having("planned", "interrupted", "failed") else []
+    trust = " --trust" if user_code(sweep) else ""
+    following = (
+        [f"pgcli sweep --resume {sweep.path}{trust}"] if sweep.having("planned", "interrupted", "failed") else []
+    )
     if sweep.having("finished"):
         following.insert(0 if not sweep.having("planned", "interrupted") else 1, f"pgcli compare {sweep.path}")
     text += [f"{'next' if i == 0 else '':<7} {command}" for i, command in enumerate(following)]

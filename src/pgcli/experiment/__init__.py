@@ -7,9 +7,10 @@ if TYPE_CHECKING:
     from pgcli.experiment.auditing import audit
     from pgcli.experiment.exporting import export
     from pgcli.experiment.sampling import sample
-    from pgcli.experiment.session import evaluate, resume, train
+    from pgcli.experiment.session import check, evaluate, resume, train
 
 HOMES = {
+    "check": "session",
     "train": "session",
     "resume": "session",
     "evaluate": "session",
@@ -17,7 +18,7 @@ HOMES = {
     "export": "exporting",
     "audit": "auditing",
 }
-__all__ = ["audit", "evaluate", "export", "resume", "sample", "train"]
+__all__ = ["audit", "check", "evaluate", "export", "resume", "sample", "train"]
 
 
 def __getattr__(name: str) -> Any:

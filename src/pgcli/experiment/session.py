@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
 from pgcli.experiment.sources import located, sources
+from pgcli.registry import find
 from pgcli.runs import checkpoint, provenance
 from pgcli.runs.checkpoint import Loaded
 from pgcli.runs.console import open_console
@@ -56,7 +58,7 @@ def train(
     else:
         settings = compose(overrides, config_dirs=config_dirs, trust=trust)
     settings = located(settings)
-    parts = build(settings, sources(settings))
+    parts = build(settings, sources(settings, trust=trust))
     with _closing(parts), stop_requests() as stop:
         if settings.eval.gradients:
             gradients.check(parts)
@@ -66,6 +68,18 @@ def train(
         with _failing(writer):
             save(parts, writer, progress, {})  # before the first action, so that a kill at any moment can be resumed
         return _run(parts, writer, progress, stop, quiet=quiet, samples=samples, note=parts.device.note)
+
+
+def check(settings: ExperimentConfig, *, trust: bool = False) -> None:
+    """Raises InputError for what `train` would refuse before it writes anything, but for its device and its folder."""
+    settings = located(settings)
+    processor: Any = find("device", "cpu")
+    on_processor = settings.model_copy(update={"device": processor.Config(name="cpu", threads=1)})
+    # As if it had begun: a reward model need not get its unit.
+    parts = build(on_processor, replace(sources(settings, trust=trust), begun=True))
+    with _closing(parts):
+        if settings.eval.gradients:
+            gradients.check(parts)
 
 
 @processes.joined()
@@ -94,7 +108,7 @@ def resume(
         _check_extension(before, settings)
     _check_unfinished(old, before, settings, fork=fork)
     begun = _has_begun(old)
-    parts = build(settings, sources(settings, begun=begun))
+    parts = build(settings, sources(settings, begun=begun, trust=trust))
     with _closing(parts), stop_requests() as stop:
         if fork:
             loaded = checkpoint.load_newest(old.path / "checkpoints")
@@ -171,8 +185,8 @@ def evaluate(
 def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Parts, int]]:
     """A run's parts in the state of its last checkpoint, and the checkpoint's step. Nothing is written."""
     settings = load(run.path, overrides, trust=trust)
-    loaded = checkpoint.load_last(run.path / "checkpoints", memory=False)
-    parts = build(settings, sources(settings, begun=True))
+    loaded = checkpoint.load_newest(run.path / "checkpoints", memory=False)
+    parts = build(settings, sources(settings, begun=True, trust=trust))
     with _closing(parts):
         restore(parts, loaded.state)
         yield parts, loaded.step
@@ -184,6 +198,8 @@ def _run(
     """Run the loop with its run directory, console and signals; write to run.json how it ended."""
     settings = parts.config
     title = f"{settings.choices['algo']} on {_task(settings)}, seed {settings.seed}"
+    if samples and parts.unit != "tokens":
+        _warn(writer, [f"--samples shows completions, and env={settings.choices['env']} has no texts"])
     with _failing(writer):
         with open_console(
             title=title, total_steps=settings.total_steps, unit=parts.unit,

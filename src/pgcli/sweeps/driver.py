@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError, RunError
@@ -20,6 +20,8 @@ from pgcli.sweeps.schedule import Command, OnChange
 
 if TYPE_CHECKING:
     from pgcli.experiment.config import ExperimentConfig
+
+Check: TypeAlias = "Callable[[ExperimentConfig], None]"
 
 
 def run_command(sweep: Sweep, trial: Trial, resumed: bool) -> list[str]:
@@ -38,21 +40,26 @@ def sweep(
     sweeps_dir: Path | str = "sweeps",
     config_dirs: Iterable[Path | str] = (),
     trust: bool = False,
+    check: Check | None = None,
     on_change: OnChange | None = None,
     command: Command = run_command,
 ) -> Sweep:
     """Run every combination of the overrides (`algo=ppo,a2c`, `seed=range(0,5)`) in a process, `workers` at a time.
 
-    All are checked before anything is written. `on_change` is called many times a second with the sweep's state.
+    All of them are composed before anything is written, and one of each kind is given to `check`, which raises
+    InputError for what a run would refuse. `on_change` is called many times a second with how things stand.
     """
     import pgcli
     from pgcli.experiment.overrides import expand
 
     _check_workers(workers)
     folders = [str(folder) for folder in config_dirs]
+    combinations = expand(overrides)
+    plan, configs = _plan(combinations, folders, trust)
+    _check_parts(configs, check or _ignore)
     planned = ledger.create(
         Path(sweeps_dir),
-        _plan(expand(overrides), folders, trust),
+        plan,
         overrides=overrides,
         config_dirs=folders,
         trust=trust,
@@ -83,7 +90,7 @@ def complete(
     path = Path(path)
     _check_workers(workers)
     folders = [str(folder) for folder in config_dirs]
-    planned = _plan(combinations, folders, trust)
+    planned, _ = _plan(combinations, folders, trust)
     if not (path / ledger.PLAN).exists():
         ledger.create(
             path.parent, [], overrides=[], config_dirs=folders, trust=trust, version=pgcli.__version__, name=path.name
@@ -120,8 +127,8 @@ def resume_sweep(
     return sweep
 
 
-def _ignore(sweep: Sweep) -> None:
-    """An `on_change` that does nothing."""
+def _ignore(_: object) -> None:
+    """For those who only want the result."""
 
 
 @contextmanager
@@ -147,15 +154,33 @@ def _name(config: ExperimentConfig) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{config.choices['algo']}_{environment}_s{config.seed}")[:80]
 
 
-def _plan(combinations: list[list[str]], folders: list[str], trust: bool) -> list[Planned]:
-    """Checks every run before anything is written."""
+def _plan(
+    combinations: list[list[str]], folders: list[str], trust: bool
+) -> tuple[list[Planned], list[ExperimentConfig]]:
+    """Every run composed, before anything is written."""
     from pgcli.experiment.config import compose
 
     configs = [compose(words, config_dirs=folders, trust=trust) for words in combinations]
     _refuse_twins(combinations, configs)
     return [
         Planned(_name(config), words, config.total_steps) for words, config in zip(combinations, configs, strict=True)
-    ]
+    ], configs
+
+
+def _check_parts(configs: Iterable[ExperimentConfig], check: Check) -> None:
+    """Whether algorithm, environment and policy fit together: once for all runs that differ in a seed or in how large a
+    number is, a learning rate say.
+    """
+    distinct = {json.dumps([_kinds(config.model_dump(mode="json")), config.choices]): config for config in configs}
+    for config in distinct.values():
+        check(config)
+
+
+def _kinds(settings: Any) -> Any:
+    """The settings without the seed; of a real number, whether it is 0."""
+    if isinstance(settings, dict):
+        return {key: _kinds(value) for key, value in settings.items() if key != "seed"}
+    return bool(settings) if isinstance(settings, float) else settings
 
 
 def _refuse_twins(combinations: Sequence[list[str]], configs: Sequence[ExperimentConfig]) -> None:
@@ -170,11 +195,16 @@ def _refuse_twins(combinations: Sequence[list[str]], configs: Sequence[Experimen
             raise InputError(f"two runs of this sweep are the same: `{words[first]}` and `{words[n]}`; leave one out")
 
 
-def _refuse_user_code(sweep: Sweep) -> None:
-    """Refuses user code such as `env=my_package:MyEnv-v0` from a sweep's file, which may come from anywhere."""
+def user_code(sweep: Sweep) -> str | None:
+    """The first word by which a sweep names some."""
     from pgcli.experiment.overrides import parse
 
-    for trial in sweep.trials:
-        for key, value, text in parse(trial.overrides):
-            if key in ("env", "env.id", "env.reward") and ":" in str(value) and not sweep.trust:
-                raise InputError(f"{sweep.path} names user code to import, {text}: pass --trust if you trust it")
+    words = (word for trial in sweep.trials for word in parse(trial.overrides))
+    found = (text for key, value, text in words if key in ("env", "env.id", "env.reward") and ":" in str(value))
+    return next(found, None)
+
+
+def _refuse_user_code(sweep: Sweep) -> None:
+    """`env=my_package:MyEnv-v0` was typed once; here a file says it, and a file may come from anywhere."""
+    if not sweep.trust and (text := user_code(sweep)):
+        raise InputError(f"{sweep.path} names user code to import, {text}: pass --trust if you trust it")

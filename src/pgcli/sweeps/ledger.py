@@ -151,6 +151,14 @@ def _write_plan(sweep: Sweep, plan: dict[str, Any], planned: list[Planned]) -> N
     record(sweep, "planned", *added)
 
 
+def newest(sweeps_dir: Path) -> Path:
+    """The sweep that was begun last: names begin with the time."""
+    found = sorted(path.parent for path in sweeps_dir.glob(f"*/{PLAN}"))
+    if not found:
+        raise InputError(f"there is no sweep in {sweeps_dir}: start one with `pgcli sweep`, or name its directory")
+    return found[-1]
+
+
 def load(path: Path) -> Sweep:
     """Read a sweep and replay its ledger."""
     try:
