@@ -268,3 +268,8 @@ def test_a_run_that_fails_or_is_interrupted_says_so_though_nobody_reads_its_outp
     stop = {"signal": "SIGINT", "part": "update", "nth": 1}
     ended = pgcli.run("train", *words, "--run-dir", tmp_path / "interrupted", signal_in=stop, **unread)
     assert (ended.code, ended.err) == (130, "")
+
+
+def test_a_run_without_texts_says_so_when_asked_to_show_some(pgcli, tmp_path):
+    ended = pgcli.run("train", *PPO, "total_steps=128", "--run-dir", tmp_path / "run", "--samples", "-q")
+    assert (ended.code, ended.err) == (0, "warning: --samples shows completions, and env=cartpole has no texts\n")

@@ -5,7 +5,7 @@ import torch
 
 from pgcli.environments.text.jsonl import Jsonl
 from pgcli.errors import InputError, RunError
-from pgcli.experiment import resume, train
+from pgcli.experiment import check, resume, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, dump, load
 from pgcli.runs import Run
@@ -335,3 +335,14 @@ def test_a_file_that_names_a_reward_needs_trust_and_the_command_line_does_not(tm
     with pytest.raises(InputError, match="pass --trust"):
         compose(asked, config_dirs=[tmp_path / "conf"])
     assert compose(asked, config_dirs=[tmp_path / "conf"], trust=True).env.reward == name
+
+
+def test_a_judge_that_was_trained_on_user_code_is_used_with_trust(tmp_path, rewards):
+    name = rewards("def score(p, c, row):\n    return float(len(c))")
+    scored = f"env.reward={name}"
+    judge = train(*words(tmp_path, "algo=reward_model", scored, "env.pairs=8"), run_dir=tmp_path / "rm", quiet=True)
+    asked = words(tmp_path, "algo=rloo", scored, f"reward={judge.path}", "judge.calibration=8")
+    with pytest.raises(InputError, match="pass --trust"):
+        train(*asked, run_dir=tmp_path / "run", quiet=True)
+    check(compose(asked), trust=True)
+    assert train(*asked, run_dir=tmp_path / "run", trust=True, quiet=True).status == "completed"
