@@ -5,15 +5,12 @@ A plug-in of four toy classes lies in a temporary folder, so that the exact text
 
 import importlib
 import os
-import re
 import sys
 import threading
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from pgcli import registry
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose, dump, explain, load
 from pgcli.experiment.overrides import expand
