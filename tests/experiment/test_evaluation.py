@@ -5,6 +5,7 @@ import torch
 from pgcli.cli.show import metrics
 from pgcli.collectors.reference import view
 from pgcli.errors import InputError
+from pgcli.experiment import evaluate, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 from pgcli.experiment.evaluation import Evaluation, evaluate_both, play, win_rate
@@ -166,3 +167,18 @@ def test_who_is_better_is_asked_of_the_prompts_on_which_both_could_be_scored():
     assert win_rate(played(reward=own), played(reward=other)) == (1 + 0 + 1 + 0.5) / 4
     zeros = [0.0] * 7
     assert win_rate(played(reward=zeros, gold=own), played(reward=zeros, gold=other)) == (1 + 0 + 1 + 0.5) / 4
+
+
+def test_an_older_policy_is_not_evaluated_in_place_of_a_damaged_one(tmp_path):
+    run = train(
+        "algo=reinforce", "env=cartpole", "total_steps=200", "algo.num_episodes=2", run_dir=tmp_path / "run", quiet=True
+    )
+    newest = run.checkpoints()[-1]
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=rf"{newest.name}.*the newest intact one is of step 0"):
+        evaluate(run.path, episodes=2)
+    with pytest.raises(InputError, match=newest.name):
+        train("algo=reinforce", "env=cartpole", f"init={run.path}", run_dir=tmp_path / "other", quiet=True)
+    assert not (tmp_path / "other").exists()

@@ -223,8 +223,8 @@ def _typed_config(
     data: Mapping[str, Any], choices: dict[str, str], overrides: tuple[str, ...], origin: Origin,
     echoes: Mapping[str, str],
 ) -> ExperimentConfig:  # fmt: skip
-    """Every model's verdict at once. `origin`: key -> the file to blame for it, None for the command line. `echoes`: a
-    key whose value is another's is not blamed beside it.
+    """Validates all models; reports all mistakes at once. `origin`: key -> the file that set it, None: command line.
+    `echoes`: key -> the key whose value it repeats; a repeated value is reported once.
     """
     problems: list[Problem] = []
     models = {group: find(group, str(data[group]["name"])).Config for group in GROUPS}  # type: ignore[attr-defined]

@@ -52,7 +52,7 @@ def with_runs(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """As Hydra's grammar reads a string that may have anything in it, such as a path."""
+    """The value quoted for Hydra's grammar, where it holds characters that the grammar would not read (a path, say)."""
     if re.fullmatch(r"[\w.-]*/[\w./-]*|(?!(?i:null|true|false|nan|inf)$)[a-zA-Z_][\w.-]*", value):
         return value
     escaped = re.sub(r"(\\*)'", lambda backslashes: 2 * backslashes[1] + "\\'", value)

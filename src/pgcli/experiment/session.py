@@ -185,7 +185,7 @@ def evaluate(
 def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Parts, int]]:
     """A run's parts in the state of its last checkpoint, and the checkpoint's step. Nothing is written."""
     settings = load(run.path, overrides, trust=trust)
-    loaded = checkpoint.load_newest(run.path / "checkpoints", memory=False)
+    loaded = checkpoint.load_last(run.path / "checkpoints", memory=False)
     parts = build(settings, sources(settings, begun=True, trust=trust))
     with _closing(parts):
         restore(parts, loaded.state)

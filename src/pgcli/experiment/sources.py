@@ -40,8 +40,8 @@ def located(settings: ExperimentConfig) -> ExperimentConfig:
 
 
 def sources(settings: ExperimentConfig, *, begun: bool = False, trust: bool = False) -> Sources:
-    """The runs that a config names. Of one that has `begun`, its own checkpoint holds their weights; but what a
-    reference or a reward model is, only the config of its run says. `trust`: it may name user code to import.
+    """The runs that a config names. If this run has `begun`, its own checkpoint holds their weights, but the kind of a
+    reference or a reward model is only in the config of its run. `trust`: that config may name user code to import.
     """
 
     def policy(name: str) -> State:

@@ -46,8 +46,8 @@ def sweep(
 ) -> Sweep:
     """Run every combination of the overrides (`algo=ppo,a2c`, `seed=range(0,5)`) in a process, `workers` at a time.
 
-    All of them are composed before anything is written, and one of each kind is given to `check`, which raises
-    InputError for what a run would refuse. `on_change` is called many times a second with how things stand.
+    All are composed before anything is written, and one of each kind is given to `check`, which raises InputError for
+    what a run would refuse. `on_change` is called many times a second with the sweep's state.
     """
     import pgcli
     from pgcli.experiment.overrides import expand
@@ -128,7 +128,7 @@ def resume_sweep(
 
 
 def _ignore(_: object) -> None:
-    """For those who only want the result."""
+    """An `on_change` or a `check` that does nothing."""
 
 
 @contextmanager
