@@ -18,6 +18,13 @@ def test_it_is_the_mean_over_all_ways_to_draw_n(n):
     torch.testing.assert_close(best_of_n(scores, values, n), torch.tensor(expected))
 
 
+def test_what_could_not_be_scored_is_never_the_best():
+    # Of 1, NaN, 2: two drawn are (1, NaN), (1, 2) or (NaN, 2), whose best are 1, 2 and 2.
+    scores = torch.tensor([[1.0, math.nan, 2.0]])
+    torch.testing.assert_close(best_of_n(scores, scores, 2), torch.tensor([5 / 3]))
+    assert best_of_n(scores, scores, 1).isnan().all()  # the only one drawn may be the one without a score
+
+
 def test_more_than_there_are_cannot_be_known():
     with pytest.raises(ValueError, match="groups of 3"):
         best_of_n(torch.zeros(1, 3), torch.zeros(1, 3), 4)

@@ -44,7 +44,10 @@ def best_of(settings: ExperimentConfig, *, largest: int, prompts: int) -> list[P
     sizes = [2**i for i in range(largest.bit_length())]
     return [
         Point(
-            n, best_of_n_kl(n), float(best_of_n(scores, scores, n).mean()), float(best_of_n(scores, values, n).mean())
+            n,
+            best_of_n_kl(n),
+            float(best_of_n(scores, scores, n).nanmean()),
+            float(best_of_n(scores, values, n).nanmean()),
         )
         for n in sizes
     ]

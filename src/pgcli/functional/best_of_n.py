@@ -15,16 +15,18 @@ def best_of_n(scores: Tensor, values: Tensor, n: int) -> Tensor:
     without replacement. One group of 256 thus gives every n up to 256.
 
     Args:
-        scores, values: (G, K), a group of samples in each row; `scores` select the best, `values` are averaged.
+        scores, values: (G, K), a group of samples in each row; `scores` select the best, `values` are averaged. One
+            whose score is NaN could not be scored, and is never better than another.
 
-    Returns: (G,). Source: Nakano et al. 2021, appendix I.
+    Returns: (G,); NaN where a sample without a value may be the best of n. Source: Nakano et al. 2021, appendix I.
     """
     size = scores.shape[1]
     if not 1 <= n <= size:
         raise ValueError(f"the best of {n} cannot be known from groups of {size}")
-    ranked = values.gather(1, scores.argsort(dim=1, descending=True, stable=True))
-    weights = [math.comb(size - i, n - 1) / math.comb(size, n) for i in range(1, size + 1)]
-    return ranked @ torch.tensor(weights, dtype=ranked.dtype, device=ranked.device)
+    order = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf).argsort(dim=1, descending=True, stable=True)
+    chances = [math.comb(size - i, n - 1) / math.comb(size, n) for i in range(1, size + 1)]
+    weights = torch.tensor(chances, dtype=values.dtype, device=values.device)
+    return torch.where(weights > 0, weights * values.gather(1, order), 0).sum(1)
 
 
 def best_of_n_kl(n: int) -> float:

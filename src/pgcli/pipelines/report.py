@@ -170,9 +170,9 @@ def _best_of(
     columns = {name: torch.stack([r.aux[name] for r in rollouts], 1) for name in rollouts[0].aux if name in COLUMNS}
     truth = torch.stack([_truth(rollout) for rollout in rollouts], 1)
     for n in found.report.best_of:
-        row = {name: float(best_of_n(columns["reward"], values, n).mean()) for name, values in columns.items()}
+        row = {name: float(best_of_n(columns["reward"], values, n).nanmean()) for name, values in columns.items()}
         _drop_doubles(row)
-        chosen = columns["reward"][:, :n].argmax(1, keepdim=True)
+        chosen = columns["reward"][:, :n].nan_to_num(nan=-torch.inf).argmax(1, keepdim=True)
         wins = _wins(truth.gather(1, chosen)[:, 0] - _truth(standard))
         name = f"best of {n} of {found.report.baseline}"
         yield {"policy": name, "n": n} | row | {"kl": best_of_n_kl(n)} | wins
