@@ -20,9 +20,15 @@ def run(sweep, workers=2, on_change=lambda sweep: None):
 
 
 def test_every_run_is_run_once_and_never_more_at_a_time_than_workers(tmp_path):
-    sweep = plan(tmp_path, *(f"do=ok seed={n}" for n in range(5)))
+    sweep = plan(tmp_path, *(f"do=wait seed={n}" for n in range(5)))
     busy = []
-    run(sweep, workers=2, on_change=lambda sweep: busy.append(len(sweep.having("running"))))
+
+    def look(sweep):
+        busy.append(len(sweep.having("running")))
+        if busy[-1] == 2 or len(busy) > 1000:  # they wait for one another, however slowly each starts
+            (sweep.path / "go").touch()
+
+    run(sweep, workers=2, on_change=look)
     assert calls(sweep) == [f"train {n}" for n in range(5)]
     assert statuses(sweep) == ["finished"] * 5
     assert max(busy) == 2
