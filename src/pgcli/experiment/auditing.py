@@ -214,7 +214,7 @@ def _reference(run: Run, parts: Parts) -> Check:
             first = build(load(run.path, trust=True)).frozen["reference"].state_dict()
         else:
             origin = source
-            first = checkpoint.load_newest(find_run(source).path / "checkpoints", memory=False).state["policy"]
+            first = checkpoint.load_last(find_run(source).path / "checkpoints", memory=False).state["policy"]
     except PgcliError:
         origin = "its oldest checkpoint"
         first = checkpoint.read(run.checkpoints()[0], memory=False)[1]["frozen"]["reference"]
