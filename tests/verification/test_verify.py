@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -276,6 +277,55 @@ def test_a_plug_in_that_learns_from_pairs_is_checked_like_a_built_in(plugin):
     assert found.passed, found.failures
     assert [c.quantity for c in found.checks] == [c.quantity for c in preferences.checks(["dpo"])]
     plugin(source + SIGN.removeprefix(RIGHT), "dpo")
+    assert not verify("algo=mine").passed
+
+
+OF_OTHER_ROLES = {
+    # parent: its class, and mistakes that its rows must notice
+    "ddpg": ("DDPG", ("gamma=c.gamma", "gamma=1.0"), ("lowest(policy", "-lowest(policy"), ("= -batch", "= batch")),
+    "td3": ("DDPG", ("batch.terminated", "~batch.terminated"), ("fixed_values", "values"), (" - targets", "")),
+    "sac": (
+        "SAC",
+        ("(judged, next_", "(2 * judged, next_"),
+        ("-batch.mean(soft", "batch.mean(soft"),
+        ("gamma=c", "gamma=0.5 * c"),
+    ),
+    "dqn": ("DQN", ("amax(-1)", "mean(-1)"), ("values - targets", "targets - targets"), ("gamma=", "gamma=1 - ")),
+    "q_learning": ("QLearning", ("amax(-1)", "amin(-1)"), ("values - targets", "values + targets")),
+    "sarsa": (
+        "Sarsa",
+        ("select(next_values, next_actions)", "next_values.amax(-1)"),
+        ("batch.terminated", "~batch.terminated"),
+    ),
+    "es": ("ES", ("flat - ascent", "flat + ascent")),
+    "ga": ("GA", ("truncation_selection(returns, len", "truncation_selection(-returns, len")),
+}
+
+
+def of_another_role(parent, class_name, mistake=None):
+    """The source of a built-in method, as a package of a user's own would have it, with a mistake."""
+    module = {"td3": "ddpg"}.get(parent, parent)
+    source = Path(importlib.import_module(f"pgcli.algorithms.{module}").__file__).read_text()
+    if mistake:
+        assert mistake[0] in source, mistake
+        source = source.replace(*mistake)
+    return source.replace(f"class {class_name}:", "class Mine:").replace(f'Literal["{module}"]', "str")
+
+
+@pytest.mark.parametrize("parent", OF_OTHER_ROLES)
+def test_a_plug_in_of_any_role_is_checked_and_its_mistakes_are_noticed(plugin, parent):
+    class_name, *mistakes = OF_OTHER_ROLES[parent]
+    plugin(of_another_role(parent, class_name), parent)
+    found = verify("algo=mine")
+    assert found.passed, found.failures or found.unchecked
+    for mistake in mistakes:
+        plugin(of_another_role(parent, class_name, mistake), parent)
+        assert verify("algo=mine").failures, mistake
+
+
+def test_a_plug_in_that_values_states_in_its_own_way_declares_it(plugin):
+    source = of_another_role("sarsa", "Sarsa").replace("def expected_values", "def something_else")
+    plugin(source, "sarsa")
     assert not verify("algo=mine").passed
 
 

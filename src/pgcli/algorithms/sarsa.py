@@ -44,6 +44,11 @@ class Sarsa:
         self.policy, self.config = policy, config
         self.updater = TableUpdater(policy, config)
 
+    @staticmethod
+    def expected_values(config: Config, values: Tensor) -> Tensor:
+        """(S,): the value of each state under the exploring policy, once epsilon has fallen; for `pgcli verify`."""
+        return (epsilon_greedy(values, config.epsilon_end) * values).sum(-1)
+
     def behaviour(self) -> Any:
         return self.policy.exploring(self.updater.epsilon)
 

@@ -27,8 +27,10 @@ class Algorithm(Protocol):
     def update(self, rollout: Any) -> Metrics:
         """Learn from the collector's data. An algorithm may also have `behaviour()`: the policy that acts in training,
         if it is not the policy itself (an exploring one, a population); `warnings(config)`: problems of settings that
-        run nevertheless; and, if it is biased on purpose, `expected_credit(config, rollout)`: (N, T), the credit of
-        each action, E[-grad L] = E[sum_t credit_t grad log pi(a_t | s_t)], for `pgcli verify`.
+        run nevertheless. Two more say what `pgcli verify` should expect of it: if a policy gradient is biased on
+        purpose, `expected_credit(config, rollout)`: (N, T), the credit of each action, E[-grad L] =
+        E[sum_t credit_t grad log pi(a_t | s_t)]; and if action values are learned for another policy than the greedy
+        one, `expected_values(config, values)`: (S,), the value of each state with these action values, (S, n).
         """
         ...
 

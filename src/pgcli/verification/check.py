@@ -40,6 +40,15 @@ def equal(
     return Check(algo, quantity, _size(a), _size(b), float((a - b).abs().max()), tolerance, note)
 
 
+def along(algo: str, quantity: str, exact: Tensor, ours: Tensor, *, note: str = "") -> Check:
+    """Two vectors, the same up to a positive factor, which a learning rate absorbs: ours is brought to exact's size."""
+    factor = float((ours * exact).sum() / exact.square().sum())
+    if factor <= 0:
+        return equal(algo, quantity, exact, ours, note="points the other way" if factor else "has no such part")
+    scale = "" if abs(factor - 1) < 1e-8 else f"divided by {factor:.3g}"
+    return equal(algo, quantity, exact, ours / factor, note="; ".join(filter(None, (scale, note))))
+
+
 def at_most(algo: str, quantity: str, bound: float, ours: float, *, note: str = "") -> Check:
     """A number that must not exceed a bound; the error is the excess."""
     excess = max(0.0, ours - bound) if math.isfinite(ours) else ours

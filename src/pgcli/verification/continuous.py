@@ -10,12 +10,15 @@ Of a linear policy u = -K s + noise of covariance S, with M = R + gamma B^T P B:
 The best gain solves the same with K = gamma M^-1 B^T P A; SAC's best covariance is alpha/2 M^-1 (its policy is the
 softmax of its own Q). The critics are linear in all monomials of degree two, so that Q is one of them exactly; states
 and actions come on a grid, noise by two-point or Gauss-Hermite rules, which are exact for quadratics.
+
+Any other option whose method has such an actor is held against what this role promises: slopes of critics and actor,
+each up to the size of a step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +29,11 @@ from pgcli.experiment.config import compose
 from pgcli.functional.distributions import gauss_hermite
 from pgcli.functional.temporal_difference import soft_value
 from pgcli.registry import find
-from pgcli.types import ABSENT, Transitions
-from pgcli.verification.check import Check, equal
+from pgcli.types import ABSENT, ActorWithQ, Transitions
+from pgcli.verification.check import Check, along, equal, of_each
+from pgcli.verification.method import Method
 
-ALGOS = ("ddpg", "td3", "sac")
+BUILT_IN = ("ddpg", "td3", "sac")
 
 
 def matrix(*rows: tuple[float, ...]) -> Tensor:
@@ -194,12 +198,68 @@ def slopes(total: Tensor, module: nn.Module) -> list[Tensor]:
 # ---------------------------------------------------------------- the checks
 
 
-def checks() -> Iterator[Check]:
-    yield from deterministic("ddpg", critics=1)
-    yield from deterministic("td3", critics=2)
-    yield from smoothing()
-    yield from soft()
-    yield from temperature()
+def checks(only: Collection[str] = ()) -> Iterator[Check]:
+    if not only or set(BUILT_IN) & set(only):
+        yield from deterministic("ddpg", critics=1)
+        yield from deterministic("td3", critics=2)
+        yield from smoothing()
+        yield from soft()
+        yield from temperature()
+    yield from of_each(only, Method, _topics, what="its losses")
+
+
+def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
+    if method.option not in BUILT_IN and isinstance(method.role, ActorWithQ):
+        yield an_actor_with_critics
+
+
+def an_actor_with_critics(method: Method) -> Iterator[Check]:
+    """Slopes of another option's loss, on the grid: of the critics at and away from Q, and of the actor.
+
+    A distribution draws with `sac.Noise`; without an `initial_temperature` its entropy counts nothing.
+    """
+    option, role = method.option, method.role
+    alpha = 0.3 if role.stochastic and method.has("initial_temperature") else 0.0
+    config = method.with_those_of({
+        "gamma": GAMMA, "reward_scale": 1.0, "target_noise": 0.0, "initial_temperature": alpha, "target_entropy": -2.0,
+    })  # fmt: skip
+    lower = torch.linalg.cholesky(matrix((0.3, 0.1), (0.1, 0.2)))
+    spread = lower if role.stochastic else torch.zeros_like(lower)
+    p = cost_to_go(GAIN)
+    m = curvature(p)
+    entropy = math.log(2 * math.pi) + 1 + float(lower.diagonal().log().sum())
+    constant = (-(m @ spread @ spread.T).trace() + alpha * entropy) / (1 - GAMMA)
+    nothing = torch.zeros(role.critics, 11, dtype=torch.float64)
+
+    batch, normal = transitions(NORMAL)
+
+    def slopes_at(weights: Tensor, batch: Transitions, *, away: Tensor | float = 0.0) -> list[Tensor]:
+        """Of critics that are `away` from these weights, which their targets have, and of the actor's parameters."""
+        policy = LinearQuadratic(GAIN, weights.repeat(role.critics, 1), lower if role.stochastic else None)
+        with torch.no_grad():
+            policy.critics.tensors[0].add_(away)
+        learner = method.algorithm(policy, config, total_steps=1, seed=0)
+        total, _ = learner.loss(policy, batch, Noise(normal, normal) if role.stochastic else normal)
+        return slopes(total, policy.critics) + slopes(total, policy.actor)
+
+    value = quadratic_value(p, constant)
+    of_critics, *of_actor = slopes_at(value, batch)
+    yield equal(option, "critic's slope at its policy's Q", nothing, of_critics)
+    shifted, *_ = slopes_at(value, batch, away=SHIFT)
+    yield along(option, "critic's slope away from Q", pull(batch).repeat(role.critics, 1), shifted)
+    ended = quadratic_value(torch.zeros_like(p), 0)
+    of_ends, *_ = slopes_at(ended, transitions(NORMAL, ends=True)[0])
+    yield equal(option, "critic's slope where every step ends", nothing, of_ends)
+
+    # E[alpha log pi - Q] as in `soft`, with the grid's own E[s s^T].
+    moment = (batch.weights[:, None] * batch.observations).T @ batch.observations
+    greedy = GAMMA * torch.linalg.solve(m, B.T @ p @ A)
+    exact = [2 * m @ (greedy - GAIN) @ moment]
+    if role.stochastic:
+        exact.append(-(2 * m @ lower - alpha * torch.linalg.inv(lower).T).tril())
+    yield along(
+        option, "actor's slope", torch.cat(exact), -torch.cat(of_actor), note="of its policy's Q, at the grid's states",
+    )  # fmt: skip
 
 
 def deterministic(algo: str, *, critics: int) -> Iterator[Check]:

@@ -5,12 +5,14 @@
 has a gradient whether F has one or not. For sines, quadratics and steps it is known in closed form, and the expectation
 of the estimate is an integral over eps that quadrature gives to the last digit: Gauss-Hermite nodes where F is smooth,
 Gauss-Legendre nodes between the jumps where it is not. The estimate itself is the algorithm's own `gradient`.
+
+Of any other option that searches, with whatever distribution, only this can be said: it must climb.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -24,21 +26,42 @@ from pgcli.algorithms.ga import GA
 from pgcli.algorithms.nelder_mead import NelderMead
 from pgcli.experiment.config import compose
 from pgcli.functional.evolution import antithetic
-from pgcli.types import Fitness
-from pgcli.verification.check import Check, equal
+from pgcli.types import Acting, Fitness
+from pgcli.verification.check import Check, at_most, equal, of_each
+from pgcli.verification.method import Method
 
-ALGOS = ("es", "ga", "nelder_mead")
+BUILT_IN = ("es", "ga", "nelder_mead")
 SIGMA = 0.4
 Function = Callable[[Tensor], Tensor]
 """(K, P) -> (K,)"""
 
 
-def checks() -> Iterator[Check]:
-    yield from _smoothed_gradient()
-    yield from _step_function()
-    yield from _several_pairs()
-    yield from _invariances()
-    yield from _simplex_moves()
+def checks(only: Collection[str] = ()) -> Iterator[Check]:
+    if not only or set(BUILT_IN) & set(only):
+        yield from _smoothed_gradient()
+        yield from _step_function()
+        yield from _several_pairs()
+        yield from _invariances()
+        yield from _simplex_moves()
+    yield from of_each(only, Method, _topics, what="its search")
+
+
+def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
+    if method.option not in BUILT_IN and isinstance(method.role, Acting):
+        yield a_bowl
+
+
+def a_bowl(method: Method) -> Iterator[Check]:
+    """F = -|x|^2 from (0.6, -0.8), at distance 1, with the method's own settings."""
+    generations = 300
+    point = _Point([0.6, -0.8])
+    search = method.algorithm(point, method.config, total_steps=generations, seed=0)
+    for _ in range(generations):
+        search.update(_told(-search.behaviour().candidates.double().square().sum(1)))
+    left = float(torch.linalg.vector_norm(point.parameter.detach()))
+    yield at_most(
+        method.option, "distance to the top of a bowl", 0.5, left, note=f"was 1, {generations} generations ago"
+    )
 
 
 # ---------------------------------------------------------------- evolution strategies

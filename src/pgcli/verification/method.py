@@ -67,6 +67,13 @@ class Method:
     def has(self, setting: str) -> bool:
         return setting in type(self.config).model_fields
 
+    def with_those_of(self, settings: dict[str, Any]) -> Any:
+        """Its own settings, with those of `settings` that it has and accepts."""
+        config = self.config
+        for setting, value in settings.items():
+            config = self.having(config, {setting: value}) if self.can(setting, value, config) else config
+        return config
+
     def choices(self, setting: str) -> tuple[Any, ...]:
         """The possible values of a setting with a few alternatives."""
         return get_args(type(self.config).model_fields[setting].annotation) if self.has(setting) else ()
@@ -79,8 +86,12 @@ class Method:
         return not self.collects("segments", "episodes", "gradients")
 
     @property
+    def role(self) -> Any:
+        return self.algorithm.needs(self.config)
+
+    @property
     def stochastic(self) -> bool:
-        return isinstance(self.algorithm.needs(self.config), Stochastic)
+        return isinstance(self.role, Stochastic)
 
     def critic(self, **settings: Any) -> bool:
         return self.algorithm.needs(self.having(self.neutral, settings)).critic

@@ -5,11 +5,14 @@
 T is the Bellman operator: of optimality for Q-learning and DQN, of the exploring policy for SARSA. So a step of size 1
 is one sweep of value iteration, and the semi-gradient vanishes only at the fixed point of T. It is not the gradient of
 any function: the target moves with Q, and is not differentiated.
+
+Any other option whose method learns action values is held against the operator of optimality, or, if it declares
+`expected_values`, against the operator with these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import product
 from typing import Any
 
@@ -20,16 +23,58 @@ from pgcli.experiment.config import compose
 from pgcli.functional import dynamic_programming as dp
 from pgcli.functional.dynamic_programming import MDP
 from pgcli.registry import find
-from pgcli.types import ControlSpec, Discrete, Transitions
-from pgcli.verification.check import Check, equal
+from pgcli.types import ActionTable, ActionValues, ControlSpec, Discrete, Transitions
+from pgcli.verification.check import Check, along, equal, of_each
+from pgcli.verification.method import Method
 
-ALGOS = ("dqn", "q_learning", "sarsa")
+BUILT_IN = ("dqn", "q_learning", "sarsa")
 GAMMA, EPSILON = 0.9, 0.3
 JUNK = 7.0
 """Q at a terminal state, which must never be read."""
 
 
-def checks() -> Iterator[Check]:
+def checks(only: Collection[str] = ()) -> Iterator[Check]:
+    if not only or set(BUILT_IN) & set(only):
+        yield from built_in()
+    yield from of_each(only, Method, _topics, what="its update")
+
+
+def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
+    if method.option not in BUILT_IN and isinstance(method.role, ActionValues | ActionTable):
+        yield sweep_of_its_operator
+
+
+def sweep_of_its_operator(method: Method) -> Iterator[Check]:
+    """The mean step of another option's method, from its Q and at the fixed point of its operator."""
+    mdp = world()
+    settings = {"gamma": GAMMA, "epsilon_start": EPSILON, "epsilon_end": EPSILON, "loss": "squared"}
+    config = method.with_those_of(settings)
+    declared = getattr(method.algorithm, "expected_values", None)
+
+    def swept(q: Tensor) -> Tensor:
+        return sweep(mdp, q, declared(config, q) if declared else q.amax(-1))
+
+    def moved(q: Tensor) -> Tensor:
+        policy = table(method.role, q)
+        learner = method.algorithm(policy, config, total_steps=1, seed=0)
+        batch = transitions(mdp, explores(q))
+        batch = learner.prepare(batch) if hasattr(learner, "prepare") else batch
+        total, _ = learner.loss(policy, batch, None)
+        [slope] = torch.autograd.grad(total, list(policy.parameters()))
+        return -slope
+
+    q = somewhere(mdp, 0)
+    of = "its own expected_values" if declared else "the best next action"
+    yield along(method.option, "mean step = sweep of its operator", swept(q) - q, moved(q), note=f"with {of}")
+    fixed = torch.zeros_like(q)
+    for _ in range(1_000):
+        fixed = swept(fixed)
+    if not torch.allclose(swept(fixed), fixed, rtol=0, atol=1e-12):
+        raise ValueError("a thousand sweeps with its expected_values reach no fixed point")
+    yield equal(method.option, "mean step at the fixed point", torch.zeros_like(q), moved(fixed))
+
+
+def built_in() -> Iterator[Check]:
     mdp = world()
     q, still = somewhere(mdp, 0), somewhere(mdp, 3)
     best = dp.lookahead(mdp, dp.value_iteration(mdp, gamma=GAMMA).values, gamma=GAMMA)
@@ -144,10 +189,19 @@ def algorithm(name: str, states: int, actions: int, *words: str) -> Any:
         f"algo.epsilon_end={EPSILON}", *words,
     ])  # fmt: skip
     chosen: Any = find("algo", name)
-    spec = ControlSpec((states,), Discrete(actions), states=states)
-    tabular: Any = find("policy", "tabular")
-    policy = tabular.make(spec, config.policy, chosen.needs(config.algo), torch.Generator()).double()
+    policy = table(chosen.needs(config.algo), torch.zeros(states, actions, dtype=torch.float64))
     return chosen(policy, config.algo, total_steps=1, seed=0)
+
+
+def table(role: ActionValues | ActionTable, q: Tensor) -> Any:
+    """A tabular policy with these values, (S, A)."""
+    config = compose(["algo=dqn", "env=cartpole", "policy=tabular", "tuned=none"]).policy
+    spec = ControlSpec((len(q),), Discrete(q.shape[1]), states=len(q))
+    tabular: Any = find("policy", "tabular")
+    policy = tabular.make(spec, config, role, torch.Generator()).double()
+    [entries] = policy.parameters()
+    entries.data.copy_(q)
+    return policy
 
 
 def gradient(learner: Any, batch: Transitions, q: Tensor, target: Tensor | None) -> Tensor:
