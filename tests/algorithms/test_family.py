@@ -206,6 +206,11 @@ MICROBATCHED = {
     "ppo": ["algo=ppo", "algo.num_envs=3", "algo.num_steps=9", "algo.normalise_advantages=batch", "algo.minibatches=2"],
     "reinforce": ["algo=reinforce", "algo.num_episodes=5"],
     "grpo on sort": ["algo=grpo", "algo.num_groups=2", "algo.group_size=3", "env=sort"],
+    "dpo on story": ["algo=dpo", "algo.num_pairs=7", "algo.likelihood_coefficient=0.3", "env=story"],
+    "kto on story": ["algo=kto", "algo.num_completions=10", "env=story"],
+    "reward_model on story": ["algo=reward_model", "algo.num_pairs=7", "algo.ensemble=3", "env=story"],
+    "process_reward on chain": ["algo=process_reward", "algo.num_completions=10", "algo.ensemble=2", "env=chain"],
+    "raft on sort": ["algo=raft", "algo.num_groups=6", "algo.group_size=3", "env=sort"],
     "sft on sort": ["algo=sft", "algo.num_demonstrations=7", "env=sort"],
 }  # fmt: skip
 
@@ -215,7 +220,7 @@ def test_cutting_a_batch_to_fit_into_memory_changes_no_gradient(name):
     ends, reports = [], []
     for size in ("null", "4"):
         words = [*MICROBATCHED[name], f"algo.microbatch={size}", "algo.learning_rate=0.001"]
-        parts = build(compose([*words, "device=cpu", "tuned=none"] if "env=sort" in words else [*words, *CONTROL]))
+        parts = build(compose([*words, "device=cpu", "tuned=none"] if " on " in name else [*words, *CONTROL]))
         reports.append(parts.algorithm.update(parts.collector.collect(parts.policy)))
         ends.append(parts.algorithm.updater.adam.gradient.clone())
         parts.close()

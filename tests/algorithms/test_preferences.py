@@ -154,7 +154,8 @@ def test_ktos_reference_point_comes_from_the_mismatched_pairs_and_not_from_the_l
     # Labelled completions have log-ratios log 9/5 and log 3/5, the mismatched ones log 9/5 both: z = log 9/5.
     policy = Table(LOG3, 0.0, 0.0)
     batch = labelled([[0], [1]], [True, False], [[0], [0]])
-    loss, found = of(KTO, policy, "kto", "beta=1").loss(policy, batch, None)
+    method = of(KTO, policy, "kto", "beta=1")
+    loss, found = method.loss(policy, method.prepare(batch), None)
     assert float(found["kto/reference_point"]) == pytest.approx(math.log(9 / 5), abs=1e-6)
     # gains 0 and log 1/3: 1 - 1/2 and 1 - sigmoid(log 3) = 1/4; a shuffle of the labelled ones would give log 27/25 / 2
     assert loss.item() == pytest.approx((1 / 2 + 1 / 4) / 2, abs=1e-6)
@@ -165,7 +166,8 @@ def test_no_gradient_flows_through_ktos_reference_point():
     slopes = []
     for mismatched in ([[0], [0]], [[0], [0]]):
         batch = labelled([[1], [1]], [True, False], mismatched)
-        loss, _ = of(KTO, policy, "kto", "beta=1").loss(policy, batch, None)
+        method = of(KTO, policy, "kto", "beta=1")
+        loss, _ = method.loss(policy, method.prepare(batch), None)
         slopes.append(torch.autograd.grad(loss, policy.logits)[0])
     # Both have the gain g = log 1/3: d/dg of (sigmoid(-g) + sigmoid(g)) / 2 is 0, so nothing is left but z's gradient.
     assert slopes[0].abs().max() < 1e-6

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pgcli.algorithms._update import OptimiserSettings, Updater
+from pgcli.algorithms._update import LargeNetwork, OptimiserSettings, Updater
 from pgcli.errors import RunError
 from pgcli.types import Batch
 
@@ -63,6 +63,30 @@ def test_the_flat_optimiser_is_adam_with_clipping():
         nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         reference.step()
     torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+
+
+def large(policy, **changes):
+    values = settings().model_dump() | {"warmup_updates": 0, "weight_decay": 0.0, "microbatch": None} | changes
+    return Updater(policy, LargeNetwork(**values), total_steps=100, seed=0)
+
+
+def test_weight_decay_is_decoupled_from_the_gradient():
+    ours, theirs = Line(), Line()
+    mine = large(ours, weight_decay=0.3)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.3)
+    for _ in range(5):
+        mine.one_step(squares, batch())
+        reference.zero_grad()
+        squares(theirs, batch(), None)[0].backward()
+        reference.step()
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+
+
+def test_the_learning_rate_rises_to_its_schedule():
+    mine = large(Line(), warmup_updates=4, schedule="linear")
+    rates = [mine.one_step(squares, batch(10))["optimiser/learning_rate"] for _ in range(6)]
+    # 10 of 100 actions each: the linear schedule's factors are 1, 0.9, 0.8, ...
+    assert rates == pytest.approx([0.1 * 0.25, 0.09 * 0.5, 0.08 * 0.75, 0.07, 0.06, 0.05])
 
 
 def test_metrics_are_means_over_all_gradient_steps_not_the_last_one():

@@ -78,9 +78,14 @@ class Adam:
         if limit is not None and norm > limit:
             self.gradient.mul_(limit / (float(norm) + 1e-6))
 
-    def step(self, learning_rate: float, norm: Tensor | float) -> None:
-        """One step along the clipped gradient; `norm` is its norm before clipping."""
+    def step(self, learning_rate: float, norm: Tensor | float, *, weight_decay: float = 0.0) -> None:
+        """One step along the clipped gradient; `norm` is its norm before clipping.
+
+        weight_decay: decoupled from the gradient (Loshchilov & Hutter 2019, algorithm 2).
+        """
         self.clip(norm)
+        if weight_decay:
+            self.flat.mul_(1 - learning_rate * weight_decay)
         # What torch.optim.Adam(fused=True) calls, without the wrapping, which takes longer than the step itself.
         self.count += 1
         torch._fused_adam_(

@@ -42,15 +42,39 @@ class OptimiserSettings(AdamSettings):
 
     learning_rate: float = Field(gt=0, le=10, description="Adam's step size at the start")
 
+    @property
+    def rows_per_pass(self) -> int | None:
+        return None
 
-class Microbatched(OptimiserSettings):
-    """For losses that are sums over rows."""
+    @property
+    def decay(self) -> float:
+        return 0.0
 
+
+class LargeNetwork(OptimiserSettings):
+    """What the training of a large network asks for besides. The loss must be a sum over rows, for its microbatches."""
+
+    warmup_updates: int = Field(ge=0, description="updates over which the learning rate rises linearly to its schedule")
+    weight_decay: float = Field(
+        ge=0, le=1, description="share of every parameter, times the learning rate, that each gradient step takes off"
+    )
     microbatch: int | None = Field(
         ge=1,
-        description="rows per backward pass (completions, or single actions for a policy without memory): several "
-        "passes add up to the same gradient and take less memory; null: all rows in one pass",
+        description="rows per backward pass (completions, pairs of them, or single actions for a policy without "
+        "memory): several passes add up to the same gradient and take less memory; null: all rows in one pass",
     )
+
+    @property
+    def rows_per_pass(self) -> int | None:
+        return self.microbatch
+
+    @property
+    def decay(self) -> float:
+        return self.weight_decay
+
+    def factor(self, *, update: int, steps: int, total_steps: int) -> float:
+        rising = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
+        return rising * super().factor(update=update, steps=steps, total_steps=total_steps)
 
 
 class Updater:
@@ -63,12 +87,11 @@ class Updater:
         *,
         total_steps: int,
         seed: int,
-        microbatch: int | None = None,
         whole_rows: bool = False,
     ) -> None:
         """`whole_rows`: the loss reads (N, T) whole rows, even of a policy without memory."""
         self.policy, self.settings, self.total_steps = policy, settings, total_steps
-        self.microbatch, self.whole_rows = microbatch, whole_rows
+        self.microbatch, self.whole_rows = settings.rows_per_pass, whole_rows
         self.adam = Adam(policy.parameters(), settings)
         self.flat = self.adam.flat
         self.generator = torch.Generator().manual_seed(seed)
@@ -105,7 +128,7 @@ class Updater:
         self.updates += 1
         batch, evaluate = self._as_the_loss_reads(batch)
         pieces = self._pieces(batch, epochs, minibatches)
-        return self._descend(loss, pieces, learning_rate, target_kl, evaluate, watch, self.microbatch)
+        return self._descend(loss, pieces, learning_rate, target_kl, evaluate, watch)
 
     def draws(self, loss: Loss, batches: Iterable[Any], *, steps: int) -> Metrics:
         """One gradient step on each batch, in order; `steps`: actions taken since the last update."""
@@ -122,7 +145,6 @@ class Updater:
         target_kl: float | None,
         evaluate: PolicyFunction,
         watch: Watch | None = None,
-        microbatch: int | None = None,
     ) -> Metrics:
         evaluate = processes.shared(evaluate)
         steps: list[list[float]] = []
@@ -130,11 +152,11 @@ class Updater:
         moved: tuple[list[Tensor], list[Tensor]] = ([], [])
         for piece in pieces:
             self.adam.gradient.zero_()
-            if microbatch is None or len(piece) <= microbatch:
+            if self.microbatch is None or len(piece) <= self.microbatch:
                 total, terms = loss(evaluate, piece, None)
                 total.backward()
             else:
-                total, terms = _add_up(loss, evaluate, piece, microbatch)
+                total, terms = _add_up(loss, evaluate, piece, self.microbatch)
             log_ratios = terms.pop(LOG_RATIOS, None)
             if log_ratios is not None:
                 moved[0].append(log_ratios)
@@ -144,7 +166,7 @@ class Updater:
             names = ["loss/total", "optimiser/grad_norm", *terms]
             values: list[float] = torch.stack([total, norm, *terms.values()]).tolist()
             finite(dict(zip(names, values, strict=True)), self.updates)
-            self.adam.step(learning_rate, values[1])
+            self.adam.step(learning_rate, values[1], weight_decay=self.settings.decay)
             steps.append(values)
             if target_kl is not None and terms["policy/approx_kl"] > target_kl:
                 break
@@ -226,7 +248,7 @@ class Updater:
         self.updates, self.steps = state["updates"], state["steps"]
 
 
-def _add_up(loss: Loss, evaluate: PolicyFunction, piece: Batch, size: int) -> tuple[Tensor, Terms]:
+def _add_up(loss: Loss, evaluate: PolicyFunction, piece: Any, size: int) -> tuple[Tensor, Terms]:
     """One backward pass per `size` rows, with their weights in the whole batch, so that the gradients add up."""
     totals, reports = [], []
     for first in range(0, len(piece), size):

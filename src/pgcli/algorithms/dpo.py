@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.algorithms._update import LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import FreshPairs
 from pgcli.functional import preference_loss
 from pgcli.functional.masked import masked_mean, masked_sum
@@ -33,7 +33,7 @@ from pgcli.types import Metrics, Needs, PolicyFunction, Preferences, State, Stoc
 
 
 class DPO:
-    class Config(OptimiserSettings, FreshPairs):
+    class Config(LargeNetwork, FreshPairs):
         name: Literal["dpo"]
         loss: Literal["dpo", "ipo", "simpo", "orpo", "apo_zero", "apo_down"] = Field(
             description="loss computed from the two completions' log-ratios (simpo, orpo: from their log-probs)"
@@ -108,22 +108,21 @@ class DPO:
                 losses = preference_loss.apo_zero(chosen, rejected, beta=c.beta)
             case "apo_down":
                 losses = preference_loss.apo_down(chosen, rejected, beta=c.beta)
-        pairs = len(chosen)
-        likelihood = -masked_mean(new.log_probs[:pairs], texts.mask[:pairs])
-        loss = losses.mean()
+        likelihood = -batch.mean(new.log_probs[: len(batch)], over="chosen_tokens")
+        loss = batch.mean(losses, over="pairs")
 
         with torch.no_grad():
             chosen_ratio, rejected_ratio = masked_sum(ratios, texts.mask, dim=1).chunk(2)
             terms = {
                 "loss/preference": loss.detach(),
                 "loss/likelihood": likelihood.detach(),
-                "preferences/accuracy": (chosen > rejected).float().mean(),
-                "preferences/margin": c.beta * (chosen - rejected).mean(),
-                "preferences/chosen_reward": c.beta * chosen.mean(),
-                "preferences/rejected_reward": c.beta * rejected.mean(),
-                "preferences/chosen_log_ratio": chosen_ratio.mean(),
-                "preferences/rejected_log_ratio": rejected_ratio.mean(),
-                "policy/entropy": masked_mean(new.entropy, texts.mask),
+                "preferences/accuracy": batch.mean((chosen > rejected).float(), over="pairs"),
+                "preferences/margin": c.beta * batch.mean(chosen - rejected, over="pairs"),
+                "preferences/chosen_reward": c.beta * batch.mean(chosen, over="pairs"),
+                "preferences/rejected_reward": c.beta * batch.mean(rejected, over="pairs"),
+                "preferences/chosen_log_ratio": batch.mean(chosen_ratio, over="pairs"),
+                "preferences/rejected_log_ratio": batch.mean(rejected_ratio, over="pairs"),
+                "policy/entropy": batch.mean(new.entropy, over="tokens"),
             }
         return loss + c.likelihood_coefficient * likelihood, terms
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater
+from pgcli.algorithms._update import LOG_RATIOS, LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import InformativeGroups
 from pgcli.errors import RunError
 from pgcli.functional.advantages import (
@@ -65,7 +65,7 @@ class Gate(Settings):
 
 
 class GRPO:
-    class Config(Microbatched, InformativeGroups):
+    class Config(LargeNetwork, InformativeGroups):
         name: Literal["grpo"]
         epochs: int = Field(ge=1, description="passes over each batch")
         minibatches: int = Field(
@@ -146,10 +146,8 @@ class GRPO:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
-        self.updater = Updater(
-            policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch,
-            whole_rows=config.surrogate == "gspo",
-        )  # fmt: skip
+        whole_rows = config.surrogate == "gspo"
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, whole_rows=whole_rows)
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:

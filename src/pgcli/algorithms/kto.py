@@ -12,22 +12,24 @@ needed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pgcli import processes
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.algorithms._update import LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import Texts
 from pgcli.functional import preference_loss
-from pgcli.functional.masked import masked_mean, masked_sum
+from pgcli.functional.masked import masked_sum
 from pgcli.types import Completions, Labelled, Metrics, Needs, PolicyFunction, State, Stochastic
 
 
 class KTO:
-    class Config(OptimiserSettings, Texts):
+    class Config(LargeNetwork, Texts):
         name: Literal["kto"]
         beta: float = Field(gt=0, description="price of leaving the reference: how soon gains and losses saturate")
         desirable_weight: float = Field(gt=0, description="w_d: weight of desirable completions")
@@ -61,43 +63,50 @@ class KTO:
         return True
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
-        self.config = config
+        self.policy, self.config = policy, config
         self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
 
+    def prepare(self, batch: Labelled) -> Labelled:
+        """With z at the present policy: of all mismatched rows, read in microbatches."""
+        policy = processes.shared(self.policy.once_differentiable())
+        size = self.config.microbatch or len(batch)
+        pieces = [batch.mismatched.pick(slice(first, first + size)) for first in range(0, len(batch), size)]
+        with torch.no_grad():
+            ratios = torch.cat([self._log_ratios(policy, piece) for piece in pieces])
+        return replace(batch, reference_point=preference_loss.kto_reference_point(ratios))
+
     def loss(self, policy: PolicyFunction, batch: Labelled, noise: None) -> tuple[Tensor, Terms]:
-        c, texts, desirable = self.config, batch.texts, batch.desirable
+        c, texts, desirable, z = self.config, batch.texts, batch.desirable, batch.reference_point
         new = policy(texts.observations, texts.actions)
         log_ratios = masked_sum(new.log_probs - texts.reference_log_probs, texts.mask, dim=1)  # (N,)
-        with torch.no_grad():
-            z = preference_loss.kto_reference_point(self._mismatched(policy, batch.mismatched))
         losses = preference_loss.kto(
             log_ratios, desirable, z,
             beta=c.beta, desirable_weight=c.desirable_weight, undesirable_weight=c.undesirable_weight,
         )  # fmt: skip
-        loss = losses.mean()
+        loss = batch.mean(losses, over="rows")
         with torch.no_grad():
-            chosen, rejected = masked_mean(log_ratios, desirable), masked_mean(log_ratios, ~desirable)
+            chosen, rejected = batch.mean(log_ratios, over="desirable"), batch.mean(log_ratios, over="undesirable")
             terms = {
                 "loss/preference": loss.detach(),
-                "kto/reference_point": z,
-                "preferences/accuracy": ((log_ratios > z) == desirable).float().mean(),
+                "kto/reference_point": batch.mean(z.expand_as(losses), over="rows"),
+                "preferences/accuracy": batch.mean(((log_ratios > z) == desirable).float(), over="rows"),
                 "preferences/chosen_reward": c.beta * chosen,
                 "preferences/rejected_reward": c.beta * rejected,
                 "preferences/margin": c.beta * (chosen - rejected),
                 "preferences/chosen_log_ratio": chosen,
                 "preferences/rejected_log_ratio": rejected,
-                "policy/entropy": masked_mean(new.entropy, texts.mask),
+                "policy/entropy": batch.mean(new.entropy, over="tokens"),
             }
         return loss, terms
 
     @staticmethod
-    def _mismatched(policy: PolicyFunction, texts: Completions) -> Tensor:
-        """(N,), log-ratios of completions that were written for other prompts."""
+    def _log_ratios(policy: PolicyFunction, texts: Completions) -> Tensor:
+        """(N,), log-ratios of whole completions."""
         new = policy(texts.observations, texts.actions)
         return masked_sum(new.log_probs - texts.reference_log_probs, texts.mask, dim=1)
 
     def update(self, batch: Labelled) -> Metrics:
-        return self.updater.draws(self.loss, [batch], steps=batch.steps)
+        return self.updater.draws(self.loss, [self.prepare(batch)], steps=batch.steps)
 
     def state_dict(self) -> State:
         return self.updater.state_dict()

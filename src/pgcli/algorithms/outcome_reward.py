@@ -22,15 +22,14 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.algorithms._update import LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import Texts
-from pgcli.functional.masked import masked_mean
 from pgcli.functional.preference_loss import correctness
 from pgcli.types import Checked, Metrics, Needs, Scores, State
 
 
 class OutcomeReward:
-    class Config(OptimiserSettings, Texts):
+    class Config(LargeNetwork, Texts):
         name: Literal["outcome_reward"]
         labels: Literal["outcome", "process"] = Field(
             description="what is labelled right or wrong: whole completions, or each of their steps"
@@ -66,19 +65,20 @@ class OutcomeReward:
 
     def loss(self, policy: Any, batch: Checked, noise: None) -> tuple[Tensor, Terms]:
         scores = policy(batch.texts.observations, batch.texts.actions)  # (members, N, T)
-        known = batch.known.expand_as(scores)
-        # Each label counts the same, so that a completion of many steps counts more; summed over members, see below.
-        mean = masked_mean(correctness(scores, batch.right), known)
+        # Each label counts the same, so that a completion of many steps counts more. A sum over members, so that a
+        # member's gradient does not depend on how many there are.
+        loss = batch.mean(correctness(scores, batch.right), over="known")
         with torch.no_grad():
-            probabilities, right = torch.sigmoid(scores), batch.right > 0.5
+            probabilities = torch.sigmoid(scores)
+            mean = probabilities.mean(0)
             terms = {
-                "loss/correctness": mean.detach(),
-                "correctness/accuracy": masked_mean(((probabilities.mean(0) > 0.5) == right).float(), batch.known),
-                "correctness/right": masked_mean(probabilities, known & right),
-                "correctness/wrong": masked_mean(probabilities, known & ~right),
-                "correctness/disagreement": masked_mean(probabilities.std(0, correction=0), batch.known),
+                "loss/correctness": loss / len(scores),
+                "correctness/accuracy": batch.mean(((mean > 0.5) == (batch.right > 0.5)).float(), over="known"),
+                "correctness/right": batch.mean(mean, over="known_right"),
+                "correctness/wrong": batch.mean(mean, over="known_wrong"),
+                "correctness/disagreement": batch.mean(probabilities.std(0, correction=0), over="known"),
             }
-        return mean * len(scores), terms
+        return loss, terms
 
     def update(self, batch: Checked) -> Metrics:
         return self.updater.draws(self.loss, [batch], steps=batch.steps)

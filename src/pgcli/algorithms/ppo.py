@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater, present_distribution
+from pgcli.algorithms._update import LOG_RATIOS, LargeNetwork, Terms, Updater, present_distribution
 from pgcli.collectors.settings import Either
 from pgcli.functional.advantages import gae
 from pgcli.functional.kl import adapted_coefficient, k3
@@ -51,7 +51,7 @@ class KLPenalty(Settings):
 
 
 class PPO:
-    class Config(Microbatched, Either):
+    class Config(LargeNetwork, Either):
         name: Literal["ppo"]
         epochs: int = Field(ge=1, description="passes over each batch")
         minibatches: int = Field(
@@ -135,7 +135,7 @@ class PPO:
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.policy, self.config = policy, config
         self.kl_coefficient = config.kl_penalty.coefficient
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:

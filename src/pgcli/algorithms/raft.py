@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater, by_unit
+from pgcli.algorithms._update import LargeNetwork, Terms, Updater, by_unit
 from pgcli.collectors.settings import Groups
 from pgcli.functional.advantages import best_of_each_group
 from pgcli.functional.masked import masked_sum, weighted_sum
@@ -33,7 +33,7 @@ from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, S
 
 
 class RAFT:
-    class Config(OptimiserSettings, Groups):
+    class Config(LargeNetwork, Groups):
         name: Literal["raft"]
         selection: Literal["top_per_prompt", "top_k_overall", "random"] = Field(
             description="which episodes are kept: the best of each group; the best of all, as many as groups; one of "

@@ -28,7 +28,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater, twice_differentiable
+from pgcli.algorithms._update import LOG_RATIOS, LargeNetwork, Terms, Updater, twice_differentiable
 from pgcli.collectors.settings import Episodes
 from pgcli.functional.advantages import variance_minimising_baseline
 from pgcli.functional.masked import masked_mean, weighted_sum, whiten
@@ -42,7 +42,7 @@ EPISODES_AT_ONCE = 64
 
 
 class Reinforce:
-    class Config(Microbatched, Episodes):
+    class Config(LargeNetwork, Episodes):
         name: Literal["reinforce"]
         gamma: float = Field(ge=0, le=1, description="discount per step")
         baseline: Literal["none", "mean", "value", "optimal"] = Field(
@@ -86,7 +86,7 @@ class Reinforce:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.policy, self.config = policy, config
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.algorithms._update import LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import Revisions
 from pgcli.functional.masked import weighted_sum
 from pgcli.functional.policy_loss import policy_gradient
@@ -29,7 +29,7 @@ from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, S
 
 
 class Revise:
-    class Config(OptimiserSettings, Revisions):
+    class Config(LargeNetwork, Revisions):
         name: Literal["revise"]
 
     METRICS: ClassVar = _update.METRICS | {

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import OptimiserSettings, Terms, Updater
+from pgcli.algorithms._update import LargeNetwork, Terms, Updater
 from pgcli.collectors.learned_reward import last_score
 from pgcli.collectors.settings import Pairs
 from pgcli.functional.preference_loss import bradley_terry
@@ -33,7 +33,7 @@ POISSON = np.cumsum([np.exp(-1) / x for x in (1, 1, 2, 6, 24, 120)])
 
 
 class RewardModel:
-    class Config(OptimiserSettings, Pairs):
+    class Config(LargeNetwork, Pairs):
         name: Literal["reward_model"]
         ensemble: int = Field(
             ge=1, description="members of the ensemble; if there are several, each has its own bootstrap of the pairs"
@@ -75,16 +75,16 @@ class RewardModel:
         losses = bradley_terry(chosen, rejected, margin=c.margin, centring=c.centring)
         weights = bootstrap(batch.numbers, c.ensemble, self.seed).to(losses)
         # A sum over members, so that a member's gradient does not depend on how many there are.
-        loss = (weights * losses).mean(1).sum()
+        loss = batch.mean(weights * losses, over="pairs")
         with torch.no_grad():
             margins = chosen - rejected
             terms = {
-                "loss/preference": losses.mean(),
-                "preferences/accuracy": (margins.mean(0) > 0).float().mean(),
-                "preferences/margin": margins.mean(),
-                "preferences/chosen_score": chosen.mean(),
-                "preferences/rejected_score": rejected.mean(),
-                "preferences/disagreement": margins.std(0, correction=0).mean(),
+                "loss/preference": batch.mean(losses.mean(0), over="pairs"),
+                "preferences/accuracy": batch.mean((margins.mean(0) > 0).float(), over="pairs"),
+                "preferences/margin": batch.mean(margins.mean(0), over="pairs"),
+                "preferences/chosen_score": batch.mean(chosen.mean(0), over="pairs"),
+                "preferences/rejected_score": batch.mean(rejected.mean(0), over="pairs"),
+                "preferences/disagreement": batch.mean(margins.std(0, correction=0), over="pairs"),
             }
         return loss, terms
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pgcli.algorithms import _kl, _ratio, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import LOG_RATIOS, Microbatched, Terms, Updater
+from pgcli.algorithms._update import LOG_RATIOS, LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import Groups
 from pgcli.functional.advantages import leave_one_out, silent_groups
 from pgcli.functional.masked import masked_sum, weighted_sum, whiten
@@ -28,7 +28,7 @@ from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, S
 
 
 class RLOO:
-    class Config(Microbatched, Groups):
+    class Config(LargeNetwork, Groups):
         name: Literal["rloo"]
         aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
             description="how the policy loss is averaged: sequence_sum gives the gradient of the expected return; the "
@@ -70,7 +70,7 @@ class RLOO:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pgcli.algorithms import _update
-from pgcli.algorithms._update import Microbatched, Terms, Updater
+from pgcli.algorithms._update import LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import Demonstrations
 from pgcli.functional.masked import weighted_sum
 from pgcli.functional.policy_loss import policy_gradient
@@ -24,7 +24,7 @@ from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, S
 
 
 class SFT:
-    class Config(Microbatched, Demonstrations):
+    class Config(LargeNetwork, Demonstrations):
         name: Literal["sft"]
 
     METRICS: ClassVar = _update.METRICS | {
@@ -40,7 +40,7 @@ class SFT:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
 
     def prepare(self, rollout: Rollout) -> Batch:
         return rollout.batch(torch.ones_like(rollout.rewards), "token_mean")

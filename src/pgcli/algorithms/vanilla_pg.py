@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pgcli.algorithms import _kl, _update
 from pgcli.algorithms._kl import KL, KLSettings
-from pgcli.algorithms._update import Microbatched, Terms, Updater
+from pgcli.algorithms._update import LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import Episodes
 from pgcli.functional.masked import weighted_sum, whiten
 from pgcli.functional.policy_loss import policy_gradient
@@ -26,7 +26,7 @@ from pgcli.types import Batch, Metrics, Needs, PolicyFunction, Rollout, State, S
 
 
 class VanillaPG:
-    class Config(Microbatched, Episodes):
+    class Config(LargeNetwork, Episodes):
         name: Literal["vanilla_pg"]
         gamma: float = Field(ge=0, le=1, description="discount per step")
         aggregation: Literal["sequence_sum", "sequence_mean", "token_mean"] = Field(
@@ -61,7 +61,7 @@ class VanillaPG:
 
     def __init__(self, policy: Any, config: Config, *, total_steps: int, seed: int) -> None:
         self.config = config
-        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed, microbatch=config.microbatch)
+        self.updater = Updater(policy, config, total_steps=total_steps, seed=seed)
         self.kl = KL(config.kl)
 
     def prepare(self, rollout: Rollout) -> Batch:

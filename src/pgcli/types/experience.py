@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pgcli.types.rollout import Episode
-from pgcli.types.tree import ABSENT, Metrics, Observations, State
+from pgcli.types.tree import ABSENT, Metrics, Observations, State, each_tensor
 
 
 @dataclass
@@ -89,16 +90,34 @@ class Completions(NamedTuple):
     reference_log_probs: Tensor
     """(N, T), of the frozen reference policy; 0 on padding. ABSENT if they are not needed."""
 
+    def pick(self, rows: Tensor | slice) -> Completions:
+        return each_tensor(self, lambda x: x[rows])
+
 
 class OfTexts:
-    """The base of batches of given completions, from any source."""
+    """The base of batches of given completions, from any source. A slice is a piece, which knows the whole batch.
+
+    `tokens` and the masks of the subclasses say over what a mean may go.
+    """
 
     texts: Completions
+    whole: Any
 
     @property
     def steps(self) -> int:
         """Tokens that are trained on."""
         return int(self.texts.mask.sum())
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.texts.mask
+
+    def mean(self, x: Tensor, over: str) -> Tensor:
+        """The mean of x where the batch's mask `over` is set: a scalar; of a piece, its share of the whole batch's
+        mean. An empty mean is 0; any axes that x has before the mask's, of members say, are summed.
+        """
+        count = getattr(self.whole or self, over).sum().clamp(min=1)
+        return torch.where(getattr(self, over), x, 0).sum() / count
 
 
 @dataclass
@@ -114,6 +133,22 @@ class Preferences(OfTexts):
     metrics: Metrics = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
     """Episodes that were sampled for this batch, if any."""
+    whole: Preferences | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, pairs: slice) -> Preferences:
+        both = torch.arange(2 * len(self), device=self.texts.actions.device).view(2, -1)[:, pairs].flatten()
+        return Preferences(self.texts.pick(both), self.numbers[pairs], self.gold[pairs], whole=self)
+
+    @property
+    def pairs(self) -> Tensor:
+        return torch.ones_like(self.texts.mask[: len(self), 0])
+
+    @property
+    def chosen_tokens(self) -> Tensor:
+        return self.texts.mask[: len(self)]
 
 
 @dataclass
@@ -128,6 +163,24 @@ class Labelled(OfTexts):
     """N rows: the same prompts, each with a completion written for another prompt."""
     metrics: Metrics = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
+    whole: Labelled | None = None
+    reference_point: Tensor = ABSENT
+    """KTO's z, a scalar, once its algorithm has estimated it from all rows."""
+
+    def __len__(self) -> int:
+        return len(self.desirable)
+
+    def __getitem__(self, rows: slice) -> Labelled:
+        piece = Labelled(self.texts.pick(rows), self.desirable[rows], self.mismatched.pick(rows), whole=self)
+        return replace(piece, reference_point=self.reference_point)
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.ones_like(self.desirable)
+
+    @property
+    def undesirable(self) -> Tensor:
+        return ~self.desirable
 
 
 @dataclass
@@ -142,6 +195,21 @@ class Checked(OfTexts):
     """(N, T) bool: the last token of a completion, or of each of its steps."""
     metrics: Metrics = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
+    whole: Checked | None = None
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def __getitem__(self, rows: slice) -> Checked:
+        return Checked(self.texts.pick(rows), self.right[rows], self.known[rows], whole=self)
+
+    @property
+    def known_right(self) -> Tensor:
+        return self.known & (self.right > 0.5)
+
+    @property
+    def known_wrong(self) -> Tensor:
+        return self.known & (self.right <= 0.5)
 
 
 @dataclass

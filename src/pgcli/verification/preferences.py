@@ -378,16 +378,19 @@ def gradient_of_labels(method: Learner) -> Iterator[Check]:
         # The same number of completions of another prompt, all different.
         best = ((side * ratios[rows == prompt]).topk(9).indices for prompt in range(world.prompts))
         mismatched = torch.cat([each[rows == prompt][found] for prompt, found in enumerate(best)])
-        z = ratios[mismatched].mean().clamp(min=0)
         others = texts_of(world, mismatched, reference)
+        z = ratios[mismatched].mean().clamp(min=0)
+        batch = Labelled(texts_of(world, each[: len(mismatched)], reference), torch.ones_like(mismatched) > 0, others)
+        ours = one.prepare(batch).reference_point
+        yield equal(method.option, f"text: z, {name} 0", z, ours, note="mean log-ratio of mismatched texts, at least 0")
         good = world.rewards  # probability of the label "desirable"
         gain = _bell(c.beta * (ratios - z))
         chances = world.chances(reference)
         pull = chances * c.beta * gain * ((1 - good) * c.undesirable_weight - good * c.desirable_weight)
         exact = pull @ world.score(pi)
 
-        def loss(texts: Completions, desirable: Tensor, others: Completions = others) -> Tensor:
-            return one.loss(policy, Labelled(texts, desirable[None], others), None)[0]
+        def loss(texts: Completions, desirable: Tensor, point: Tensor = z) -> Tensor:
+            return one.loss(policy, Labelled(texts, desirable[None], texts, reference_point=point), None)[0]
 
         texts = texts_of(world, each.repeat(2)[:, None], reference)
         desirable = torch.arange(2 * len(each)) < len(each)
