@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pgcli.collectors.completions import decode
 from pgcli.errors import InputError
 from pgcli.experiment import evaluate, resume, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
+from pgcli.experiment.policy import initialise
 from pgcli.policies.hf import HF, LoRA
 from pgcli.seeding import uniforms
 from pgcli.types import ControlSpec, Discrete, Scores, Stochastic, TextSpec
@@ -51,7 +53,7 @@ def folder(folders, request):
 
 
 def settings(folder, **changes):
-    values = {"name": "hf", "path": str(folder), "temperature": 1.0, "dtype": "float32"}
+    values = {"name": "hf", "path": str(folder), "temperature": 1.0, "critic": "shared", "dtype": "float32"}
     return HF.Config(**values | {"gradient_checkpointing": False, "lora": None} | changes)
 
 
@@ -76,13 +78,18 @@ def shaken(policy):
     return policy
 
 
+def headed(policy):
+    """A critic starts at zero, where no test could see what it reads."""
+    torch.nn.init.normal_(policy.critic, generator=torch.Generator().manual_seed(0))
+    return policy
+
+
 def test_the_log_probs_are_those_of_the_model_itself(folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     observations, actions = INPUTS
     with torch.no_grad():
         whole = model(torch.cat([observations["prompt"], actions], 1), output_hidden_states=True)
-    policy = make(folder, temperature=2.0)
-    torch.nn.init.normal_(policy.critic, generator=torch.Generator().manual_seed(0))
+    policy = headed(make(folder, temperature=2.0))
     found = policy(observations, actions)
     # Position 7 has read the prompt of 8 tokens and says what action 0 is.
     torch.testing.assert_close(found.distribution.logits, whole.logits[:, 7:-1] / 2, atol=1e-5, rtol=0)
@@ -100,8 +107,9 @@ def padded():
     return alone, {"prompt": rows, "lengths": torch.tensor(lengths)}
 
 
-def test_a_prompt_padded_on_the_left_is_read_as_if_it_were_alone(folder):
-    policy, judge = shaken(make(folder)), make(folder, Scores(2))
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_a_prompt_padded_on_the_left_is_read_as_if_it_were_alone(folder, critic):
+    policy, judge = shaken(make(folder, critic=critic)), make(folder, Scores(2))
     alone, together = padded()
     actions = INPUTS[1]
     found, scores = policy(together, actions), judge(together, actions)
@@ -172,9 +180,10 @@ def test_a_score_has_read_the_action_it_stands_at_and_nothing_later(folder):
     assert (before[0] != before[1]).all()
 
 
-def test_checkpointing_changes_neither_the_gradient_nor_the_numbers(folder):
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_checkpointing_changes_neither_the_gradient_nor_the_numbers(folder, critic):
     # In training mode, where the fixtures' dropout of one half would show.
-    plain, frugal = make(folder), make(folder, gradient_checkpointing=True)
+    plain, frugal = (headed(make(folder, critic=critic, gradient_checkpointing=on)) for on in (False, True))
     for policy in (plain, frugal):
         found = policy(*INPUTS)
         (found.log_probs.sum() + found.values.square().sum()).backward()
@@ -186,6 +195,18 @@ def test_checkpointing_changes_neither_the_gradient_nor_the_numbers(folder):
     assert cache.memory.get_seq_length() == 8
 
 
+def test_checkpointing_keeps_fewer_activations_of_each_trunk(folder):
+    def kept(policy, trunk):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            policy.read(trunk, INPUTS[1], {})
+        return sum(sizes)
+
+    plain, frugal = (make(folder, critic="separate", gradient_checkpointing=on) for on in (False, True))
+    assert kept(frugal, frugal.model.get_decoder()) < kept(plain, plain.model.get_decoder()) / 2
+    assert kept(frugal, frugal.critic_trunk) < kept(plain, plain.critic_trunk) / 2
+
+
 @torch.no_grad()
 def test_a_model_that_drops_out_says_the_same_twice_in_training_mode_too(folder):
     policy = make(folder)
@@ -195,8 +216,9 @@ def test_a_model_that_drops_out_says_the_same_twice_in_training_mode_too(folder)
     assert torch.equal(policy(*INPUTS).log_probs, before)
 
 
-def test_in_bfloat16_the_parameters_their_gradients_and_the_log_softmax_are_float32(folder):
-    policy = make(folder, dtype="bfloat16")
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_in_bfloat16_the_parameters_their_gradients_and_the_log_softmax_are_float32(folder, critic):
+    policy = headed(make(folder, dtype="bfloat16", critic=critic))
     found = policy(*INPUTS)
     assert {x.dtype for x in (*found[:3], *found.distribution)} == {torch.float32}
     total = found.distribution.logits.log_softmax(-1).exp().sum(-1)
@@ -204,8 +226,93 @@ def test_in_bfloat16_the_parameters_their_gradients_and_the_log_softmax_are_floa
     (found.log_probs.sum() + found.values.sum()).backward()
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in policy.parameters()} == {torch.float32}
-    exact = make(folder)(*INPUTS).log_probs
-    assert (found.log_probs - exact).abs().max() > 1e-3, "it did compute in bfloat16"
+    exact = headed(make(folder, critic=critic))(*INPUTS)
+    for narrow, wide in ((found.log_probs, exact.log_probs), (found.values, exact.values)):
+        assert (narrow - wide).abs().max() > 1e-3, "it did compute in bfloat16"
+
+
+# ---------------------------------------------------------------- a critic of its own
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_separate_critic_reads_a_second_trunk_that_starts_as_a_copy(folder, lora):
+    policy, shared = make(folder, critic="separate", lora=lora), make(folder, lora=lora)
+    values = policy(*INPUTS).values
+    assert values.dtype == torch.float32
+    assert (values == 0).all()
+    assert torch.equal(headed(policy)(*INPUTS).values, headed(shared)(*INPUTS).values)
+    assert make(folder, Stochastic(), critic="separate", lora=lora).critic_trunk is None
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_neither_loss_touches_the_other_s_trunk(folder, lora):
+    policy = shaken(make(folder, critic="separate", lora=lora))
+    names = {name for name, _ in policy.named_parameters()}
+    critic = {name for name in names if name.startswith("critic")}
+    for loss, own in (("values", critic), ("log_probs", names - critic)):
+        policy.zero_grad()
+        getattr(policy(*INPUTS), loss).sum().backward()
+        assert {name for name, p in policy.named_parameters() if p.grad is not None and (p.grad != 0).any()} == own
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_critic_s_trunk_has_its_own_adapters_and_no_second_copy_of_what_is_frozen(folder, dtype):
+    policy, shared = make(folder, lora=LORA, dtype=dtype, critic="separate"), make(folder, lora=LORA, dtype=dtype)
+    assert policy(*INPUTS).values.dtype == torch.float32
+    adapters = sum(p.numel() for p in shared.parameters()) - 32
+    assert sum(p.numel() for p in policy.parameters()) == 2 * adapters + 32
+    assert policy.state_dict().keys() == {name for name, _ in policy.named_parameters()}
+    for moved in (policy, policy.to(torch.float64)):
+        frozen, read = (dict(trunk.named_buffers()) for trunk in (moved.model.get_decoder(), moved.critic_trunk))
+        assert frozen.keys() == read.keys()
+        assert all(read[name].data_ptr() == frozen[name].data_ptr() for name in frozen)
+    twin = policy.twin()
+    assert twin.state_dict().keys() == make(folder, Stochastic(), lora=LORA).state_dict().keys()
+    assert twin(*INPUTS).values is None
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A model whose trunk has another name."""
+    path = tmp_path_factory.mktemp("gpt2")
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 14, "eos_token_id": 12}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+def test_a_policy_starts_from_another_s_trunk_whatever_critics_they_have(folders, gpt2, name, lora):
+    def new(kind, needs=None, seed=9):
+        return make(folders.get(name, gpt2), needs, seed=seed, critic=kind, lora=lora)
+
+    def started(policy, given):
+        initialise(policy, given.state_dict(), "init=runs/x")
+        return policy
+
+    plain, shared, separate = (
+        shaken(new(*which, seed=0)) for which in (("separate", Stochastic()), ("shared",), ("separate",))
+    )
+    for given in (plain, shared, separate):
+        expected = given(*INPUTS)
+        for kind in ("shared", "separate"):
+            policy = started(new(kind), given)
+            found = policy(*INPUTS)
+            assert torch.equal(found.log_probs, expected.log_probs)
+            if given is shared or (given is separate and kind == "separate"):
+                assert torch.equal(found.values, expected.values)
+            else:  # nothing that could be read from this trunk was given: it says nothing yet
+                assert (found.values == 0).all()
+            if kind == "separate" and given is not separate:
+                trunk, copied = given.model.get_decoder().state_dict(), policy.critic_trunk.state_dict()
+                assert all(torch.equal(copied[name], trunk[name]) for name in trunk)
+        assert torch.equal(started(new("shared", Stochastic()), given)(*INPUTS).log_probs, expected.log_probs)
+        judge = started(new("separate", Scores(2)), given)
+        assert all(
+            torch.equal(x, given.state_dict()[name]) for name, x in judge.model.state_dict(prefix="model.").items()
+        )
 
 
 # ---------------------------------------------------------------- adapters
@@ -260,11 +367,13 @@ def test_frozen_embeddings_that_are_tied_stay_tied_when_they_move(folders):
     assert inside.data_ptr() == outside.data_ptr()
 
 
+@pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_what_is_exported_is_what_was_trained(folder, tmp_path, lora):
+def test_what_is_exported_is_what_was_trained(folder, tmp_path, lora, critic):
     (folder / "tokenizer.json").write_text("{}")
-    policy = shaken(make(folder, lora=lora))
+    policy = shaken(make(folder, lora=lora, critic=critic))
     policy.export(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
     found = make(tmp_path)(*INPUTS)
     torch.testing.assert_close(found.log_probs, policy(*INPUTS).log_probs, atol=1e-4, rtol=0)
     assert (tmp_path / "tokenizer.json").exists()
@@ -325,11 +434,13 @@ WORDS = (
     "eval.episodes=2", "tuned=none", "total_steps=500",
 )  # fmt: skip
 GROUPS = ("algo=grpo", "algo.num_groups=4", "algo.group_size=4", "algo.epochs=1", *WORDS)
+CRITIC = ("algo=ppo", "policy.critic=separate", "algo.num_episodes=16", "algo.epochs=1", *WORDS)
 
 
+@pytest.mark.parametrize("method", [GROUPS, CRITIC], ids=["grpo", "ppo with a critic of its own"])
 @pytest.mark.parametrize("kind", ["hf", "hf_lora"])
-def test_a_resumed_run_ends_as_one_that_never_stopped(folders, tmp_path, kind):
-    words = (*GROUPS, "algo.kl.coefficient=0.1", f"policy={kind}", f"policy.path={folders['qwen3']}")
+def test_a_resumed_run_ends_as_one_that_never_stopped(folders, tmp_path, kind, method):
+    words = (*method, "algo.kl.coefficient=0.1", f"policy={kind}", f"policy.path={folders['qwen3']}")
     straight = train(*words, run_dir=tmp_path / "straight", quiet=True)
     train(*words, "total_steps=200", run_dir=tmp_path / "halves", quiet=True)
     halves = resume(tmp_path / "halves", "total_steps=500", quiet=True)
@@ -339,10 +450,12 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(folders, tmp_path, kind):
     assert evaluate(straight.path, episodes=4)["greedy"]["mean"] >= 0
 
 
-def test_the_frozen_reference_of_adapters_is_what_training_started_from(folders):
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_frozen_reference_of_adapters_is_what_training_started_from(folders, critic):
     words = ["algo=ppo", "env=sort", "device=cpu", "policy=hf_lora", f"policy.path={folders['llama']}", "tuned=none"]
-    parts = build(compose([*words, "algo.kl.coefficient=0.1"]))
+    parts = build(compose([*words, "algo.kl.coefficient=0.1", f"policy.critic={critic}"]))
     shaken(parts.policy)
     reference = parts.frozen["reference"]
     assert torch.equal(reference(*INPUTS).log_probs, make(folders["llama"])(*INPUTS).log_probs)
-    assert parts.state_dict()["frozen"]["reference"].keys() == parts.policy.state_dict().keys() - {"critic"}
+    own = {name for name in parts.policy.state_dict() if not name.startswith("critic")}
+    assert parts.state_dict()["frozen"]["reference"].keys() == own

@@ -5,7 +5,8 @@ float32; with `dtype=bfloat16` the products are in the narrower type (autocast),
 Dropout is off: sampling, scoring and training see the same distribution.
 
 With `lora`, only low-rank adapters are trained: W x + (alpha / rank) B A x, where B = 0 at first (Hu et al. 2022, eq.
-3). The frozen weights then have the type `dtype`, are in no checkpoint, and are shared with the reference policy.
+3). The frozen weights then have the type `dtype`, are in no checkpoint, and are shared with the reference policy and
+with a separate critic.
 
 Shapes: N rows, P prompt tokens, T completion tokens, W width, V vocabulary.
 """
@@ -54,6 +55,10 @@ class HF:
         name: Literal["hf"]
         path: str = Field(min_length=1, description="local folder of the model: config.json and *.safetensors")
         temperature: float = Field(gt=0, description="divisor of the logits, in sampling, scoring and training alike")
+        critic: Literal["shared", "separate"] = Field(
+            description="trunk from which V(s) is computed: the policy's own (shared), or a second one that starts as "
+            "its copy"
+        )
         dtype: Literal["float32", "bfloat16"] = Field(
             description="number type of the matrix products; trained parameters stay float32"
         )
@@ -104,7 +109,7 @@ class Network(nn.Module):
     def read(self, module: Any, tokens: Tensor, positions: dict[str, Tensor], **options: Any) -> Any:
         """Runs `module`, a part of the model or all of it, on (N, S) tokens. Keeps activations only if needed."""
         if self.config.gradient_checkpointing:  # transformers supports it in training mode only, and without a cache
-            self.model.train(torch.is_grad_enabled())
+            self.train(torch.is_grad_enabled())
         with self.precision():
             return module(tokens, **positions, use_cache=False, **options)
 
@@ -174,8 +179,9 @@ class Writer(Network):
     def __init__(self, model: Any, spec: TextSpec, config: HF.Config, *, critic: bool) -> None:
         super().__init__(model, spec, config)
         self.has_critic = critic
-        # Zero: an untrained critic gives V = 0, and its first gradients leave the model alone.
+        # Zero: an untrained critic gives V = 0, and its first gradients leave a shared trunk alone.
         self.critic = nn.Parameter(torch.zeros(1, width(model))) if critic else None
+        self.critic_trunk = _twin(model.get_decoder()) if critic and config.critic == "separate" else None
 
     def forward(self, observations: dict[str, Tensor], actions: Tensor) -> Evaluation:
         """observations {"prompt": (N, P), "lengths": (N,)?}, actions (N, T) -> an Evaluation of (N, T), in one pass.
@@ -184,15 +190,18 @@ class Writer(Network):
         Padding comes after a row's end, so it changes nothing before it.
         """
         T = actions.shape[1]
-        tokens = torch.cat([observations["prompt"], actions[:, :-1]], dim=1)
+        tokens, where = torch.cat([observations["prompt"], actions[:, :-1]], dim=1), positions(observations, T - 1)
         seen: list[Tensor] = []
         with _inputs_of(self.model.get_output_embeddings(), seen):
-            found = self.read(self.model, tokens, positions(observations, T - 1), logits_to_keep=T)
+            found = self.read(self.model, tokens, where, logits_to_keep=T)
         logits = self.logits(found.logits[:, -T:])
         log_probs, entropy = categorical(logits, actions)
         values = ABSENT
         if self.critic is not None:
-            values = F.linear(seen[0][:, -T:].float(), self.critic).squeeze(-1)
+            hidden = seen[0]
+            if self.critic_trunk is not None:
+                hidden = self.read(self.critic_trunk, tokens, where).last_hidden_state
+            values = F.linear(hidden[:, -T:].float(), self.critic).squeeze(-1)
         return Evaluation(log_probs, entropy, values, Categorical(logits))
 
     def logits(self, found: Tensor) -> Tensor:
@@ -235,9 +244,24 @@ class Writer(Network):
         """
         if self.config.lora is None:
             return None
-        other = copy.deepcopy(self, {id(frozen): frozen for frozen in self.buffers()})
-        other.has_critic, other.critic = False, None
+        other = _twin(self)
+        other.has_critic, other.critic, other.critic_trunk = False, None, None
         return other
+
+    def adopt(self, given: State) -> State:
+        """Selects from another policy's parameters those to start from.
+
+        If the other has no critic, or a separate one while this one shares the trunk, the critic keeps its
+        initialisation; a separate critic whose trunk is not given starts with a copy of the policy's.
+        """
+        found = super().adopt(given)
+        if self.critic_trunk is None:
+            separate = any(name.startswith("critic_trunk.") for name in given)
+            return {name: value for name, value in found.items() if not (separate and name == "critic")}
+        decoder = self.model.get_decoder()
+        trunk = next(f"{name}." for name, module in self.named_modules() if module is decoder)
+        copies = {name.replace(trunk, "critic_trunk.", 1): x for name, x in given.items() if name.startswith(trunk)}
+        return copies | found
 
 
 class Judge(Network):
@@ -306,6 +330,11 @@ PADDING = 128
 
 def width(model: Any) -> int:
     return model.get_output_embeddings().weight.shape[1]
+
+
+def _twin(module: Any) -> Any:
+    """A copy with its own parameters, which shares the buffers: all that is frozen."""
+    return copy.deepcopy(module, {id(frozen): frozen for frozen in module.buffers()})
 
 
 def positions(observations: dict[str, Tensor], following: int) -> dict[str, Tensor]:
