@@ -78,40 +78,76 @@ def decode(
     """
     prompts = observations["prompt"]
     actions = prompts.new_full((len(prompts), length), pad)
-    mask = torch.zeros_like(actions, dtype=torch.bool)
-    forced, ended, last_turn = torch.zeros_like(mask), torch.zeros_like(mask[:, 0]), torch.zeros_like(mask[:, 0])
-    last_turn |= replies is None
+    conversation = None if replies is None else _Conversation(replies, observations, actions, end)
+    with torch.inference_mode():  # an operation's overhead is a tenth less than without a gradient only
+        log_probs, seen = _write(policy, observations, actions, end, noise, keep_logits, conversation)
+    # A row stays in the cache for a while after its end: what it wrote there goes.
+    forced = torch.zeros_like(actions, dtype=torch.bool) if conversation is None else conversation.forced
+    ends = (actions == end) & ~forced
+    turns = 1 if conversation is None else 2
+    mask = (ends.cumsum(1) - ends.long() < turns) & ~forced
+    return Decoded(
+        torch.where(mask | forced, actions, pad), torch.where(mask, log_probs, 0), mask, ends.sum(1) >= turns,
+        torch.where(mask[..., None], seen, 0) if keep_logits else ABSENT,
+    )  # fmt: skip
+
+
+def _write(
+    policy: Decoder, observations: Observations, actions: Tensor, end: int, noise: Tensor | None, keep_logits: bool,
+    conversation: _Conversation | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Fills in `actions`, (N, T), until each row has written its last end token. Returns log-probs and logits."""
+    length = actions.shape[1]
     logits, cache = _prefill(policy, observations)
     log_probs = logits.new_zeros(actions.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
     seen = logits.new_zeros((*actions.shape, logits.shape[1])) if keep_logits else ABSENT
     rows: slice | Tensor = slice(None)  # rows of the batch that the cache holds; a slice of all costs no indexing
+    writing = torch.ones_like(actions[:, 0], dtype=torch.bool)  # which of these have more to write
     for t in range(length):
-        tokens, chosen = choose(logits, None if noise is None else noise[rows, t])
-        choosing = ~(ended[rows] | forced[rows, t])
-        tokens = torch.where(choosing, tokens, actions[rows, t])
-        actions[rows, t], mask[rows, t] = tokens, choosing
-        log_probs[rows, t] = chosen * choosing
+        tokens, log_probs[rows, t] = choose(logits, None if noise is None else noise[rows, t])
         if keep_logits:
-            seen[rows, t] = logits * choosing[:, None]
-        over = choosing & (tokens == end)
-        if replies is not None:
-            now, over = over & ~last_turn[rows], over & last_turn[rows]
-            if t + 1 < length and now.any():
-                spoken = _among(rows, now.nonzero().squeeze(1))
-                said = replies(_of(observations, spoken), actions[spoken], mask[spoken])
-                until = min(t + 1 + said.shape[1], length)
-                actions[spoken, t + 1 : until] = said[:, : until - t - 1]
-                forced[spoken, t + 1 : until] = True
-                last_turn[spoken] = True
-        ended[rows] |= over
-        writing = (~ended[rows]).nonzero().squeeze(1)
-        if t + 1 == length or not len(writing):
+            seen[rows, t] = logits
+        if conversation is None:
+            actions[rows, t] = tokens
+            writing &= tokens != end
+        else:
+            tokens, over = conversation.turn(rows, t, tokens, writing)
+            writing &= ~over
+        left = int(writing.sum())
+        if t + 1 == length or not left:
             break
-        if len(writing) <= COMPACT * len(tokens) and hasattr(cache, "keep"):
-            cache.keep(writing)
-            rows, tokens = _among(rows, writing), tokens[writing]
+        if left <= COMPACT * len(tokens) and hasattr(cache, "keep"):
+            kept = writing.nonzero().squeeze(1)
+            cache.keep(kept)
+            rows, tokens, writing = _among(rows, kept), tokens[kept], writing[kept]
         logits = policy.step(tokens, cache)
-    return Decoded(actions, log_probs, mask, ended, seen)
+    return log_probs, seen
+
+
+class _Conversation:
+    """The task's replies to first turns that are over. `forced`: (N, T) bool, their tokens, which nobody chose."""
+
+    def __init__(self, replies: Replies, observations: Observations, actions: Tensor, end: int) -> None:
+        self.replies, self.observations, self.actions, self.end = replies, observations, actions, end
+        self.forced = torch.zeros_like(actions, dtype=torch.bool)
+        self.last_turn = torch.zeros_like(actions[:, 0], dtype=torch.bool)
+
+    def turn(self, rows: slice | Tensor, t: int, tokens: Tensor, writing: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) tokens that the rows of the cache chose -> those that they go on with, and whose last turn is over."""
+        actions, T = self.actions, self.actions.shape[1]
+        tokens = torch.where(self.forced[rows, t], actions[rows, t], tokens)
+        actions[rows, t] = tokens
+        ended = (tokens == self.end) & ~self.forced[rows, t]
+        now, over = ended & writing & ~self.last_turn[rows], ended & self.last_turn[rows]
+        if t + 1 < T and now.any():
+            spoken = _among(rows, now.nonzero().squeeze(1))
+            mask = (torch.arange(T, device=actions.device) <= t).expand(len(spoken), T)
+            said = self.replies(_of(self.observations, spoken), actions[spoken], mask)
+            until = min(t + 1 + said.shape[1], T)
+            actions[spoken, t + 1 : until] = said[:, : until - t - 1]
+            self.forced[spoken, t + 1 : until] = True
+            self.last_turn[spoken] = True
+        return tokens, over
 
 
 def _prefill(policy: Decoder, observations: Observations) -> tuple[Tensor, Any]:
