@@ -3,10 +3,12 @@
 In one process, on copies of what a killed process leaves behind; test_kill.py kills real ones.
 """
 
+import copy
 import json
 import shutil
 
 import pytest
+import yaml
 
 from pgcli.errors import InputError
 from pgcli.experiment import evaluate, resume, train
@@ -357,6 +359,31 @@ def test_a_resume_with_other_versions_withdraws_the_promise_by_name(tmp_path):
     resume(killed, quiet=True)
     assert "torch 1.0.0 -> " in Run(killed).info["exact_resume"]
     assert "torch 1.0.0 -> " in (killed / "log.txt").read_text()
+
+
+def test_a_run_made_before_a_setting_existed_is_resumed_and_evaluated_and_says_with_what(tmp_path, capsys):
+    words = ["algo=ppo", "env=cartpole", "env.normalise.rewards=true", "algo.gamma=0.9", "total_steps=600"]
+    run = train(*words, "device=cpu", run_dir=tmp_path / "run", quiet=True)
+    whole = yaml.safe_load((run.path / "config.yaml").read_text())
+    older = copy.deepcopy(whole)
+    del older["algo"]["weight_decay"], older["algo"]["kl"]["gain"], older["env"]["normalise"]["gamma"], older["judge"]
+    (run.path / "config.yaml").write_text(yaml.safe_dump(older))
+    said = 'lacks judge={"combine": "mean", '
+    assert evaluate(run.path, episodes=2)["step"] == 1_024
+    assert said in capsys.readouterr().err
+    resume(run.path, "total_steps=1_100", quiet=True)
+    printed = capsys.readouterr().err
+    for text in (said, "algo.weight_decay=0.0", "algo.kl.gain=0.1", "env.normalise.gamma=0.9"):  # gamma: of the run
+        assert text in printed, text
+    assert yaml.safe_load((run.path / "config.yaml").read_text()) == whole | {"total_steps": 1_100}
+    assert "lacks" in Run(run.path).info["exact_resume"]
+
+    (run.path / "config.yaml").write_text(yaml.safe_dump(older))
+    info = json.loads((run.path / "run.json").read_text())
+    info["choices"]["algo"] = "of_a_plug_in_that_is_gone"
+    (run.path / "run.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match=r"`algo\.weight_decay` has no value"):
+        evaluate(run.path, episodes=2)
 
 
 def rows_of_training(path):

@@ -5,6 +5,7 @@
 A config is data: names, numbers, texts. No `_target_`, nothing evaluated; a name becomes a class by `registry.find`.
 """
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ from pgcli.settings import Settings
 ECHO = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)")
 Origin: TypeAlias = Callable[[str], Path | None]
 
+ABSENT = object()
 TRUNCATED = {"top_k", "top_p", "min_p"}
 """Settings of sampling that are refused in training."""
 
@@ -125,6 +127,9 @@ class ExperimentConfig(Settings):
     device: Any = Field(description="the device's own `Config`")
     choices: dict[str, str] = Field(exclude=True, description="group -> chosen option; `tuned` -> overlay, or `none`")
     overrides: tuple[str, ...] = Field(exclude=True, description="overrides that were typed")
+    added: tuple[str, ...] = Field(
+        default=(), exclude=True, description="settings that an older run's config lacks, from the files: `key=value`"
+    )
 
 
 class Composition(NamedTuple):
@@ -221,7 +226,7 @@ def _resolve(data: dict[str, Any]) -> dict[str, Any]:
 
 def _typed_config(
     data: Mapping[str, Any], choices: dict[str, str], overrides: tuple[str, ...], origin: Origin,
-    echoes: Mapping[str, str],
+    echoes: Mapping[str, str], added: Sequence[str] = (),
 ) -> ExperimentConfig:  # fmt: skip
     """Validates all models; reports all mistakes at once. `origin`: key -> the file that set it, None: command line.
     `echoes`: key -> the key whose value it repeats; a repeated value is reported once.
@@ -232,7 +237,7 @@ def _typed_config(
     for group, model in models.items():
         typed[group], found = validate(model, data[group], f"{group}.")
         problems += found
-    whole = {**data, **typed, "choices": choices, "overrides": overrides}
+    whole = {**data, **typed, "choices": choices, "overrides": overrides, "added": tuple(added)}
     config, found = validate(ExperimentConfig, whole)
     blamed = {problem.key for problem in [*found, *problems]}
     problems = [problem for problem in [*found, *problems] if echoes.get(problem.key) not in blamed]
@@ -313,7 +318,8 @@ def load(
 ) -> ExperimentConfig:
     """The config of a run (its directory or `config.yaml`), of any file that `dump` wrote, or of the dict itself.
 
-    `overrides` may change values, not choose other options: the file is one composition.
+    `overrides` may change values, not choose other options: the file is one composition. Settings that did not exist
+    when a run was made get their files' values, and are listed in `added`.
     """
     choices: dict[str, str] = {}
     file: Path | None
@@ -326,6 +332,7 @@ def load(
         data, name = read_yaml(file), short(file)
         if (run := file.with_name("run.json")).is_file():
             choices = json.loads(run.read_text()).get("choices", {})
+    of_a_run = bool(choices)
     for group in GROUPS:
         if not isinstance(data.get(group), dict) or "name" not in data[group]:
             raise InputError(f"{name} is not the config of a run: it has no `{group}.name`")
@@ -334,9 +341,40 @@ def load(
     for key, _, text in values:
         if key in (*GROUPS, "tuned"):
             raise InputError(f"`{text}` is refused here: {name} has chosen its {key}; only its settings can be changed")
+    added = _complete(data, choices) if of_a_run else ()
     typed = _assign(data, values)
-    config = _typed_config(data, choices, tuple(overrides), lambda key: None if key in typed else file, {})
+    config = _typed_config(data, choices, tuple(overrides), lambda key: None if key in typed else file, {}, added)
     for key, value in _user_code(config):
         if not trust and key not in typed:
             raise _untrusted(key, value, name)
     return config
+
+
+def _complete(data: dict[str, Any], choices: Mapping[str, str]) -> list[str]:
+    """Adds to a run's config, in place, the settings that its files have and it has not; returns them as `key=value`.
+
+    Nothing is added if its options are not to be found here: what is missing is then reported as such.
+    """
+    models = {group: find(group, str(data[group]["name"])).Config for group in GROUPS}  # type: ignore[attr-defined]
+    problems = validate(ExperimentConfig, {**data, "choices": {}, "overrides": ()})[1]
+    for group, model in models.items():
+        problems += validate(model, data[group], f"{group}.")[1]
+    missing = [problem.key for problem in problems if problem.kind == "missing"]
+    if not missing:
+        return []
+    try:
+        files, _ = compose_groups({group: choices[group] for group in GROUPS}, search_path())
+    except (InputError, KeyError):
+        return []
+    for key, value in copy.deepcopy(data).items():
+        merge(files, key, value)
+    known = _resolve(files)
+    found = []
+    for key in missing:
+        inner: Any = known
+        for part in key.split("."):
+            inner = inner.get(part, ABSENT) if isinstance(inner, dict) else ABSENT
+        if inner is not ABSENT:
+            found.append(Assignment(key, inner, f"{key}={json.dumps(inner)}"))
+    _assign(data, found)
+    return [text for _, _, text in found]

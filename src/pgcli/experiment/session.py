@@ -185,6 +185,8 @@ def evaluate(
 def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Parts, int]]:
     """A run's parts in the state of its last checkpoint, and the checkpoint's step. Nothing is written."""
     settings = load(run.path, overrides, trust=trust)
+    if settings.added:
+        _say([f"{run.path}: {_lacking(settings)}"])
     loaded = checkpoint.load_last(run.path / "checkpoints", memory=False)
     parts = build(settings, sources(settings, begun=True, trust=trust))
     with _closing(parts):
@@ -314,12 +316,17 @@ def _has_begun(run: Run) -> bool:
 
 def _warn(writer: RunWriter, texts: Iterable[str]) -> None:
     """Write warnings to log.txt and to stderr, also with --quiet."""
+    texts = list(texts)
     for text in texts:
         writer.event(text)
-        if processes.rank() > 0:
-            continue
-        with suppress(OSError):  # a closed pipe is no reason to fail
-            print(f"warning: {text}", file=sys.stderr)
+    _say(texts)
+
+
+def _say(warnings: Iterable[str]) -> None:
+    for text in warnings:
+        if processes.rank() == 0:
+            with suppress(OSError):  # a closed pipe is no reason to fail
+                print(f"warning: {text}", file=sys.stderr)
 
 
 def _restore_other(parts: Parts, state: State, overrides: Iterable[str]) -> Progress:
@@ -379,11 +386,16 @@ def _withdrawn(old: Run, parts: Parts) -> list[str]:
     before = old.info.get("processes", 1)
     changed += [f"{before} -> {processes.size()} processes"] if before != processes.size() else []
     reasons = [f"not exact: resumed with {', '.join(changed)}"] if changed else []
+    reasons += [f"not exact: {_lacking(parts.config)}"] if parts.config.added else []
     reasons += [f"not exact: {_promise(parts)}"] if _promise(parts) is not True else []
     for part in (parts.environment, parts.collector):
         mismatch = getattr(part, "replay_mismatch", None)
         reasons += [f"not exact: {mismatch}"] if mismatch else []
     return reasons
+
+
+def _lacking(settings: ExperimentConfig) -> str:
+    return f"the run's config lacks {', '.join(settings.added)}, taken from the files of this version"
 
 
 def _slug(settings: ExperimentConfig) -> str:
