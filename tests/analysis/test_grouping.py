@@ -48,6 +48,11 @@ def test_settings_with_the_same_last_word_keep_their_sections(names):
     ]
 
 
+def test_runs_that_were_made_before_a_setting_existed_are_a_group_with_a_name(names):
+    newer = {"config": {"algo.weight_decay": 0.0}}
+    assert names(("ppo", 0, {}), ("ppo", 1, newer)) == {"without these settings": [0], "weight_decay=0": [1]}
+
+
 def test_a_list_is_a_value(names):
     wide = {"config": {"policy.hidden_sizes": [256]}}
     assert list(names(("ppo", 0, {}), ("ppo", 0, wide))) == ["hidden_sizes=[64,64]", "hidden_sizes=[256]"]

@@ -68,12 +68,14 @@ def spell(value: Any) -> str:
 def labels(groups: list[dict[str, Any]]) -> list[str]:
     """Each group's name, by the settings that distinguish it: `algo=ppo learning_rate=0.001`.
 
-    A setting goes by its name without the section's (`kl.coefficient`), unless another that differs has the same.
+    A setting goes by its name without the section's (`kl.coefficient`), unless another that differs has the same. Runs
+    that were made before the settings existed have none of them.
     """
     names = list(dict.fromkeys(name for settings in groups for name in settings))
     last = [name.partition(".")[2] or name for name in names]
     short = {name: word if last.count(word) == 1 else name for name, word in zip(names, last, strict=True)}
-    return [" ".join(f"{short[name]}={spell(value)}" for name, value in settings.items()) for settings in groups]
+    spelled = (" ".join(f"{short[name]}={spell(value)}" for name, value in settings.items()) for settings in groups)
+    return [text or "without these settings" for text in spelled]
 
 
 def confounded(groups: list[tuple[str, list[Curve]]], named: set[str]) -> list[str]:
