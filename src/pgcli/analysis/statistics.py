@@ -183,29 +183,61 @@ def improvement_interval(value: float, sizes: Sequence[tuple[int, int]]) -> tupl
 
 
 def permutation_p(pairs: Sequence[Pair], generator: np.random.Generator) -> float:
-    """How often shuffled labels give a probability of improvement as far from one half as the observed one: two-sided.
+    """How often shuffled labels give a probability of improvement P as far from one half as the observed one, each in
+    units of its own standard error: two-sided.
 
     Labels are shuffled within strata. Exact over all relabellings of one stratum if they are few, else from a
-    sample, (hits + 1) / (draws + 1).
+    sample, (hits + 1) / (draws + 1); if no two runs overlap, only the mirror image is as extreme.
+
+    P alone would be Mann and Whitney's test, which also rejects groups that differ in nothing but their spread: where
+    each wins equally often, but 20 runs are steady and 5 vary, it gives p < 0.05 up to 36 times in a hundred, this one
+    6 to 8 times. Source: Neubert and Brunner 2007.
     """
-    seen = abs(probability_of_improvement(pairs) - 0.5)
+    pooled = [np.concatenate(pair) for pair in pairs]
+    own = [np.repeat([[1.0, 0.0]], [len(x), len(y)], axis=1) for x, y in pairs]
+    seen = abs(improvement_in_errors(pooled, own)[0])
     x, y = pairs[0]
     exact = len(pairs) == 1 and comb(len(x) + len(y), len(x)) <= EXACT
-    shuffled = np.mean([shuffled_improvement(x, y, None if exact else generator) for x, y in pairs], axis=0)
-    hits = np.abs(shuffled - 0.5) >= seen - 1e-12
+    if not exact and probability_of_improvement(pairs) in (0, 1):
+        return smallest_p([(len(x), len(y)) for x, y in pairs])
+    labels = [relabellings(len(x), len(y), None if exact else generator) for x, y in pairs]
+    hits = np.abs(improvement_in_errors(pooled, labels)) >= seen * (1 - 1e-9)
     return float(hits.mean()) if exact else float((hits.sum() + 1) / (len(hits) + 1))
 
 
-def shuffled_improvement(x: np.ndarray, y: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
-    """The probability of improvement under relabellings: all of them, or a sample of them given a generator."""
-    n, m = len(x), len(y)
-    pooled = np.concatenate([x, y])
-    ranks = preference(pooled, pooled).sum(axis=1) + 0.5  # midranks, 1 .. n + m
-    if generator is None:
-        first = ranks[np.array(list(combinations(range(n + m), n)))]
-    else:
-        first = generator.permuted(np.broadcast_to(ranks, (EXACT, n + m)), axis=1)[:, :n]
-    return (first.sum(axis=1) - n * (n + 1) / 2) / (n * m)
+def relabellings(n: int, m: int, generator: np.random.Generator | None) -> np.ndarray:
+    """(L, n + m): 1 for the runs of the first group; all relabellings, or a sample of them given a generator."""
+    if generator is not None:
+        return generator.permuted(np.broadcast_to(np.repeat([1.0, 0.0], [n, m]), (EXACT, n + m)), axis=1)
+    first = np.array(list(combinations(range(n + m), n)))
+    labels = np.zeros((len(first), n + m))
+    np.put_along_axis(labels, first, 1.0, axis=1)
+    return labels
+
+
+def improvement_in_errors(pooled: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.ndarray:
+    """(P - 1/2) / sqrt(V) of each relabelling: the distance from one half in standard errors.
+
+        V = mean over strata, squared weights 1 / S^2, of  var(p_i) / n + var(q_j) / m
+
+    p_i: the share of the second group that a run of the first one beats, a tie counts half; q_j: the reverse.
+    pooled: (n + m,) of each stratum; labels: (L, n + m). Returns: (L,). Source: Brunner and Munzel 2000.
+    """
+    distance, variance = np.zeros(len(labels[0])), np.zeros(len(labels[0]))
+    for values, first in zip(pooled, labels, strict=True):
+        second = 1 - first
+        n, m = first[0].sum(), second[0].sum()
+        beats = preference(values, values)
+        beaten = second @ beats.T  # (L, n + m): how many of the second group each run beats
+        wins = np.einsum("li,li->l", first, beaten)
+        distance += wins / (n * m) - 0.5
+        squares = (first * beaten + second * (beats.sum(axis=1) - beaten)) ** 2  # how many of the other group, squared
+        squares_of_first = np.einsum("li,li->l", first, squares)
+        squares_of_second = squares.sum(axis=1) - squares_of_first
+        variance += (squares_of_first - wins**2 / n) / (m**2 * n * max(n - 1, 1))
+        variance += (squares_of_second - (n * m - wins) ** 2 / m) / (n**2 * m * max(m - 1, 1))
+    # Without overlap there is no variance: further than anything that has some, and in the order of the distance.
+    return distance / np.sqrt(np.maximum(variance, 1e-20))
 
 
 def smallest_p(sizes: Sequence[tuple[int, int]]) -> float:
