@@ -49,9 +49,10 @@ def test_fewer_than_three_seeds_have_no_interval(write_runs, n):
 def test_overlap_is_too_early_to_say(write_runs):
     found = compare(write_runs("ppo", [400, 420, 440, 460]) + write_runs("a2c", [390, 430, 435, 455]))
     # Sums of squares about the means 430 and 427.5: 2000 and 2225; over 6 degrees of freedom: 26.54 squared.
-    # ncp = 2.4469 (1 - 1/24) + 0.8416 sqrt(1 + 2.4469^2 / 12) = 3.3755; times 26.54 sqrt(2/4): 63.3.
+    # The largest p below 0.05 is 2/70: t = 2.8661.
+    # ncp = 2.8661 (1 - 1/24) + 0.8416 sqrt(1 + 2.8661^2 / 12) = 3.8390; times 26.54 sqrt(2/4) sqrt(pi/3): 73.7.
     assert found.verdict.startswith(
-        "Too early to say: 4 seeds each could only have shown a difference of 63 or more (seen: 2.5; "
+        "Too early to say: 4 seeds each could only have shown a difference of 74 or more (seen: 2.5; "
     )
     # 400 beats 390; 420 too; 440 beats three; 460 all: 9 of 16.
     assert "probability of improvement 0.56 [" in found.verdict
@@ -60,10 +61,10 @@ def test_overlap_is_too_early_to_say(write_runs):
 
 def test_a_margin_tells_the_seeds_and_the_command(write_runs):
     paths = write_runs("ppo", [400, 420, 440, 460]) + write_runs("a2c", [390, 430, 435, 455])
-    # d = 26.54 / 26.54 = 1: 17 seeds (Cohen's table), 13 more than there are.
+    # d = 26.54 / 26.54 = 1: 17 seeds for a t test (Cohen's table), 18 for ranks, 14 more than there are.
     found = compare(paths, margin=26.6)
-    assert found.commands == ["pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(4,17)'"]
-    assert found.verdict.endswith("To see 26.6, run 17 seeds: " + found.commands[0])
+    assert found.commands == ["pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(4,18)'"]
+    assert found.verdict.endswith("To see 26.6, run 18 seeds: " + found.commands[0])
     enough = compare(paths, margin=1000)
     assert enough.verdict.endswith("One of 1000 would have shown four times out of five.")
     assert enough.commands == []

@@ -7,7 +7,7 @@ runs are resampled within strata (environments). Two of its intervals are replac
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from math import comb, sqrt
+from math import ceil, comb, exp, lgamma, pi, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -92,8 +92,8 @@ def percentile_interval(samples: np.ndarray, n: int, strata: int = 1) -> tuple[n
     Hesterberg's expanded percentiles ("What teachers should know about the bootstrap", 2015).
 
     A resample varies less than a sample, by (n - strata) / n, and ignores Student's t. The plain percentiles 2.5 and
-    97.5 cover the mean of five normal values 81 times in a hundred; the percentiles Phi(-+ sqrt(n / (n - strata)) t)
-    cover it 90 times, and 93 with ten. With three values nothing helps: the interval is their range.
+    97.5 cover the mean of five normal values 83 times in a hundred; the percentiles Phi(-+ sqrt(n / (n - strata)) t)
+    cover it 92 times, and 94 with ten. With three values nothing helps: the interval is their range.
     """
     freedom = n - strata
     tail = NormalDist().cdf(-sqrt(n / freedom) * student_quantile((1 + CONFIDENCE) / 2, freedom))
@@ -242,10 +242,10 @@ def improvement_in_errors(pooled: Sequence[np.ndarray], labels: Sequence[np.ndar
 
 def smallest_p(sizes: Sequence[tuple[int, int]]) -> float:
     """The p-value of groups without overlap, the smallest possible with these runs: 2 / product of C(n + m, n)."""
-    ways = 1
-    for n, m in sizes:
-        ways *= comb(n + m, n)
-    return min(1.0, 2 / ways)
+    ways = sum(
+        lgamma(n + m + 1) - lgamma(n + 1) - lgamma(m + 1) for n, m in sizes
+    )  # C itself may have millions of digits
+    return min(1.0, 2 * exp(-ways))
 
 
 # ---------------------------------------------------------------- the power of N seeds
@@ -261,23 +261,35 @@ def pooled_spread(pairs: Sequence[Pair]) -> float | None:
 
 
 def detectable_difference(spread: float, sizes: Sequence[tuple[int, int]], significance: float = SIGNIFICANCE) -> float:
-    """The smallest difference of two means that a two-sided test of these runs detects four times out of five.
+    """The smallest difference of two means that the permutation test of these runs detects four times out of five.
 
-        difference = ncp * spread * sqrt(sum over strata of (1/n + 1/m)) / S,
-        ncp        = t (1 - 1 / (4 nu)) + z_power sqrt(1 + t^2 / (2 nu)),    t = t_{1 - significance/2, nu}
+        difference = ncp * spread * sqrt(sum over strata of (1/n + 1/m)) / S * sqrt(pi / 3),
+        ncp        = t (1 - 1 / (4 nu)) + z_power sqrt(1 + t^2 / (2 nu)),    t = t_{1 - level/2, nu}
 
     nu: degrees of freedom. ncp: where the noncentral t passes t with probability 0.8, by the normal approximation of
-    Abramowitz and Stegun 26.7.10 (0.5% off at nu = 4, less above).
+    Abramowitz and Stegun 26.7.10 (0.5% off at nu = 4, less above). That is the t test of normal values; two things
+    make it this one's. level: the largest p below `significance` that these runs can have, since each p is a multiple
+    of the smallest. pi / 3: of ranks, that many times as many runs are needed (Pitman; Hodges and Lehmann 1956).
+    Simulated with 4 to 15 seeds each, 73 to 80 in a hundred such differences are found; without the two, 64 to 78.
+    Where one run in five is far off, ranks find fewer with few seeds: 36 to 61 in a hundred with five to seven.
     """
     freedom = sum(n + m - 2 for n, m in sizes)
-    t = student_quantile(1 - significance / 2, freedom)
+    t = student_quantile(1 - attainable(sizes, significance) / 2, freedom)
     ncp = t * (1 - 1 / (4 * freedom)) + NormalDist().inv_cdf(POWER) * sqrt(1 + t**2 / (2 * freedom))
-    return ncp * spread * sqrt(sum(1 / n + 1 / m for n, m in sizes)) / len(sizes)
+    return ncp * spread * sqrt(sum(1 / n + 1 / m for n, m in sizes)) / len(sizes) * sqrt(pi / 3)
+
+
+def attainable(sizes: Sequence[tuple[int, int]], significance: float) -> float:
+    """The largest multiple of the smallest p that is below `significance`; the smallest itself if there is none."""
+    least = smallest_p(sizes)
+    if least < significance * 1e-6:  # multiples as fine as that make no difference
+        return significance
+    return least * max(1, ceil(significance / least - 1e-9) - 1)
 
 
 def can_show(sizes: Sequence[tuple[int, int]], significance: float = SIGNIFICANCE) -> bool:
     """Whether this number of runs can pass the permutation test at all: three against three give p = 0.1 at best."""
-    return min(map(min, sizes)) >= FEWEST and smallest_p(sizes) < significance
+    return min(map(min, sizes)) >= FEWEST and smallest_p(sizes) < significance * (1 - 1e-9)
 
 
 def seeds_needed(margin: float, spread: float, strata: int = 1, significance: float = SIGNIFICANCE) -> int:
