@@ -55,7 +55,8 @@ def compare(
     Args:
         paths: run directories, and folders with runs in them, such as a sweep's.
         threshold: value to reach; the environment's `solved_at` if None.
-        margin: difference of final returns worth detecting; the verdict then gives the number of seeds it needs.
+        margin: difference of final returns worth detecting; the verdict then gives the number of seeds it needs. With
+            several environments, on the common scale: a share of the range of all runs.
         greedy: evaluations of the greedy policy instead of the stochastic one.
         metric: any key of the evaluations instead of the return. More is better.
         seed: seed of the bootstrap and the permutation test.
@@ -86,6 +87,11 @@ def compare(
     if key in (RETURN, GREEDY_RETURN):
         warnings += judged(curves)
     shared = [result.slug for result in groups[0].results if all(group.on(result.slug) for group in groups)]
+    if margin is not None and margin >= 1 and len(shared) > 1:
+        raise InputError(
+            f"--margin={margin:g}: on {len(shared)} environments a difference is a share of the range of all runs, "
+            "below 1"
+        )
     if shared:
         groups = comparable(groups, shared, seed)
     contrasts = contrast(groups, seed) if shared else []

@@ -103,12 +103,15 @@ def too_early(
             f"No difference to see{pair}: every run{of_both} ended at {figure(float(pairs[0][0][0]))}; {seeds}.{rest}",
             [],
         )
+    seen = abs(sum(x.mean() - y.mean() for x, y in pairs)) / strata
+    scaled = "" if strata == 1 else " scaled"
     if not statistics.can_show(sizes, significance):
         could = f"{seeds} cannot show any difference, and {least} are the fewest that can"
         could += f" (of {detectable([(least, least)] * strata)} or more)" if spread else ""
+    elif spread and seen >= statistics.detectable_difference(spread, sizes, significance):
+        could = f"{seeds} show a{scaled} difference of {detectable(sizes)} or more only four times out of five"
     else:
-        could = f"{seeds} could only have shown a difference of {detectable(sizes)} or more"
-    seen = abs(sum(x.mean() - y.mean() for x, y in pairs)) / strata
+        could = f"{seeds} could only have shown a{scaled} difference of {detectable(sizes)} or more"
     probability = with_interval([contrast.probability], decimals=2)[0]
     sentence = (
         f"Too early to say{between}: {could} (seen{against}: {figure(seen)}; probability of improvement {probability})."

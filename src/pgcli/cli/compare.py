@@ -18,7 +18,11 @@ def compare(
         float | None, typer.Option(help="Value to reach; default: the environment's solved_at.")
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="Difference worth detecting: also tells the number of seeds it needs.")
+        float | None,
+        typer.Option(
+            help="Difference worth detecting: also tells the number of seeds it needs. On several environments a share "
+            "of the range of all runs."
+        ),
     ] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Compare evaluations of the greedy policy, not of the stochastic one.")
