@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from pgcli.analysis.curves import bearing, find_runs, judge, load
+from pgcli.analysis.curves import bearing, find_runs, identity, load
 from pgcli.errors import InputError
 
 KEY = "eval/return_mean"
@@ -120,21 +120,26 @@ def test_one_seed_under_two_settings_is_no_duplicate(write_run):
     assert not warnings
 
 
-def test_one_seed_from_two_initialisations_is_no_duplicate(write_run):
-    paths = [write_run("ppo", 0, [1.0], config={"init": f"runs/sft_{i}"}, name=f"_{i}") for i in range(2)]
+@pytest.mark.parametrize("key", ["init", "reference", "reward"])
+def test_one_seed_on_two_other_runs_is_no_duplicate(write_run, key):
+    others = [write_run("a2c", seed, [1.0], folder="others") for seed in range(2)]
+    paths = [write_run("ppo", 0, [1.0], config={key: str(other)}, name=f"_{i}") for i, other in enumerate(others)]
     curves, warnings = load(paths, KEY)
     assert len(curves) == 2
     assert not warnings
 
 
-def test_reward_models_that_differ_in_their_seed_alone_are_one_and_others_are_not(write_run, tmp_path):
-    models = [
+@pytest.mark.parametrize(("key", "absent"), [("init", "given"), ("reference", "given"), ("reward", "nowhere")])
+def test_other_runs_that_differ_in_their_seed_alone_are_one_and_others_are_not(write_run, key, absent):
+    others = [
         write_run("ppo", seed, [1.0], name="rm", config={"env.pairs": pairs, "init": f"sft{seed}"}, folder=f"m{pairs}")
         for seed, pairs in ((0, 200), (1, 200), (0, 2000))
     ]
     found = [
-        bearing(load([write_run("a2c", 0, [1.0], name=str(i), config={"reward": str(path)})], KEY)[0][0].run.config)
-        for i, path in enumerate(models)
+        bearing(load([write_run("a2c", 0, [1.0], name=str(i), config={key: str(path)})], KEY)[0][0].run.config)
+        for i, path in enumerate([*others, "nowhere"])
     ]
-    assert found[0]["reward"] == found[1]["reward"] != found[2]["reward"]
-    assert judge("nowhere") == "nowhere"
+    assert found[0][key] == found[1][key] != found[2][key]
+    assert found[0][key].startswith("ppo:")
+    assert found[3][key] == absent
+    assert identity("nowhere") is None

@@ -78,6 +78,18 @@ def test_only_whether_a_run_was_initialised_tells_groups_apart(names):
     assert names(("ppo", 0, given[0]), ("ppo", 1, given[1]), ("ppo", 0, {})) == {"init=given": [0, 1], "init=null": [0]}
 
 
+def test_runs_that_started_from_differently_trained_ones_are_no_group(names, write_run):
+    long = [str(write_run("a2c", seed, [0.0, 1.0], folder="long")) for seed in (0, 1)]
+    short = [str(write_run("a2c", seed, [0.0], folder="short")) for seed in (0, 1)]
+    runs = [("ppo", seed, {"config": {"init": start[seed]}}) for start in (long, short) for seed in (0, 1)]
+    found = names(*runs)
+    assert list(found.values()) == [[0, 1], [0, 1]]
+    assert all(label.startswith("init=a2c:") for label in found)
+    assert names(*(("ppo", seed, {"config": {"init": long[seed]}, "folder": "x"}) for seed in (0, 1))) == {
+        "algo=ppo": [0, 1]
+    }
+
+
 def test_environments_are_strata_and_not_groups(names):
     # A setting that comes with the environment, as a tuned one does, is not named either.
     acrobot = {"slug": "acrobot", "config": {"algo.learning_rate": 0.1}}

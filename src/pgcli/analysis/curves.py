@@ -135,7 +135,7 @@ def drop_duplicates(curves: list[Curve], warnings: list[str]) -> list[Curve]:
     """Keeps the newest of the runs that share seed and settings: a copy, counted twice, would narrow the intervals."""
     newest: dict[tuple[Any, ...], Curve] = {}
     for curve in sorted(curves, key=lambda curve: str(curve.run.info.get("created", ""))):
-        settings = bearing(curve.run.config) | {"init": curve.run.config.get("init")}
+        settings = bearing(curve.run.config) | {key: curve.run.config.get(key) for key in SOURCES}
         same = (curve.algorithm, curve.slug, curve.seed, json.dumps(settings, sort_keys=True, default=str))
         if same in newest:
             warnings.append(
@@ -160,20 +160,24 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+SOURCES = ("init", "reference", "reward")
+"""Settings that name another run."""
+
+
 def bearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings that affect learning. For `init` and `reference` only whether they were given, since each seed may
-    have its own; for `reward`, for the same reason, the settings with which the model was trained.
+    """Flat settings that affect learning. For `init`, `reference` and `reward`, since each seed may have its own, the
+    settings with which that run was trained; if it is gone, the path of a `reward`, and that the others were given.
     """
     flat = flatten({key: value for key, value in config.items() if key not in SILENT})
-    flat |= {key: "given" for key in ("init", "reference") if flat.get(key) is not None}
-    return flat | {"reward": judge(flat["reward"])} if flat.get("reward") is not None else flat
+    named = {key: flat[key] for key in SOURCES if flat.get(key) is not None}
+    return flat | {key: identity(path) or (path if key == "reward" else "given") for key, path in named.items()}
 
 
-def judge(path: str) -> str:
-    """The identity of a reward model, regardless of its seed: a digest of its settings, or its path."""
+def identity(path: str) -> str | None:
+    """The identity of a run, regardless of its seed: its algorithm and a digest of its settings; None if it is gone."""
     try:
         run = Run(path)
         settings = json.dumps(bearing(run.config), sort_keys=True, default=str)
     except InputError:
-        return path
+        return None
     return f"{run.choices['algo']}:{hashlib.blake2b(settings.encode(), digest_size=2).hexdigest()}"
