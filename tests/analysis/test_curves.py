@@ -103,6 +103,7 @@ def test_runs_without_evaluation_or_with_nan_in_it_are_left_out_and_named(write_
     assert "no evaluation" in warnings[0]
     assert nan.name in warnings[1]
     assert "finite" in warnings[1]
+    assert "flatters its group" in warnings[2]
 
 
 def test_of_two_runs_with_one_seed_the_newer_counts(write_run):

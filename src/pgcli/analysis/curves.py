@@ -114,6 +114,7 @@ def load(paths: Iterable[Path | str], key: str) -> tuple[list[Curve], list[str]]
     """The curves that may be compared, and a sentence about each run that may not."""
     runs, warnings = find_runs(paths)
     curves = []
+    diverged = any(run.status == "failed" for run in runs)
     for run in runs:
         if run.status != "completed":
             reason = f" ({run.info['reason']})" if run.info.get("reason") else ""
@@ -124,9 +125,10 @@ def load(paths: Iterable[Path | str], key: str) -> tuple[list[Curve], list[str]]
             warnings.append(f"left out: {run.path.name} has no evaluation ({key} was never logged)")
         elif not np.isfinite(curve.values).all():
             warnings.append(f"left out: {run.path.name} has an evaluation that is not a finite number")
+            diverged = True
         else:
             curves.append(curve)
-    if any(run.status == "failed" for run in runs):
+    if diverged:
         warnings.append("a run that failed because it diverged is a bad result: leaving it out flatters its group")
     return drop_duplicates(curves, warnings), warnings
 
