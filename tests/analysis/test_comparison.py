@@ -290,6 +290,16 @@ def test_returns_that_a_reward_model_gave_are_said_to_be_its_scores(write_run):
     assert not notes(compare([run(2, 0.1, reward=None)]), "scores")
 
 
+def test_a_metric_that_the_last_evaluation_lacks_is_said_to_be_old(write_run):
+    old, new = write_run("ppo", 0, [1.0, 2.0]), write_run("ppo", 1, [1.0, 2.0])
+    for path, steps in ((old, (100,)), (new, (100, 200))):
+        for step in steps:
+            path.joinpath("metrics.jsonl").open("a").write(f'{{"step": {step}, "eval/length_wrong": 5.0}}\n')
+    note = f"no eval/length_wrong in the last evaluation of {old.name}: an earlier one stands for it"
+    assert notes(compare([old, new], metric="eval/length_wrong"), "stands for it") == [note]
+    assert not notes(compare([old, new]), "stands for it")
+
+
 def test_groups_are_compared_on_the_environments_that_they_share(write_runs):
     paths = write_runs("ppo", [1, 2, 3]) + write_runs("a2c", [1, 2, 3]) + write_runs("ppo", [5, 6, 7], slug="acrobot")
     found = compare(paths)

@@ -67,6 +67,7 @@ def compare(
         raise InputError(f"--margin must be a positive difference, not {margin:g}")
     key = metric or (GREEDY_RETURN if greedy else RETURN)
     curves, warnings = load(paths, key)
+    warnings += outdated(curves, key) if metric is not None else []
     curves = common_budget(curves, warnings)
     if not curves:
         raise InputError(f"nothing to compare; {'; '.join(warnings)}")
@@ -261,6 +262,12 @@ def irregularities(groups: list[Group]) -> list[str]:
     named = {name for group in groups for name in group.settings}
     members = [(group.name, [curve for result in group.results for curve in result.curves]) for group in groups]
     return warnings + confounded(members, named)
+
+
+def outdated(curves: list[Curve], key: str) -> list[str]:
+    """What is to be said of a metric that the last evaluation lacks, as one of wrong answers does if all were right."""
+    late = [curve.name for curve in curves if (steps := curve.run.points(RETURN)[0]) and steps[-1] > curve.steps[-1]]
+    return [f"no {key} in the last evaluation of {listed(some(late))}: an earlier one stands for it"] if late else []
 
 
 def judged(curves: list[Curve]) -> list[str]:
