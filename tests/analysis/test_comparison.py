@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pgcli.analysis import compare
+from pgcli.analysis.report import columns
 from pgcli.errors import InputError
 
 
@@ -173,7 +174,10 @@ def test_the_threshold_is_the_environments_unless_given(write_runs):
 
 def test_greedy_and_any_other_metric_can_be_compared(write_runs):
     paths = write_runs("ppo", [480, 480, 480])
-    assert compare(paths, greedy=True).groups[0].results[0].final.mean.value == 481
+    greedy = compare(paths, greedy=True)
+    assert greedy.groups[0].results[0].final.mean.value == 481
+    assert greedy.verdict.startswith("ppo on CartPole-v1: IQM of the final greedy return 481 ")
+    assert [heading for heading, _, _ in columns(greedy)][1:3] == ["final greedy\nIQM", "final greedy\nmean"]
     found = compare(write_runs("ppo", [3, 3, 3], folder="other", key="eval/length_mean"), metric="eval/length_mean")
     assert found.groups[0].results[0].final.mean.value == 3
     assert found.groups[0].results[0].reach is None

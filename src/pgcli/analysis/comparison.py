@@ -36,6 +36,7 @@ from pgcli.seeding import numpy_generator
 
 RETURN = "eval/return_mean"
 GREEDY_RETURN = "eval/greedy_return_mean"
+NAMES = {RETURN: "return", GREEDY_RETURN: "greedy return"}
 GOLD = "eval/gold"
 CHOSEN = re.compile(r" \(auto\b.*\)$")
 """How a device came to be chosen, at the end of its name."""
@@ -99,9 +100,7 @@ def compare(
     if contrasts:  # the best first, then the closest to it
         ranks = [contrasts[0].better, *(found.worse for found in contrasts)]
         groups.sort(key=lambda group: ranks.index(group.label))
-    verdict, commands = conclude(
-        groups, contrasts, shared, margin, "final return" if metric is None else f"final {metric}"
-    )
+    verdict, commands = conclude(groups, contrasts, shared, margin, f"final {NAMES.get(key, key)}")
     return Comparison(key, groups, contrasts, verdict, commands, warnings)
 
 

@@ -32,7 +32,9 @@ def columns(comparison: Comparison) -> list[tuple[str, int, list[Cell]]]:
     everything = rows(comparison)
     slugs = {result.slug for _, result in everything}
     several = len(slugs) > 1
-    word = "return" if comparison.metric.endswith("return_mean") else comparison.metric.rpartition("/")[2]
+    words = {"return_mean": "return", "greedy_return_mean": "greedy"}
+    last = comparison.metric.rpartition("/")[2]
+    word = words.get(last, last)
 
     def who(group: Group, result: Result) -> Cell:
         where = [result.environment] if several else []
