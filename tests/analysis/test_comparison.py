@@ -222,6 +222,17 @@ def test_unequal_budgets_are_compared_at_the_common_one_and_named(write_run):
     assert "within 200" in warning
 
 
+def test_runs_that_all_ended_alike_may_not_go_on_so(write_runs):
+    # Ten in a row without one that differs: at most 0.26 do, as 0.74^10 = 0.049. Three: 0.63, as 0.37^3 = 0.051.
+    found = compare(write_runs("ppo", [500] * 10) + write_runs("a2c", [500] * 9 + [200]))
+    note = "all 10 runs of ppo on CartPole-v1 ended alike, so that their intervals have no width; up to 26% of further"
+    assert [warning for warning in found.warnings if "alike" in warning] == [f"{note} runs may end otherwise (95%)"]
+    found = compare(write_runs("ppo", [500] * 3, folder="x") + write_runs("a2c", [9] * 3, folder="x"))
+    assert notes(
+        found, "all 3 runs of ppo and a2c on CartPole-v1 ended alike, so that their intervals have no width; up to 63%"
+    )
+
+
 def test_missing_seeds_are_named(write_run):
     found = compare(
         [write_run("ppo", seed, [1.0]) for seed in range(5)] + [write_run("a2c", seed, [1.0]) for seed in (0, 1)]

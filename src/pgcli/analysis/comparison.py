@@ -29,7 +29,7 @@ from pgcli.analysis import statistics
 from pgcli.analysis.curves import Curve, load
 from pgcli.analysis.grouping import confounded, group_curves, labels
 from pgcli.analysis.results import Comparison, Contrast, Group, Reach, Result, Summary
-from pgcli.analysis.statistics import FEWEST, Estimate, Pair
+from pgcli.analysis.statistics import CONFIDENCE, FEWEST, Estimate, Pair
 from pgcli.analysis.verdict import conclude, listed, some
 from pgcli.errors import InputError
 from pgcli.seeding import numpy_generator
@@ -246,6 +246,7 @@ def irregularities(groups: list[Group]) -> list[str]:
     elif smallest < 5:
         warnings.append(f"{smallest} seeds are few: a 95% interval of a mean then covers it less often, 75% with three")
 
+    warnings += alike(groups)
     if stopped := [curve.name for curve in curves if curve.stopped]:
         warnings.append(
             f"stopped early, on reaching stop_at: {listed(some(stopped))}; the last evaluation stands for the rest and "
@@ -261,6 +262,23 @@ def irregularities(groups: list[Group]) -> list[str]:
     named = {name for group in groups for name in group.settings}
     members = [(group.name, [curve for result in group.results for curve in result.curves]) for group in groups]
     return warnings + confounded(members, named)
+
+
+def alike(groups: list[Group]) -> list[str]:
+    """What intervals of no width do not say: of n runs that ended alike, another may differ.
+
+    If a share q of runs differs, n in a row do not with chance (1 - q)^n; that is below 0.05 above q = 1 - 0.05^(1/n).
+    """
+    found: dict[tuple[str, int], list[str]] = {}
+    for group in groups:
+        for result in group.results:
+            if (n := len(result.finals)) >= FEWEST and np.ptp(result.finals) == 0:
+                found.setdefault((result.environment, n), []).append(group.name)
+    return [
+        f"all {n} runs of {listed(some(names))} on {environment} ended alike, so that their intervals have no width; "
+        f"up to {1 - (1 - CONFIDENCE) ** (1 / n):.0%} of further runs may end otherwise (95%)"
+        for (environment, n), names in found.items()
+    ]
 
 
 def outdated(curves: list[Curve], key: str) -> list[str]:
