@@ -37,7 +37,8 @@ VERDICTS = (
     "Verdicts: **reproduced** where the 95% interval of our mean lies within a margin around theirs, 5% of it or their "
     "standard deviation between seeds, the larger; else **better** or **worse** where Welch's 95% interval of the "
     "difference excludes 0; else **unclear**. A number published without spread or number of seeds is taken as exact. "
-    "Theirs: as published, with the 95% interval that their seeds give."
+    "Theirs: as published, with the 95% interval that their seeds give. No interval knows of a failure that no seed "
+    "has shown."
 )
 BESIDE = (
     "Each method is compared with `{reference}` on the same environment: **same** where Welch's interval of the "

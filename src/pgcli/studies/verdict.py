@@ -12,6 +12,11 @@
 A number that was published without a spread, or without its number of seeds, has no interval: it is taken as exact.
 Fewer than three seeds of ours are unclear. Beside a reference of our own the margin is 5% alone, `same` stands for
 `reproduced` and asks it of the interval of d, and each interval is widened for the number of comparisons (Bonferroni).
+
+Student's intervals know nothing of a failure that no seed has shown. Simulated where nothing differs: beside three
+seeds of theirs, `better` or `worse` in at most 7 of a hundred studies, whatever the returns; beside an exact number in
+5 if returns are normal, but in 52, 34 and 11 (three, five and ten seeds) if one run in five is far off, and in 72, 59
+and 35 if one in ten fails.
 """
 
 from __future__ import annotations
