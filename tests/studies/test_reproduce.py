@@ -172,6 +172,18 @@ def test_any_metric_is_a_measure_and_others_are_beside_it(folder):
     assert (done.path / "measured_plane.svg").is_file()
 
 
+def test_a_run_whose_value_is_not_finite_is_left_out_and_said(folder):
+    write(folder, "lost", TINY | {"measure": "evaluation_return", "sources": {}, "rows": [{"words": ["env=cartpole"]}]})
+    first = reproduce("lost", seeds=2, config_dirs=[folder])
+    file = Run(first.sweep.run_path(first.sweep.trials[1])).path / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(f"{json.dumps(row | {'eval/return_mean': 'NaN'})}\n" for row in rows))
+    lost = reproduce("lost", seeds=2, config_dirs=[folder])
+    assert lost.lines[0].values.tolist() == first.lines[0].values[:1].tolist()
+    (missing,) = lost.missing
+    assert missing == "ppo on cartpole: no episode ended in a run, or not to a finite number"
+
+
 def test_the_listing(folder, capsys):
     assert run() == 0
     lines = capsys.readouterr().out.splitlines()

@@ -81,7 +81,8 @@ def conclude(
 ) -> Reproduction:
     """The results of a sweep; its first `seeds` runs are those of the first cell, and so on."""
     curves, missing, seconds = [], [], []
-    unknown = f"{study.measure} was never logged" if "/" in study.measure else "no episode ended in a run"
+    unknown = f"{study.measure} was never logged" if "/" in study.measure else "no episode ended"
+    unknown += " in a run, or not to a finite number"
     for i, cell in enumerate(cells):
         trials = sweep.trials[i * seeds : (i + 1) * seeds]
         found = [curve for trial in trials if (curve := _curve(study, sweep, trial)) is not None]
@@ -110,15 +111,15 @@ def _why(trials: list[Trial]) -> str:
 
 
 def _curve(study: Study, sweep: Sweep, trial: Trial) -> Curve | None:
-    """One run's curve of the study's measure; None without a result."""
+    """One run's curve of the study's measure; None without a result, or with one that is not a finite number."""
     if trial.status != "finished":
         return None
     run = Run(sweep.run_path(trial))
     key = study.measure if "/" in study.measure else GREEDY_RETURN if study.measure == "greedy_return" else RETURN
     curve = read_curve(run, key)
-    if curve is None or study.measure != "training_return":
-        return curve
-    return _training_curve(curve, run, study.window)
+    if curve is not None and study.measure == "training_return":
+        curve = _training_curve(curve, run, study.window)
+    return curve if curve is not None and np.isfinite(curve.values).all() else None
 
 
 def _training_curve(curve: Curve, run: Run, window: int) -> Curve | None:
