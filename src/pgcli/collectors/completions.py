@@ -14,6 +14,7 @@ from torch import Tensor
 from pgcli import processes
 from pgcli.functional.distributions import Categorical
 from pgcli.functional.masked import masked_sum
+from pgcli.functional.precision import widest
 from pgcli.seeding import uniforms
 from pgcli.types import ABSENT, Episode, Observations, Replying, Rollout, Sample, State, TextTask, each_tensor
 
@@ -72,7 +73,8 @@ def decode(
     was sampled. Without noise: greedy. If the cache supports it, equal prompts that follow one another are read once,
     and finished rows leave the cache; neither changes more than the last bits of a row.
 
-    noise: (N, T) float64, or None. The tokens of a row are a function of its prompt and its noise alone.
+    noise: (N, T), of the device's `widest` type, or None. The tokens of a row are a function of its prompt and
+        its noise alone.
     replies: for a task of two turns. The reply follows the first end token; the policy reads it but did not choose it.
         The second end token is the last. Noise is numbered by position, replies included.
     """
@@ -186,7 +188,7 @@ def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     if noise is None:
         tokens = log_pi.argmax(-1)
     else:
-        shares = log_pi.exp().double().cumsum(-1)
+        shares = log_pi.exp().to(noise.dtype).cumsum(-1)
         tokens = torch.searchsorted(shares, noise[:, None] * shares[:, -1:]).squeeze(-1)
         tokens.clamp_(max=shares.shape[-1] - 1)  # out of range only if logits are NaN, which the update refuses
     return tokens, log_pi.gather(-1, tokens[:, None]).squeeze(-1)
@@ -226,7 +228,7 @@ class Decoding:
         noise = None
         if generator is not None:  # a row's noise is keyed by one number, so that it is the same beside any other rows
             keys = generator.integers(2**63, size=N, dtype=np.uint64)
-            noise = torch.from_numpy(uniforms(keys[own], T)).to(self.device)
+            noise = torch.from_numpy(uniforms(keys[own], T)).to(self.device, widest(self.device))
         written = decode(
             policy, observations,
             length=T, end=spec.end, pad=spec.pad, noise=noise, keep_logits=self.distributions,

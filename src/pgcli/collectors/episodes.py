@@ -65,7 +65,7 @@ class EpisodeCollector:
 
         A reward of 0 for an episode that could not be scored would distort the others' baseline.
         """
-        sizes = torch.bincount(rollout.groups, weights=scored.double())
+        sizes = torch.bincount(rollout.groups, weights=scored.float())
         kept = rollout.rows(scored & (sizes[rollout.groups] >= min(2, self.group_size)))
         kept.metrics = rollout.metrics | {"rollout/unscorable": float((~scored).float().mean())}
         if not len(kept.episodes):

@@ -24,6 +24,7 @@ from pgcli.collectors.reference import divergence, view
 from pgcli.errors import InputError, RunError
 from pgcli.functional.completions import preference_probability
 from pgcli.functional.masked import last_of, masked_mean
+from pgcli.functional.precision import widest
 from pgcli.seeding import derive, episode_seeds, numpy_generator
 from pgcli.types import (
     Checked,
@@ -103,8 +104,8 @@ def compare(first: Answers, second: Answers, law: Law, noise: np.ndarray) -> Pai
 
     noise: (B, 2) uniform: one for the label, one for whether it is turned round.
     """
-    difference = (first.reward - second.reward).double()
-    drawn, turned = torch.from_numpy(noise).to(difference.device).unbind(1)
+    difference = (first.reward - second.reward).to(widest(first.reward.device))
+    drawn, turned = torch.from_numpy(noise).to(difference).unbind(1)
     wins = (drawn < preference_probability(difference, scale=law.scale, flip=0)) ^ (turned < law.flip)
     labelled = preference_probability(difference, scale=law.scale, flip=law.flip)
     gold = first.gold - second.gold

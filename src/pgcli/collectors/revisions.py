@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pgcli.collectors.completions import Decoding, decode
+from pgcli.functional.precision import widest
 from pgcli.seeding import episode_seeds, numpy_generator, uniforms
 from pgcli.types import Observations, Revising, Rollout, State
 
@@ -64,9 +65,9 @@ class RevisionCollector:
         )  # fmt: skip
 
     def _write(self, writer: Any, observations: Observations) -> tuple[Tensor, Tensor]:
-        spec = self.decoding.task.spec
+        spec, device = self.decoding.task.spec, self.decoding.device
         keys = self.noise.integers(2**63, size=len(observations["prompt"]), dtype=np.uint64)
-        noise = torch.from_numpy(uniforms(keys, spec.completion_length)).to(observations["prompt"].device)
+        noise = torch.from_numpy(uniforms(keys, spec.completion_length)).to(device, widest(device))
         written = decode(writer, observations, length=spec.completion_length, end=spec.end, pad=spec.pad, noise=noise)
         return written.actions, written.mask
 

@@ -312,8 +312,8 @@ def _rewards(rollout: Rollout, run: Run, parts: Parts, writes: bool) -> Iterator
     if not whole or normalised:
         yield Check(name, "rows are no whole episodes" if not whole else "rewards are normalised", None)
         return
-    totals = masked_sum(rollout.rewards, rollout.mask, dim=1).double()
-    told = torch.tensor([episode.total for episode in rollout.episodes], dtype=torch.float64, device=totals.device)
+    totals = masked_sum(rollout.rewards, rollout.mask, dim=1).cpu().double()
+    told = torch.tensor([episode.total for episode in rollout.episodes], dtype=torch.float64)
     apart = float((totals - told).abs().nan_to_num().max())
     yield Check(
         name, f"at most {apart:.1e} apart, of {len(told)} episodes", apart <= 1e-4 * max(1.0, float(told.abs().max()))

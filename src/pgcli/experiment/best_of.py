@@ -40,7 +40,7 @@ def best_of(settings: ExperimentConfig, *, largest: int, prompts: int) -> list[P
             gold.append(true_reward(played.aux, played.mask))
     finally:
         parts.close()
-    scores, values = torch.stack(rewards).double().cpu(), torch.stack(gold).double().cpu()
+    scores, values = torch.stack(rewards).cpu().double(), torch.stack(gold).cpu().double()
     sizes = [2**i for i in range(largest.bit_length())]
     return [
         Point(

@@ -137,7 +137,7 @@ def read(rollout: Rollout) -> Evaluation:
     return Evaluation(
         totals[~np.isnan(totals)],
         np.array([episode.length for episode in rollout.episodes]),
-        {name: value.double().cpu().numpy() for name, value in rollout.aux.items()},
+        {name: value.cpu().double().numpy() for name, value in rollout.aux.items()},
         rollout.terminated.any(1).cpu().numpy() if rollout.aux else None,
     )
 
@@ -170,7 +170,7 @@ def passes(successes: np.ndarray) -> Metrics:
 
 def win_rate(own: Rollout, other: Rollout) -> float:
     """How often the one is better than the other, prompt by prompt, where both could be scored; a tie counts half."""
-    difference = _worth(own) - _worth(other)
+    difference = (_worth(own) - _worth(other)).cpu()
     difference = difference[~difference.isnan()]
     return float(((difference > 0).double() + (difference == 0).double() / 2).mean())
 

@@ -7,6 +7,8 @@ supports, and their ratio is meaningless.
 import torch
 from torch import Tensor
 
+from pgcli.functional.precision import widest
+
 
 def narrow(logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """The logits of a narrower distribution: -inf where a token was cut off.
@@ -26,7 +28,9 @@ def narrow(logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None
         lowest = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
     if top_p is not None and top_p < 1:
-        shares, order = torch.softmax(logits.double(), dim=-1).sort(dim=-1, descending=True, stable=True)
+        shares, order = torch.softmax(logits.to(widest(logits.device)), dim=-1).sort(
+            dim=-1, descending=True, stable=True
+        )
         beyond = shares.cumsum(-1) - shares >= top_p
         logits = logits.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), -torch.inf)
     return logits

@@ -146,7 +146,7 @@ def _wins(difference: Any) -> dict[str, Any]:
     """
     from pgcli.analysis.statistics import Moments, mean_interval
 
-    difference = difference[~difference.isnan()]
+    difference = difference[~difference.isnan()].cpu()
     wins = (difference > 0).double() + (difference == 0).double() / 2
     estimate = mean_interval(Moments(float(wins.mean()), float(wins.std()), len(wins)))
     low, high = estimate.low, estimate.high

@@ -41,6 +41,7 @@ from torch.nn.functional import one_hot
 from pgcli.environments.text._settings import OVERLONG, TextSettings, settle
 from pgcli.environments.text.tokenizers import Words
 from pgcli.errors import InputError
+from pgcli.functional.precision import widest
 from pgcli.seeding import keys_of, mix, uniforms
 from pgcli.settings import Settings
 from pgcli.types import Observations, TextSpec, Written
@@ -348,9 +349,10 @@ class Assistant:
         """(N,) int64: the rule of largest weight that the judge considers broken and that has a critique; -1 if there
         is none.
         """
-        noise = torch.from_numpy(generator.random((len(completions), len(self.rules)))).to(completions.device)
+        device = completions.device
+        noise = torch.from_numpy(generator.random((len(completions), len(self.rules)))).to(device, widest(device))
         broken = self._broken(_read(observations, completions, mask), noise)
-        weights = torch.tensor([rule.weight if rule.critique else -1.0 for rule in self.rules], device=broken.device)
+        weights = torch.tensor([rule.weight if rule.critique else -1.0 for rule in self.rules], device=device)
         heaviest, rule = torch.where(broken, weights, -1.0).max(1)
         return torch.where(heaviest >= 0, rule, -1)
 
@@ -418,7 +420,7 @@ def _own_noise(observations: Observations, completions: Tensor, mask: Tensor, co
     keys = np.zeros(len(tokens), dtype=np.uint64)
     for column in tokens.cpu().numpy().astype(np.uint64).T:
         keys = np.where(column == PAD, keys, mix(keys ^ column))
-    return torch.from_numpy(uniforms(keys, count)).to(completions.device)
+    return torch.from_numpy(uniforms(keys, count)).to(prompt.device, widest(prompt.device))
 
 
 def _others(seeds: Sequence[int]) -> np.ndarray:
