@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pgcli import processes
 from pgcli.devices.auto import Auto
 from pgcli.devices.cpu import CPU
 from pgcli.devices.cuda import CUDA
@@ -27,6 +28,24 @@ def with_cuda(monkeypatch):
 def without(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.fixture
+def with_metal(monkeypatch):
+    """As on an Apple computer."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """As in a process of `torchrun`, of as many as are said."""
+
+    def become(local_rank, size):
+        monkeypatch.setattr(processes._Team, "local_rank", local_rank)
+        monkeypatch.setattr(processes._Team, "size", size)
+
+    return become
 
 
 def auto(parameters):
@@ -68,3 +87,28 @@ def test_a_device_is_asked_for_by_its_number(with_cuda):
     assert device.note == "cuda:1, device 1"
     with pytest.raises(InputError, match=r"device=cuda:2: this machine has 2 CUDA device\(s\)"):
         CUDA(CUDA.Config(name="cuda", index=2, threads=1), parameters=1)
+
+
+def test_each_process_has_a_graphics_processor_of_its_own(with_cuda, process):
+    process(1, size=2)
+    assert auto(parameters=1_000).torch == torch.device("cuda", 1)
+    assert CUDA(CUDA.Config(name="cuda", index=0, threads=1), parameters=1).torch == torch.device("cuda", 1)
+
+
+def test_there_must_be_enough_of_them(with_cuda, process):
+    process(2, size=3)
+    for make in (
+        lambda: auto(parameters=1_000),
+        lambda: CUDA(CUDA.Config(name="cuda", index=0, threads=1), parameters=1),
+    ):
+        with pytest.raises(InputError, match=r"device=cuda:2: this machine has 2 CUDA device\(s\)"):
+            make()
+
+
+def test_several_processes_do_not_share_an_apple_graphics_processor(with_metal, process):
+    assert auto(parameters=1_000).torch.type == "mps"
+    assert MPS(MPS.Config(name="mps", threads=1), parameters=1).torch.type == "mps"
+    process(0, size=2)
+    assert auto(parameters=1_000).torch.type == "cpu"
+    with pytest.raises(InputError, match="device=mps: the processes of a torchrun cannot exchange tensors of it"):
+        MPS(MPS.Config(name="mps", threads=1), parameters=1)

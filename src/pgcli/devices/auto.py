@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pgcli import processes
 from pgcli.devices.cpu import keep_freed_memory
+from pgcli.devices.cuda import own_gpu
 from pgcli.settings import Settings
 
 
@@ -22,13 +23,11 @@ class Auto:
 
     def __init__(self, config: Config, *, parameters: int) -> None:
         torch.set_num_threads(config.threads)
-        found = [
-            name
-            for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-            if there
-        ]
+        alone = processes.size() == 1  # several processes cannot share an Apple GPU
+        candidates = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available() and alone)
+        found = [name for name, there in candidates if there]
         if found and parameters >= config.small:
-            self.torch = torch.device(f"cuda:{processes.local_rank()}" if processes.size() > 1 else found[0])
+            self.torch = torch.device(found[0]) if alone else own_gpu(0)
             self.note = f"{found[0]} (auto)"
             return
         self.torch = torch.device("cpu")

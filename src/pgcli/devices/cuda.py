@@ -25,12 +25,17 @@ class CUDA:
         del parameters  # chosen by name, so used for every size
         if not torch.cuda.is_available():
             raise InputError("device=cuda: torch finds no CUDA device on this machine; use device=cpu (or device=auto)")
-        index = config.index + processes.local_rank()  # each process of a `torchrun` has its own GPU
-        if index >= torch.cuda.device_count():
-            raise InputError(f"device=cuda:{index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        self.torch = own_gpu(config.index)
         torch.set_num_threads(config.threads)
-        self.torch = torch.device("cuda", index)
-        self.note = f"cuda:{index}, {torch.cuda.get_device_name(index)}"
+        self.note = f"{self.torch}, {torch.cuda.get_device_name(self.torch.index)}"
 
     def synchronise(self) -> None:
         torch.cuda.synchronize(self.torch)
+
+
+def own_gpu(first: int) -> torch.device:
+    """The GPU of this process: each process of a `torchrun` has its own, from number `first` on. Raises InputError."""
+    index = first + processes.local_rank()
+    if index >= torch.cuda.device_count():
+        raise InputError(f"device=cuda:{index}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return torch.device("cuda", index)
