@@ -5,7 +5,7 @@ import torch
 from pgcli.cli.show import metrics
 from pgcli.collectors.reference import view
 from pgcli.errors import InputError
-from pgcli.experiment import evaluate, train
+from pgcli.experiment import evaluate, resume, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 from pgcli.experiment.evaluation import Evaluation, evaluate_both, play, win_rate
@@ -182,3 +182,17 @@ def test_an_older_policy_is_not_evaluated_in_place_of_a_damaged_one(tmp_path):
     with pytest.raises(InputError, match=newest.name):
         train("algo=reinforce", "env=cartpole", f"init={run.path}", run_dir=tmp_path / "other", quiet=True)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_run_of_a_device_that_is_not_here_is_evaluated_on_the_processor(tmp_path):
+    run = train(
+        "algo=reinforce", "env=cartpole", "device=cpu", "total_steps=200", "algo.num_episodes=2",
+        run_dir=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    here = evaluate(run.path, episodes=2)
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace("name: cpu", "name: cuda\n  index: 1"))
+    assert evaluate(run.path, episodes=2) == here
+    with pytest.raises(InputError, match="finds no CUDA device"):
+        resume(run.path, "total_steps=400", quiet=True)

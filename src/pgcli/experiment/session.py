@@ -73,10 +73,8 @@ def train(
 def check(settings: ExperimentConfig, *, trust: bool = False) -> None:
     """Raises InputError for what `train` would refuse before it writes anything, but for its device and its folder."""
     settings = located(settings)
-    processor: Any = find("device", "cpu")
-    on_processor = settings.model_copy(update={"device": processor.Config(name="cpu", threads=1)})
     # As if it had begun: a reward model need not get its unit.
-    parts = build(on_processor, replace(sources(settings, trust=trust), begun=True))
+    parts = build(_on_processor(settings), replace(sources(settings, trust=trust), begun=True))
     with _closing(parts):
         if settings.eval.gradients:
             gradients.check(parts)
@@ -183,15 +181,35 @@ def evaluate(
 
 @contextmanager
 def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Parts, int]]:
-    """A run's parts in the state of its last checkpoint, and the checkpoint's step. Nothing is written."""
+    """A run's parts in the state of its last checkpoint, and the checkpoint's step. Nothing is written.
+
+    If this machine has no device like the run's, they are on the CPU.
+    """
     settings = load(run.path, overrides, trust=trust)
     if settings.added:
         _say([f"{run.path}: {_lacking(settings)}"])
+    if not _has_device(settings):
+        settings = _on_processor(settings)
     loaded = checkpoint.load_last(run.path / "checkpoints", memory=False)
     parts = build(settings, sources(settings, begun=True, trust=trust))
     with _closing(parts):
         restore(parts, loaded.state)
         yield parts, loaded.step
+
+
+def _has_device(settings: ExperimentConfig) -> bool:
+    """Whether this machine has the device that a config names."""
+    device: Any = find("device", settings.device.name)
+    try:
+        device(settings.device, parameters=0)
+    except InputError:
+        return False
+    return True
+
+
+def _on_processor(settings: ExperimentConfig) -> ExperimentConfig:
+    processor: Any = find("device", "cpu")
+    return settings.model_copy(update={"device": processor.Config(name="cpu", threads=settings.device.threads)})
 
 
 def _run(
