@@ -51,7 +51,7 @@ def test_sound_runs_pass_in_both_worlds(paid, taught, folder):
     control = ("env=cartpole", "tuned=none", "eval.episodes=2", "device=cpu", "policy.hidden=[8]")
     stepped = [
         train(f"algo={algo}", *control, "total_steps=600", run_dir=folder / algo, quiet=True)
-        for algo in ("ppo", "reinforce", "dqn")
+        for algo in ("ppo", "reinforce", "dqn", "gspo")
     ]
     for run in (paid, taught, *stepped):
         assert failed(run.path) == []

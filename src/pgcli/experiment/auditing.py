@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pgcli.algorithms._update import by_rows, by_unit
 from pgcli.collectors.reference import view
 from pgcli.errors import InputError, PgcliError
 from pgcli.experiment.build import Parts, build
@@ -275,8 +276,10 @@ def _padding(rollout: Rollout, parts: Parts) -> Iterator[Check]:
         reference_log_probs=other(batch.reference_log_probs),
     )  # fmt: skip
     policy = parts.policy
-    if policy.unit == "action":
-        batch, changed = batch.single_actions(), changed.single_actions()
+    if getattr(getattr(algorithm, "updater", None), "whole_rows", False):
+        policy = by_rows(policy, policy)
+    else:
+        batch, changed = by_unit(policy, batch), by_unit(policy, changed)
     with torch.no_grad():
         losses = [float(algorithm.loss(policy, one, None)[0]) for one in (batch, changed)]
     seen = f"the loss is {losses[0]:.6g}, and {losses[1]:.6g} with other padding"
