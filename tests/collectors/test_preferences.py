@@ -211,6 +211,20 @@ def test_judged_pairs_are_fresh_written_by_the_policy_and_resumed_where_they_wer
     assert torch.equal(later.collect(Uniform()).texts.actions, source.collect(Uniform()).texts.actions)
 
 
+def test_a_judged_completion_that_cannot_be_scored_is_no_episode():
+    class Half(Digits):
+        """No completion that begins with a 0 can be scored."""
+
+        def rewards(self, observations, completions, mask):
+            found = super().rewards(observations, completions, mask)["reward"]
+            return {"reward": found.where(found != 0, torch.nan)}
+
+    found = JudgedCollector(Decoding(Half(), device=CPU), Uniform(), SURE, rows=12, seed=1).collect(Uniform())
+    assert len(found) < 12
+    assert 12 < len(found.episodes) < 24
+    assert not any(math.isnan(episode.total) for episode in found.episodes)
+
+
 def test_judged_pairs_carry_the_log_probs_of_the_reference_and_not_of_who_wrote_them():
     class Unlikely(Uniform):
         """Gives a first token log-prob -5, and what follows it -1."""

@@ -11,6 +11,7 @@ makes the same one again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -366,7 +367,7 @@ class JudgedCollector:
         batch = preferences(pick(pairs, scored), numbers[scored.cpu()])
         batch.metrics |= rollout.metrics | divergence(rollout, found)
         batch.metrics["preferences/identical"] = float(identical(pairs).float().mean())
-        batch.episodes = rollout.episodes
+        batch.episodes = [episode for episode in rollout.episodes if not math.isnan(episode.total)]
         return batch
 
     def state_dict(self) -> State:
