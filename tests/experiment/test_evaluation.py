@@ -134,6 +134,14 @@ def test_the_divergence_from_a_reference_is_that_of_the_states_that_were_seen(wo
     assert not set(evaluate_both(parts.evaluator, parts.policy, **given)[0]) & {"eval/kl", "eval/kl_k1"}
 
 
+def test_the_divergence_of_real_actions_keeps_no_graph():
+    parts = build(compose(["algo=ppo", "env=pendulum", "eval.episodes=2", "env.max_episode_steps=5"]))
+    _, rollout = evaluate_both(
+        parts.evaluator, parts.policy, episodes=2, seed=0, stream="evaluate", reference=parts.policy
+    )
+    assert not rollout.aux["kl"].requires_grad
+
+
 def test_every_key_of_an_evaluation_is_in_the_dictionary():
     declared = dict(metrics())
     parts = build(compose(["algo=grpo", "env=sort", "eval.episodes=3", "eval.samples=2"]))

@@ -183,6 +183,7 @@ def _worth(rollout: Rollout) -> torch.Tensor:
     return torch.tensor([episode.total for episode in rollout.episodes])
 
 
+@torch.no_grad()  # a standard deviation that no state changes is a view of the parameter, and has a graph
 def diverge(policy: Any, reference: Any, rollout: Rollout) -> Metrics:
     """KL of the policy from the reference on the rollout, which also gets the reference's log-probs."""
     own, other = view(policy, rollout), view(reference, rollout)
