@@ -7,6 +7,7 @@ from pgcli.devices.cpu import CPU
 from pgcli.devices.cuda import CUDA
 from pgcli.devices.mps import MPS
 from pgcli.errors import InputError
+from pgcli.experiment.build import network_size
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,13 @@ def test_auto_keeps_a_small_network_on_the_processor_and_says_why(with_cuda):
 
 def test_auto_gives_a_large_network_the_graphics_processor(with_cuda):
     assert auto(parameters=1_000).torch.type == "cuda"
+
+
+def test_frozen_weights_beside_an_adapter_make_a_network_large(with_cuda):
+    adapted = torch.nn.Linear(2, 3)
+    adapted.register_buffer("frozen", torch.zeros(1_000), persistent=False)
+    assert network_size(adapted) == 1_009
+    assert auto(network_size(adapted)).torch.type == "cuda"
 
 
 def test_auto_without_a_graphics_processor_is_the_processor(without):

@@ -103,8 +103,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     policy = make_policy(config, environment.spec, needs)
     if sources.init is not None:
         initialise(policy, sources.init, f"init={config.init}")
-    size = sum(p.numel() for p in policy.parameters())
-    device: Any = find("device", config.device.name)(config.device, parameters=size)
+    device: Any = find("device", config.device.name)(config.device, parameters=network_size(policy))
     policy = policy.to(device.torch)
     frozen = {}
     if way in world.comparing and not isinstance(needs, Stochastic):  # a judge learns from texts of another policy
@@ -139,6 +138,11 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
         config, device, environment.spec, policy, behaviour, algorithm, collector, environment, world.unit, close,
         evaluator, frozen,
     )  # fmt: skip
+
+
+def network_size(policy: Any) -> int:
+    """Number of parameters, with those that an adapter has frozen: they are buffers."""
+    return sum(x.numel() for x in (*policy.parameters(), *policy.buffers()))
 
 
 def warnings(config: ExperimentConfig) -> list[str]:
