@@ -364,11 +364,11 @@ def _complete(data: dict[str, Any], choices: Mapping[str, str]) -> list[str]:
         return []
     try:
         files, _ = compose_groups({group: choices[group] for group in GROUPS}, search_path())
+        for key, value in copy.deepcopy(data).items():
+            merge(files, key, value)
+        known = _resolve(files)
     except (InputError, KeyError):
         return []
-    for key, value in copy.deepcopy(data).items():
-        merge(files, key, value)
-    known = _resolve(files)
     found = []
     for key in missing:
         inner: Any = known
