@@ -10,18 +10,14 @@ import torch
 
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.learned_reward import Judge, LearnedReward, worth
+from pgcli.collectors.pairs import Answers, Law, agreement, compare, dataset
 from pgcli.collectors.preferences import (
-    Answers,
     CheckedData,
     DataCollector,
     HeldOutPairs,
     JudgedCollector,
     LabelledData,
-    Law,
     PairData,
-    agreement,
-    compare,
-    dataset,
     other_prompts,
 )
 from pgcli.errors import InputError

@@ -8,7 +8,7 @@ import torch
 
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.learned_reward import Judge
-from pgcli.collectors.preferences import write
+from pgcli.collectors.pairs import write
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
 from pgcli.experiment.policy import initialise, make_policy

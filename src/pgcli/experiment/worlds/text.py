@@ -10,18 +10,14 @@ import torch
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import Player
+from pgcli.collectors.pairs import Law, Pairs, dataset, given_pairs, write
 from pgcli.collectors.preferences import (
     CheckedData,
     DataCollector,
     HeldOutPairs,
     JudgedCollector,
     LabelledData,
-    Law,
     PairData,
-    Pairs,
-    dataset,
-    given_pairs,
-    write,
 )
 from pgcli.collectors.revisions import RevisionCollector
 from pgcli.errors import InputError
