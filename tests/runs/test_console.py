@@ -4,20 +4,9 @@ import os
 
 import pytest
 
-from pgcli.runs.console import (
-    ASCII,
-    UNICODE,
-    Curve,
-    Progress,
-    bins,
-    chart,
-    duration,
-    is_plain,
-    number,
-    open_console,
-    sample_line,
-    screen,
-)
+from pgcli.runs.console import is_plain, open_console
+from pgcli.runs.numbers import duration, number
+from pgcli.runs.screen import ASCII, UNICODE, Curve, Progress, bins, chart, sample_line, screen
 
 ROW = {
     "rollout/return_mean": 187.3,

@@ -35,7 +35,7 @@ def end(run: "Run", *, as_json: bool) -> None:
 
 
 def _outcome(run: "Run") -> str:
-    from pgcli.runs.console import number
+    from pgcli.runs.numbers import number
 
     summary = run.info["summary"]
     task = run.config["env"].get("id") or run.choices["env"]

@@ -29,7 +29,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    from pgcli.runs.console import number
+    from pgcli.runs.numbers import number
 
     for name in ("greedy", "stochastic"):
         interval = found[name]["interval"]

@@ -53,7 +53,7 @@ NARROW = ("seed", "algo", "env", "age", "steps")
 
 
 def _print(rows: list[dict]) -> None:
-    from pgcli.runs.console import number
+    from pgcli.runs.numbers import number
 
     columns = {
         "run": [row["id"] for row in rows],

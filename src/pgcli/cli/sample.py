@@ -71,7 +71,7 @@ def lines(samples: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _numbers(sample: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    from pgcli.runs.console import number
+    from pgcli.runs.numbers import number
 
     yield "reward", number(sample["reward"])
     for name, value in sample["components"].items():

@@ -117,7 +117,7 @@ class Board:
         return [self.event(sweep, trial) for trial in changed]
 
     def event(self, sweep: Sweep, trial: Trial) -> str:
-        from pgcli.runs.console import number
+        from pgcli.runs.numbers import number
 
         line = f"{EVENTS.get(trial.status, trial.status):<11} {trial.n:03d}  {trial.label}"
         if trial.status == "finished":
@@ -132,7 +132,7 @@ class Board:
         from rich.table import Table
         from rich.text import Text
 
-        from pgcli.runs.console import number
+        from pgcli.runs.numbers import number
 
         rank = list(STYLES)
         shown = sorted(sweep.trials, key=lambda trial: rank.index(trial.status))[: max(height - 5, 1)]
@@ -224,7 +224,7 @@ def intention(sweep: Sweep) -> str:
 
 def summary(sweep: Sweep, seconds: float) -> str:
     """How the sweep ended, which runs failed and why, and the next commands."""
-    from pgcli.runs.console import duration
+    from pgcli.runs.numbers import duration
     from pgcli.sweeps.driver import user_code
 
     text = [f"{len(sweep.trials)} runs in {duration(seconds)}: {counts(sweep)}"]

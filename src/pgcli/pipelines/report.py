@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pgcli.errors import InputError
 from pgcli.pipelines.driver import Pipeline
 from pgcli.runs import Run, files
-from pgcli.runs.console import duration, number
+from pgcli.runs.numbers import duration, number
 from pgcli.runs.provenance import machine, versions
 from pgcli.runs.reader import plain
 
