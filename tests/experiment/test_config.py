@@ -238,6 +238,7 @@ def test_a_hydra_application_may_call_us_and_goes_on(tmp_path):
         ("algo.learning_rate=true", "`algo.learning_rate` must be a number > 0, not true"),
         ("algo.gamma=-3", "`algo.gamma` must be a number >= 0, <= 1, not -3   (discount)"),
         ("algo.target_kl=0", "`algo.target_kl` must be a number > 0 or null, not 0   (null: never)"),
+        ("algo.clip.high=inf", "`algo.clip.high` must be a number > 0, not inf   (up to 1 + high)"),
         ("algo.epochs=1.5", "`algo.epochs` must be an integer >= 1, not 1.5   (passes)"),
         ("algo.epochs=null", "`algo.epochs` must be an integer >= 1, not null   (passes)"),
         ("algo.schedule=cosine", "`algo.schedule` must be one of constant, linear, not cosine   (of the step size)"),
