@@ -233,6 +233,8 @@ def test_a_hydra_application_may_call_us_and_goes_on(tmp_path):
         ("sed=1", "`sed` is not a setting; did you mean `seed`?" + OF_ALL),
         ("seed.x=1", "`seed.x` is not a setting; did you mean `seed`?" + OF_ALL),
         ("hydra.run.dir=x", "`hydra` is not a setting" + OF_ALL),
+        ("overrides=[a]", "`overrides` is not a setting" + OF_ALL),
+        ("choices.algo=ppo", "`choices` is not a setting" + OF_ALL),
         ("a..b=1", "`a..b` is not a setting" + OF_ALL),
         ("algo.learning_rate=abc", "`algo.learning_rate` must be a number > 0, not abc   (step size)"),
         ("algo.learning_rate=true", "`algo.learning_rate` must be a number > 0, not true"),

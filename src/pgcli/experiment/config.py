@@ -41,6 +41,8 @@ Origin: TypeAlias = Callable[[str], Path | None]
 ABSENT = object()
 TRUNCATED = {"top_k", "top_p", "min_p"}
 """Settings of sampling that are refused in training."""
+DERIVED = ("choices", "overrides")
+"""Fields of the config that say how it was composed, and are no settings."""
 
 
 class Evaluation(Settings):
@@ -231,7 +233,7 @@ def _typed_config(
     """Validates all models; reports all mistakes at once. `origin`: key -> the file that set it, None: command line.
     `echoes`: key -> the key whose value it repeats; a repeated value is reported once.
     """
-    problems: list[Problem] = []
+    problems = [Problem(key, "unknown") for key in DERIVED if key in data]
     models = {group: find(group, str(data[group]["name"])).Config for group in GROUPS}  # type: ignore[attr-defined]
     typed: dict[str, Any] = {}
     for group, model in models.items():
