@@ -655,6 +655,9 @@ def test_each_alternative_parses_back_to_its_value(word, values):
         ("seed=range(5,0)", "`seed=range(5,0)` is empty: it counts up from 5 and ends before 0"),
         ("seed=range(0,5,-1)", "`seed=range(0,5,-1)` is empty: it counts down from 0 and ends before 5"),
         ("seed=range(0,5,0)", "`seed=range(0,5,0)` never ends: its step is 0"),
+        ("seed=range(0,5,nan)", "`seed=range(0,5,nan)` never ends: start, stop and step must be finite"),
+        ("seed=range(0,inf)", "`seed=range(0,inf)` never ends: start, stop and step must be finite"),
+        ("seed=range(0,1e9)", "`seed=range(0,1e9)` is 1,000,000,000 runs; 10,000 are the most of one sweep"),
         ("seed=1,2,1", "`seed=1,2,1` names 1 twice: the same run would count as two"),
         (
             "seed=shuffle(1,2)",
@@ -667,6 +670,11 @@ def test_what_is_no_list_of_values_is_refused(word, line):
     with pytest.raises(InputError) as caught:
         expand([word])
     assert str(caught.value) == line
+
+
+def test_a_product_of_more_runs_than_anybody_meant_is_refused_before_it_is_made():
+    with pytest.raises(InputError, match="is 1,000,000 runs; 10,000 are the most of one sweep"):
+        expand(["seed=range(0,1000)", "algo.gamma=range(0,1000)"])
 
 
 # ---------------------------------------------------------------- the real tree

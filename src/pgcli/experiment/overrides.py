@@ -4,8 +4,10 @@ Some settings name other runs (`SOURCES`). In a study or a pipeline they name st
 """
 
 import itertools
+import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,8 @@ from pgcli.options import groups
 KEY = re.compile(r"[\w@/-]+(\.[\w-]+)*")
 SOURCES = ("init", "reference", "reward")
 """Settings that name another run."""
+MOST_RUNS = 10_000
+"""Runs of one command line: `range(0,1e9)` is a slip, and would fill the memory before anything were said."""
 
 
 class Assignment(NamedTuple):
@@ -39,7 +43,11 @@ def parse(overrides: Sequence[str]) -> list[Assignment]:
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """The product of the alternatives `a,b`, `range(0,5)`, `[64,64],[32,32]`; the last one varies fastest."""
-    return [list(run) for run in itertools.product(*map(_alternatives, overrides))]
+    alternatives = [_alternatives(text) for text in overrides]
+    number = math.prod(map(len, alternatives))
+    if number > MOST_RUNS:
+        raise InputError(f"`{' '.join(overrides)}` is {number:,} runs; {MOST_RUNS:,} are the most of one sweep")
+    return [list(run) for run in itertools.product(*alternatives)]
 
 
 def with_runs(words: Iterable[str], runs: Mapping[str, Path]) -> list[str]:
@@ -68,17 +76,27 @@ def _alternatives(text: str) -> list[str]:
         raise InputError(f"`{text}` is not a list of values: write `a,b,c` or `range(start,stop,step)`")
     if override.value().shuffle:
         raise InputError(f"`{text}` has no order of its own: a sweep runs its values as given, leave shuffle out")
-    if getattr(override.value(), "step", 1) == 0:
-        raise InputError(f"`{text}` never ends: its step is 0")
+    if override.is_range_sweep():
+        _check_range(text, override.value())
     values = list(override.sweep_string_iterator())  # quoted again, so that each one parses back
     if not values:
         counted = override.value()  # a list or a choice of nothing is no grammar
         up = "up" if counted.step > 0 else "down"
         raise InputError(f"`{text}` is empty: it counts {up} from {counted.start:g} and ends before {counted.stop:g}")
-    twice = next((value for value in values if values.count(value) > 1), None)
+    twice = next((value for value, count in Counter(values).items() if count > 1), None)
     if twice is not None:
         raise InputError(f"`{text}` names {twice} twice: the same run would count as two")
     return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _check_range(text: str, counted: Any) -> None:
+    if counted.step == 0:
+        raise InputError(f"`{text}` never ends: its step is 0")
+    number = (counted.stop - counted.start) / counted.step
+    if not math.isfinite(number):
+        raise InputError(f"`{text}` never ends: start, stop and step must be finite")
+    if number > MOST_RUNS:
+        raise InputError(f"`{text}` is {number:,.0f} runs; {MOST_RUNS:,} are the most of one sweep")
 
 
 def _read(text: str) -> Any:
