@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pgcli import processes
 from pgcli.devices.auto import Auto
@@ -59,6 +60,11 @@ def test_whoever_makes_a_device_sets_the_threads(threads):
     assert torch.get_num_threads() == threads
     assert device.torch == torch.device("cpu")
     assert device.note == f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def test_threads_that_no_processor_has_are_refused():
+    with pytest.raises(ValidationError, match="less than or equal to 1024"):
+        CPU.Config(name="cpu", threads=100_000)
 
 
 def test_auto_keeps_a_small_network_on_the_processor_and_says_why(with_cuda):

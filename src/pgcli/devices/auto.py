@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from pgcli import processes
-from pgcli.devices.cpu import keep_freed_memory
+from pgcli.devices.cpu import MOST_THREADS, keep_freed_memory
 from pgcli.devices.cuda import own_gpu
 from pgcli.settings import Settings
 
@@ -18,7 +18,7 @@ class Auto:
 
     class Config(Settings):
         name: Literal["auto"]
-        threads: int = Field(ge=1, description="threads of one operation on the CPU")
+        threads: int = Field(ge=1, le=MOST_THREADS, description="threads of one operation on the CPU")
         small: int = Field(ge=0, description="number of parameters below which a network stays on the CPU")
 
     def __init__(self, config: Config, *, parameters: int) -> None:

@@ -12,11 +12,16 @@ from pydantic import Field
 
 from pgcli.settings import Settings
 
+MOST_THREADS = 1024
+"""More than any processor has: with many thousands torch dies without a word."""
+
 
 class CPU:
     class Config(Settings):
         name: Literal["cpu"]
-        threads: int = Field(ge=1, description="threads of one operation; more than one pays only for large networks")
+        threads: int = Field(
+            ge=1, le=MOST_THREADS, description="threads of one operation; more than one pays only for large networks"
+        )
 
     def __init__(self, config: Config, *, parameters: int) -> None:
         del parameters  # the CPU is used for every size

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from pgcli import processes
+from pgcli.devices.cpu import MOST_THREADS
 from pgcli.errors import InputError
 from pgcli.settings import Settings
 
@@ -16,7 +17,9 @@ class MPS:
     class Config(Settings):
         name: Literal["mps"]
         threads: int = Field(
-            ge=1, description="threads of one operation on the CPU, which still steps the environments"
+            ge=1,
+            le=MOST_THREADS,
+            description="threads of one operation on the CPU, which still steps the environments",
         )
 
     def __init__(self, config: Config, *, parameters: int) -> None:
