@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pgcli.errors import InputError
+from pgcli.errors import InputError, RunError
 from pgcli.runs import Run, files, lock
 from pgcli.runs.writer import RunWriter
 
@@ -127,6 +127,15 @@ def test_of_many_processes_that_want_a_stale_lock_one_gets_it(tmp_path):
     os.close(end_now)
     assert refused == [2] * 11
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
+
+def test_a_run_that_was_moved_while_it_was_written_ends_with_the_reason(new_run, state_at, tmp_path):
+    run = new_run()
+    run.path.rename(tmp_path / "moved")
+    with pytest.raises(RunError, match="No such file or directory; its last good checkpoint is kept"):
+        run.save(1, state_at(1))
+    run.finish("failed", "its folder is gone")  # does not raise, which would hide why it failed
+    assert [path.name for path in (tmp_path / "moved").glob(".*")] == [".lock"]
 
 
 def test_a_run_is_locked_when_it_is_made(new_run):

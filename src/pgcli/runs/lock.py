@@ -5,6 +5,7 @@ atomic and refused when the lock is taken, so that no process ever sees a lock w
 its owner is dead: the process is gone, or its number belongs to a later one, or the machine was restarted.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -35,9 +36,11 @@ def acquire(run: Path) -> None:
 
 
 def release(run: Path) -> None:
+    """A run that was moved, or whose disk fails, is not released: the lock is stale when this process ends."""
     gone = files.temporary(run / LOCK)
-    files.rename(run / LOCK, gone)
-    files.remove(gone)
+    with contextlib.suppress(OSError):
+        files.rename(run / LOCK, gone)
+        files.remove(gone)
 
 
 def in_use(run: Path) -> bool:
