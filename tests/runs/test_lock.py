@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +79,18 @@ def test_the_lock_of_another_machine_is_respected_and_the_way_out_is_named(tmp_p
         InputError, match=r"on elsewhere, which cannot be asked from here; if it has ended, remove .*\.lock"
     ):
         lock.acquire(tmp_path)
+
+
+def test_a_copy_of_a_run_in_use_is_nobodys_and_a_renamed_one_is_its_owners_still(new_run, tmp_path):
+    run = new_run()
+    copy = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    assert (Run(run.path).status, Run(copy).status) == ("running", "died")
+    RunWriter.reopen(copy).close()
+    assert Run(run.path).status == "running"
+    renamed = run.path.rename(tmp_path / "renamed")
+    assert Run(renamed).status == "running"
+    with pytest.raises(InputError, match="in use by process"):
+        RunWriter.reopen(renamed)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"pid": 1}'])

@@ -2,7 +2,8 @@
 
 The lock is the folder `.lock`, which holds the owner's name. A folder, because renaming a prepared one into place is
 atomic and refused when the lock is taken, so that no process ever sees a lock without an owner. A lock is stale when
-its owner is dead: the process is gone, or its number belongs to a later one, or the machine was restarted.
+its owner is dead: the process is gone, or its number belongs to a later one, or the machine was restarted; or when it
+came with a copy of a run that its owner holds elsewhere.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ def acquire(run: Path) -> None:
     mine = files.temporary(run / LOCK)
     try:
         files.make_dir(mine)
-        files.write(mine / OWNER, json.dumps(_this_process()).encode())
+        files.write(mine / OWNER, json.dumps(_this_process(run)).encode())
         files.fsync(mine / OWNER)
         while not _place(mine, run / LOCK):
             _evict(run)
@@ -46,7 +47,7 @@ def release(run: Path) -> None:
 def in_use(run: Path) -> bool:
     """Whether a live process holds the run."""
     owner = _owner(run / LOCK)
-    return owner is not None and not _dead(owner)
+    return owner is not None and not _dead(owner) and not _copied(run, owner)
 
 
 def _place(mine: Path, lock: Path) -> bool:
@@ -64,7 +65,7 @@ def _evict(run: Path) -> None:
     owner = _owner(run / LOCK)
     if owner is None:
         return  # released in the meantime
-    if not _dead(owner):
+    if not _dead(owner) and not _copied(run, owner):
         raise InputError(_refusal(run, owner))
     moved = run / f"{files.TEMPORARY}{secrets.token_hex(4)}-stale{LOCK}"
     try:
@@ -105,8 +106,20 @@ def _dead(owner: dict[str, Any]) -> bool:
     return owner["boot"] != _boot() or owner["started"] != _started(owner["pid"])
 
 
-def _this_process() -> dict[str, Any]:
-    return {"pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname(), "boot": _boot()}
+def _copied(run: Path, owner: dict[str, Any]) -> bool:
+    """Whether the owner holds another run with the same lock, so that this one is a copy of it."""
+    held = Path(owner.get("run", run))
+    try:
+        return not held.samefile(run) and _owner(held / LOCK) == owner
+    except OSError:  # renamed, perhaps: the owner may be writing to it
+        return False
+
+
+def _this_process(run: Path) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname(), "boot": _boot(),
+        "run": str(run.resolve()),
+    }  # fmt: skip
 
 
 def _boot() -> str:
