@@ -152,5 +152,33 @@ def test_a_run_that_was_moved_while_it_was_written_ends_with_the_reason(new_run,
     assert [path.name for path in (tmp_path / "moved").glob(".*")] == [".lock"]
 
 
+def test_an_attempt_that_the_winner_sweeps_away_is_refused_like_any_other(tmp_path, monkeypatch):
+    real = files.fsync
+
+    def another_is_faster(path):
+        monkeypatch.setattr(files, "fsync", real)
+        lock.acquire(tmp_path)
+        files.sweep(tmp_path)
+        real(path)
+
+    monkeypatch.setattr(files, "fsync", another_is_faster)
+    with pytest.raises(InputError, match="in use by process"):
+        lock.acquire(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_sweep_does_not_fail_on_what_others_remove_by_themselves(tmp_path, monkeypatch):
+    (tmp_path / ".tmp-a").mkdir()
+    real = files.remove
+
+    def another_is_faster(path):
+        real(path)
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(files, "remove", another_is_faster)
+    files.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_is_locked_when_it_is_made(new_run):
     assert lock.in_use(new_run().path)

@@ -3,6 +3,7 @@
 Call them as `files.rename(...)`: a test replaces them, to kill the process or fill the disk at each operation.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -74,4 +75,5 @@ def replace(path: Path, data: bytes) -> None:
 def sweep(folder: Path) -> None:
     """Remove files that killed processes left half-written in `folder`."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        remove(path)
+        with contextlib.suppress(FileNotFoundError):  # a living process, refused the lock, has removed its own
+            remove(path)

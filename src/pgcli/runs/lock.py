@@ -24,16 +24,26 @@ OWNER = "owner.json"
 
 def acquire(run: Path) -> None:
     """Take the lock, also from a dead owner. Raises InputError, which names the owner, if it is alive."""
+    while not _attempt(run):
+        pass
+
+
+def _attempt(run: Path) -> bool:
+    """False if a process that took the lock has swept ours away, half-made, as what a killed one had left."""
     mine = files.temporary(run / LOCK)
+    files.make_dir(mine)
     try:
-        files.make_dir(mine)
         files.write(mine / OWNER, json.dumps(_this_process(run)).encode())
         files.fsync(mine / OWNER)
         while not _place(mine, run / LOCK):
             _evict(run)
+    except FileNotFoundError:
+        return False
     finally:
-        if mine.exists():
-            files.remove(mine)
+        with contextlib.suppress(FileNotFoundError):
+            if mine.exists():
+                files.remove(mine)
+    return True
 
 
 def release(run: Path) -> None:
