@@ -14,6 +14,7 @@ import yaml
 from pgcli import Run, reproduce
 from pgcli.cli import main
 from pgcli.errors import InputError
+from pgcli.runs import lock
 from pgcli.studies import definition, report
 from pgcli.studies.outcome import POINTS
 
@@ -116,6 +117,16 @@ def test_a_killed_study_goes_on_with_the_same_command(folder):
     assert done.finished
     events = [(event["n"], event["event"]) for event in map(json.loads, ledger.read_text().splitlines())]
     assert [n for n, event in events if event == "finished"] == [0, 1]  # the first was not repeated
+
+
+def test_of_two_that_begin_at_once_the_second_does_not_touch_the_plan(folder):
+    """The first one has the folder, and has not yet written its plan."""
+    path = folder.parent / "studies" / "tiny"
+    path.mkdir(parents=True)
+    lock.acquire(path)
+    with pytest.raises(InputError, match="in use by process"):
+        reproduce("tiny", config_dirs=[folder])
+    assert [entry.name for entry in path.iterdir()] == [".lock"]
 
 
 def test_methods_are_compared_with_the_reference(folder):

@@ -91,11 +91,16 @@ def complete(
     _check_workers(workers)
     folders = [str(folder) for folder in config_dirs]
     planned, _ = _plan(combinations, folders, trust)
-    if not (path / ledger.PLAN).exists():
-        ledger.create(
-            path.parent, [], overrides=[], config_dirs=folders, trust=trust, version=pgcli.__version__, name=path.name
-        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make a sweep in {path.parent}: {error.strerror}") from error
     with _held(path):
+        if not (path / ledger.PLAN).exists():  # only now, or the second of two at once would empty the first one's plan
+            ledger.create(
+                path.parent, [], overrides=[], config_dirs=folders, trust=trust, version=pgcli.__version__,
+                name=path.name,
+            )  # fmt: skip
         ledger.mend(path)
         sweep = ledger.load(path)
         known = {tuple(trial.overrides) for trial in sweep.trials}
