@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ from pgcli.errors import InputError
 from pgcli.experiment import best_of
 from pgcli.pipelines import pipeline, report
 from pgcli.pipelines.driver import load
-from pgcli.runs import Run, checkpoint, lock
+from pgcli.runs import Run, checkpoint, files, lock
 from pgcli.types import Rollout
 
 
@@ -100,6 +102,17 @@ def test_resume_finds_the_newest_with_the_same_words(run):
     with pytest.raises(InputError, match="is in use by process"):
         pipeline(other.path)
     lock.release(other.path)
+
+
+def test_a_pipeline_on_a_disk_that_cannot_be_written_is_refused_in_a_line(run, monkeypatch):
+    done = run("small", "paid.total_steps=100")
+
+    def read_only(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(files, "make_dir", read_only)
+    with pytest.raises(InputError, match=f"cannot write to {done.path}: Read-only file system"):
+        pipeline(done.path)
 
 
 def test_a_stage_that_fails_says_which_and_what_to_type(run, conf):

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -5,7 +6,7 @@ import subprocess
 import pytest
 
 from pgcli.errors import InputError, RunError
-from pgcli.runs import lock
+from pgcli.runs import files, lock
 from pgcli.sweeps import ledger, resume_sweep, schedule
 
 from .helpers import calls, events, fake_command, plan, start_driver, statuses, wait_until, waiting
@@ -211,6 +212,17 @@ def test_two_drivers_do_not_share_a_sweep(tmp_path):
         resume_sweep(sweep.path, command=fake_command)
     (sweep.path / "go").touch()
     driver.communicate(timeout=20)
+
+
+def test_a_sweep_on_a_disk_that_cannot_be_written_is_refused_in_a_line(tmp_path, monkeypatch):
+    sweep = plan(tmp_path, "do=ok")
+    monkeypatch.setattr(files, "make_dir", read_only)
+    with pytest.raises(InputError, match=f"cannot write to {sweep.path}: Read-only file system"):
+        resume_sweep(sweep.path, command=fake_command)
+
+
+def read_only(path):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
 
 def test_a_file_that_names_user_code_is_not_obeyed_without_trust(tmp_path):

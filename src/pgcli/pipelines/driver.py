@@ -182,7 +182,10 @@ def newest(folder: Path, name: str, overrides: list[str]) -> Pipeline:
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """Allows one driver at a time; turns an OSError into a RunError of one line."""
-    lock.acquire(path)
+    try:
+        lock.acquire(path)
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}") from error
     try:
         files.sweep(path)
         yield

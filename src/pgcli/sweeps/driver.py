@@ -139,7 +139,10 @@ def _ignore(_: object) -> None:
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """Allows one driver at a time; turns an OSError into a RunError of one line."""
-    lock.acquire(path)
+    try:
+        lock.acquire(path)
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}") from error
     try:
         yield
     except OSError as error:
