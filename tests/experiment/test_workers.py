@@ -60,6 +60,19 @@ def test_workers_go_with_the_main_process(training, how):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_reaches_the_workers_too_stops_the_run_while_they_start(tmp_path, how):
+    words = ["train", "algo=a3c", "algo.num_workers=2", "policy.hidden=[8]", "--run-dir", "run", "-q"]
+    command = [sys.executable, "-m", "pgcli", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: sum(map(is_worker, children(process.pid))) == 2)
+    os.killpg(process.pid, how)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 128 + how
+    assert Run(tmp_path / "run").status == "interrupted"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_a_worker_that_is_killed_fails_the_run_in_one_line_that_names_it(training):
     process, run, workers = training
     os.kill(workers[1], signal.SIGKILL)

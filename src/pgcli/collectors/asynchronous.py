@@ -11,12 +11,14 @@ while it works, the parameters move on, and its gradient is that of parameters `
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +27,11 @@ import torch
 
 from pgcli.errors import RunError
 from pgcli.types import Gradients, State
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a run to stop. Ctrl-C in the terminal, or a `kill` of the process group, also reaches the workers, and is
+meant for the main process alone."""
 
 
 class Worker(Protocol):
@@ -115,12 +122,14 @@ class GradientCollector:
     def _start(self, size: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit locks that other threads hold
         self.shared = Shared(context.RawValue("q"), context.RawArray("f", size))
+        atexit.register(self.close)  # before multiprocessing's own end, which would wait for them to obey a SIGTERM
         for number in range(self.num_workers):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=serve, args=(self.make, number, self.shared, theirs), name=f"pgcli worker {number}", daemon=True
             )
-            process.start()
+            with _deaf():
+                process.start()
             theirs.close()
             self.workers.append(Remote(number, process, ours))
 
@@ -177,21 +186,34 @@ class GradientCollector:
         self.waiting -= {number for number, _ in self.arrived}
 
     def close(self) -> None:
-        """Let the workers end; one that does not within two seconds is terminated."""
+        """Let the workers end; one that does not within two seconds is killed."""
+        atexit.unregister(self.close)
         for worker in self.workers:
             with suppress(OSError):  # it is gone already
                 worker.connection.send(("stop", None))
         for worker in self.workers:
             worker.process.join(timeout=2)
             if worker.process.is_alive():
-                worker.process.terminate()
+                worker.process.kill()
                 worker.process.join()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A process started within inherits that `STOPS` wait, so that they do not end it in the seconds of its imports."""
+    resource_tracker.ensure_running()  # otherwise the first start starts it, and lets the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve(make: MakeWorker, number: int, shared: Shared, connection: Connection) -> None:
     """The main function of a worker process. It ends when its commands end, also if the main process was killed."""
-    for stop in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(stop, signal.SIG_IGN)  # Ctrl-C in the terminal is meant for the main process
+    for stop in STOPS:
+        signal.signal(stop, lambda *_: None)  # not SIG_IGN, which a program that an environment starts would inherit
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     worker: Worker | None = None
     parameters = np.frombuffer(shared.parameters, dtype=np.float32)
     try:
