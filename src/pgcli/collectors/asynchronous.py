@@ -28,7 +28,6 @@ import torch
 from pgcli.errors import RunError
 from pgcli.types import Gradients, State
 
-
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a run to stop. Ctrl-C in the terminal, or a `kill` of the process group, also reaches the workers, and is
 meant for the main process alone."""

@@ -41,7 +41,7 @@ Origin: TypeAlias = Callable[[str], Path | None]
 ABSENT = object()
 TRUNCATED = {"top_k", "top_p", "min_p"}
 """Settings of sampling that are refused in training."""
-DERIVED = ("choices", "overrides")
+DERIVED = ("choices", "overrides", "added")
 """Fields of the config that say how it was composed, and are no settings."""
 
 
