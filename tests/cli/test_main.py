@@ -67,6 +67,20 @@ def test_light_commands_need_neither_torch_nor_hydra(words):
     assert imported(*words) <= {"pydantic", "numpy"}  # Typer reads arguments with pydantic
 
 
+@pytest.mark.parametrize(
+    ("redirected", "code"), [("list algos >&-", 0), ("train seed=x 2>&-", 2), ("train seed=x 2>/dev/full", 2)]
+)
+def test_a_stream_that_is_closed_or_full_changes_no_exit_code(redirected, code):
+    command = f'"$0" -m pgcli {redirected}'
+    assert subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, check=False).returncode == code
+
+
+def test_what_an_encoding_lacks_is_replaced():
+    script = ("import pgcli.cli", "try: pgcli.cli.main(['--version'])", "except SystemExit: print('▁')")
+    done = python(*script, PYTHONIOENCODING="latin-1")
+    assert (done.stdout.splitlines()[1:], done.stderr) == (["?"], "")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(run, command):
     code, out, _ = run(command, "--help")

@@ -4,10 +4,12 @@ Error messages are printed here and nowhere else.
 """
 
 import importlib
+import io
 import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit: 0, 1 for a failure while running, 2 for refused input, 130 for Ctrl-C."""
     from pgcli.cli import _completion
 
+    _open_streams()
     words = [*sys.argv[1:]] if arguments is None else [*arguments]
     if "--debug" in words:
         words = [word for word in words if word != "--debug"]
@@ -88,6 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         code = _report(error, words)
     sys.exit(code if type(code) is int else 0)
+
+
+def _open_streams() -> None:
+    """A closed stream (`>&-`) becomes /dev/null; an encoding that lacks a character (Latin-1, of `▁`) gets a `?`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in order: each gets its usual number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape" if encoding.lower().startswith("utf") else "replace")
 
 
 def _report(error: Exception, words: Sequence[str]) -> int:
@@ -123,5 +136,6 @@ def _suggestion(text: str) -> str:
 def _say(text: str, code: int) -> int:
     # While completing, the shell would print it into the line that is being typed.
     if "_PGCLI_COMPLETE" not in os.environ and not one_of_many():
-        typer.echo(text, err=True)
+        with suppress(OSError):  # where nobody reads it, the code still says it
+            typer.echo(text, err=True)
     return code
