@@ -15,3 +15,7 @@ class InputError(PgcliError):
 
 class RunError(PgcliError):
     """A failure while running: the run is marked `failed` and its last good checkpoint is kept."""
+
+
+USER_ERRORS = (Exception, SystemExit)
+"""What user code may raise. A `sys.exit(0)` in it would else end the run as if all were well."""

@@ -18,6 +18,8 @@ OFF = Normalisation(observations=False, rewards=False, reward_scale=1.0, reward_
 class Toy(gymnasium.Env):
     """Observes (the seed's draw, steps, last action). Keywords set what it gives instead, and when it fails."""
 
+    failure = ZeroDivisionError("the pole\nis gone")
+
     def __init__(self, observation_space=None, action_space=None, give=None, fail_at=None, reward=1.0, noise=None):
         self.observation_space = observation_space or spaces.Box(-np.inf, np.inf, (3,), np.float64)
         self.action_space = action_space or spaces.Discrete(2)
@@ -33,7 +35,7 @@ class Toy(gymnasium.Env):
         self.steps += 1
         self.played.append(action)
         if self.steps == self.fail_at:
-            raise ZeroDivisionError("the pole\nis gone")
+            raise self.failure
         return self.observe(np.sum(action)), self.reward, False, False, {}
 
     def observe(self, action):
@@ -288,6 +290,24 @@ def test_an_environment_that_raises_is_named_with_row_seed_step_and_action_on_on
         "PgcliToy-v0 failed in step: environment 1, seed 8, step 2, action 1: ZeroDivisionError: the pole is gone"
     )
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_an_environment_that_exits_has_failed_too_and_one_that_cannot_be_closed_hides_nothing(monkeypatch):
+    monkeypatch.setattr(Toy, "failure", SystemExit(0))
+    env = toy(2, fail_at=1)
+    env.reset(rows(0, 1), [7, 8])
+    with pytest.raises(RunError, match="seed 7, step 1, action 0: SystemExit: 0"):
+        env.step(np.array([0, 0]))
+
+    closed = []
+
+    def close(self):
+        closed.append(self)
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(Toy, "close", close)
+    env.close()
+    assert len(closed) == 2
 
 
 def test_an_observation_of_another_shape_than_its_space_says_is_refused_not_broadcast():

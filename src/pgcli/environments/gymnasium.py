@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from gymnasium import spaces
 from pydantic import Field
 
 from pgcli.environments.normalise import Normalisation
-from pgcli.errors import InputError, RunError
+from pgcli.errors import USER_ERRORS, InputError, RunError
 from pgcli.settings import Settings
 from pgcli.types import Continuous, ControlSpec, Discrete, State, Step
 
@@ -73,7 +74,7 @@ class Gymnasium:
             try:
                 observation, _ = self._environments[row].reset(seed=int(seed))
                 self._observations[row] = self._encoder(observation)
-            except Exception as error:
+            except USER_ERRORS as error:
                 raise RunError(f"{self._id} failed in reset: {self._place(row)}: {_describe(error)}") from error
             self._check(row, 0.0)
         return self._observations[rows]
@@ -98,7 +99,7 @@ class Gymnasium:
             observation, reward, terminated, truncated, _ = self._environments[row].step(played)
             self._observations[row] = self._encoder(observation)
             reward = float(reward)
-        except Exception as error:
+        except USER_ERRORS as error:
             place = f"{self._place(row)}, action {_short(action)}"
             raise RunError(f"{self._id} failed in step: {place}: {_describe(error)}") from error
         self._check(row, reward)
@@ -173,8 +174,10 @@ class Gymnasium:
         return np.array_equal(self._observations[row], observation)
 
     def close(self) -> None:
+        """One that cannot be closed takes nothing from the run, and must not hide why it failed."""
         for environment in self._environments:
-            environment.close()
+            with suppress(*USER_ERRORS):
+                environment.close()
 
 
 # ---------------------------------------------------------------- spaces
@@ -283,7 +286,7 @@ def make(config: Gymnasium.Config) -> gymnasium.Env:
     except TypeError as error:
         reason = str(error).partition(" was raised from")[0]
         raise InputError(f"{config.id} does not take env.kwargs={config.kwargs}: {reason}") from error
-    except Exception as error:
+    except USER_ERRORS as error:
         raise InputError(f"{config.id} can't be made: {_describe(error)}") from error
 
 
@@ -308,7 +311,7 @@ def import_user_module(module: str) -> None:
         sys.path.append(os.getcwd())  # last, so that a file in the working directory shadows no installed module
     try:
         importlib.import_module(module)
-    except Exception as error:
+    except USER_ERRORS as error:
         raise InputError(f"can't import `{module}`: {_describe(error)}") from error
 
 
@@ -324,7 +327,7 @@ def _install(error: ImportError | gymnasium.error.DependencyNotInstalled) -> str
     return f"run pip install 'gymnasium[{extra[1]}]'" if extra else str(error)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

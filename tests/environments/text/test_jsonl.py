@@ -207,6 +207,7 @@ def test_a_batch_function_is_called_once(tmp_path):
         ("return 1 / 0", r"failed at prompt 'ab', completion 'x': ZeroDivisionError: division by zero"),
         ("return 'good'", "returned 'good', not a number or a dict of numbers, at prompt 'ab'"),
         ("return float('inf')", "returned inf at prompt 'ab'"),
+        ("raise SystemExit(0)", r"failed at prompt 'ab', completion 'x': SystemExit: 0"),
     ],
 )
 def test_a_function_that_fails_says_where(tmp_path, rewards, body, message):
@@ -223,11 +224,13 @@ def test_a_function_that_fails_says_where(tmp_path, rewards, body, message):
         ("{folder}/nowhere.py:score", "there is no file"),
         ("{folder}/rewards.py:other", "has no function `other`"),
         ("{folder}/broken.py:score", "cannot be run: SyntaxError"),
+        ("{folder}/ends.py:score", "cannot be run: SystemExit: 0"),
     ],
 )
 def test_a_function_that_is_not_there_is_refused(tmp_path, rewards, name, message):
     rewards("def score(*_):\n    return 0.0")
     (tmp_path / "broken.py").write_text("def score(")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)")
     with pytest.raises(InputError, match=message):
         jsonl(tmp_path / "p.jsonl", SUMS, reward=name.format(folder=tmp_path))
 

@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.environments.text.tokenizers import Bytes, Characters, HuggingFace, Tokenizer, Words
-from pgcli.errors import InputError, RunError
+from pgcli.errors import USER_ERRORS, InputError, RunError
 from pgcli.seeding import keys_of
 from pgcli.settings import Settings
 from pgcli.types import Observations, State, TextSpec, Written
@@ -292,7 +292,7 @@ class Jsonl:
     def _called(self, function: Callable[..., Any], where: str, *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except Exception as error:
+        except USER_ERRORS as error:
             raise RunError(f"env.reward={self.config.reward} failed at {where}: {_one_line(error)}") from error
 
     def _components(self, score: Any, row: dict[str, Any]) -> dict[str, float]:
@@ -398,7 +398,7 @@ def _function(name: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except USER_ERRORS as error:
         raise InputError(f"env.reward={name}: {path} cannot be run: {_one_line(error)}") from error
     found = getattr(module, function, None)
     if not callable(found):
@@ -406,5 +406,5 @@ def _function(name: str) -> Callable[..., Any]:
     return found
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
