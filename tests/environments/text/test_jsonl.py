@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from pgcli.environments.text.jsonl import Jsonl
+from pgcli.environments.text.jsonl import Jsonl, _read
 from pgcli.errors import InputError, RunError
 from pgcli.experiment import check, resume, train
 from pgcli.experiment.build import build
@@ -88,12 +88,23 @@ def test_a_prompt_is_held_out_even_where_there_are_two_and_one_alone_is_refused(
         ([{"prompt": "a"}, {"prompt": "b" * 20}], "line 2: a prompt of 21 tokens, and env.prompt_length is 20"),
         ([{"prompt": "a", "answer": "12345"}], "line 1: a answer of 6 tokens, and env.completion_length is 5"),
         ([], "has no rows"),
+        ([{"prompt": "a"}, {"prompt": "\ud800"}], "line 2: `prompt` has half a character"),
+        ([{"prompt": "a"}, '{"prompt": "b", "n": %s}' % ("1" * 5000)], "line 2: cannot be read"),
+        ([{"prompt": "a"}, '{"prompt": "b", "n": %s}' % ("[" * 100_000)], "line 2: cannot be read"),
     ],
 )
 def test_a_file_that_is_not_right_is_refused_with_the_line(tmp_path, rows, message):
     with pytest.raises(InputError, match=message) as refusal:
         jsonl(tmp_path / "p.jsonl", rows)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("start", "newline"), [("", "\n"), ("\ufeff", "\r\n"), ("", "\n\n")])
+def test_other_systems_line_ends_and_marks_and_any_character_of_json_are_read(tmp_path, start, newline):
+    rows = [{"prompt": f"a{character}b"} for character in "c\u2028\u2029\x85"]
+    text = start + "".join(json.dumps(row, ensure_ascii=False) + newline for row in rows)
+    (tmp_path / "p.jsonl").write_bytes(text.encode())
+    assert [row for _, row in _read(tmp_path / "p.jsonl")] == rows
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
@@ -207,6 +218,7 @@ def test_a_batch_function_is_called_once(tmp_path):
         ("return 1 / 0", r"failed at prompt 'ab', completion 'x': ZeroDivisionError: division by zero"),
         ("return 'good'", "returned 'good', not a number or a dict of numbers, at prompt 'ab'"),
         ("return float('inf')", "returned inf at prompt 'ab'"),
+        ("return 10**400", "not a number or a dict of numbers, at prompt 'ab'"),
         ("raise SystemExit(0)", r"failed at prompt 'ab', completion 'x': SystemExit: 0"),
     ],
 )

@@ -22,6 +22,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +40,9 @@ from pgcli.types import Observations, State, TextSpec, Written
 
 TEXTS = ("prompt", "completion", "answer", "chosen", "rejected", "text")
 """Keys of a row with a meaning for the task."""
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Jsonl:
@@ -299,7 +303,7 @@ class Jsonl:
         parts = score if isinstance(score, dict) else {"reward": score}
         try:
             numbers = {str(key): math.nan if value is None else float(value) for key, value in parts.items()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise RunError(
                 f"env.reward={self.config.reward} returned {score!r:.80}, not a number or a dict of numbers, "
                 f"at prompt {row.get('prompt', '')!r:.80}"
@@ -340,7 +344,8 @@ def _fraction(text: str) -> float:
 def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(file and line, row) of each line. Raises InputError with the number of a wrong line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A text may hold what `splitlines` takes for the end of a line: U+2028 is a character like others in JSON.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(f"env.path={path} cannot be read: {reason}") from error
@@ -353,11 +358,16 @@ def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+            raise InputError(f"{where}: cannot be read ({_one_line(error)})") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: a row is an object, {{...}}")
         wrong = next((key for key in TEXTS if not isinstance(row.get(key), str | None)), None)
         if wrong:
             raise InputError(f"{where}: `{wrong}` must be text")
+        torn = next((key for key in TEXTS if SURROGATE.search(row.get(key) or "")), None)
+        if torn:
+            raise InputError(f"{where}: `{torn}` has half a character (a lone surrogate), which no tokenizer reads")
         if row.get("prompt") is None and row.get("text") is None:
             raise InputError(f"{where}: a row has a `prompt` or a `text`")
         rows.append((where, row))
