@@ -121,3 +121,10 @@ def test_a_config_cannot_make_an_object(three):
     (three[0] / "config.yaml").write_text("a: !!python/object/apply:os.mkdir [executed]\n")
     with pytest.raises(InputError, match=r"config\.yaml is not valid YAML"):
         _ = Run(three[0]).config
+
+
+@pytest.mark.parametrize("text", ["", "seed", "seed: 0\n", "seed: 0\nalgo: {gamma: 1}\n", "algo: 1\nenv: 2\n"])
+def test_a_config_that_was_cut_short_is_refused(three, text):
+    (three[0] / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"config\.yaml is damaged: it does not hold the settings of a run"):
+        _ = Run(three[0]).config

@@ -69,11 +69,15 @@ class Run:
         path = self.path / "config.yaml"
         try:
             # The C parser is several times faster, but missing in some builds of PyYAML.
-            return yaml.load(path.read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            found = yaml.load(path.read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        # It begins with single values and ends with the groups, so that one cut short lacks those.
+        if not isinstance(found, dict) or not all(isinstance(found.get(group), dict) for group in ("algo", "env")):
+            raise InputError(f"{path} is damaged: it does not hold the settings of a run")
+        return found
 
     def rows(self, key: str | None = None) -> list[dict[str, Any]]:
         """The metrics, oldest first; only those rows that have `key`, if one is given."""
