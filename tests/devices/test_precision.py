@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pgcli.collectors import completions, preferences, revisions
+from pgcli.collectors import completions, pairs, revisions
 from pgcli.collectors.completions import choose
 from pgcli.collectors.narrowed import narrowed
 from pgcli.environments.text import assistant
@@ -33,7 +33,7 @@ class WithoutFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    for module in (completions, revisions, preferences, assistant, narrowing):
+    for module in (completions, revisions, pairs, assistant, narrowing):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)
 
 
