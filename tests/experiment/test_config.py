@@ -4,6 +4,7 @@ A plug-in of four toy classes lies in a temporary folder, so that the exact text
 """
 
 import importlib
+import json
 import os
 import sys
 import threading
@@ -578,6 +579,14 @@ def test_a_run_directory_keeps_its_choices(tmp_path):
     )
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_a_config_beside_a_damaged_run_json_is_refused_by_its_name(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(json.dumps(dump(compose(TOY))))
+    (tmp_path / "run.json").write_text(text, "latin-1")
+    with pytest.raises(InputError, match=r"run\.json is damaged"):
+        load(tmp_path / "config.yaml")
+
+
 def test_a_loaded_config_takes_settings_but_no_other_options():
     data = dump(compose(TOY))
     assert load(data, ["algo.gamma=0.5"]).algo.gamma == 0.5
@@ -604,6 +613,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
     for text, said in [
         ("seed: 1\n", "is not the config of a run: it has no `algo.name`"),
         ("a: [\n", "line 2: bad YAML"),
+        ("a: \0\n", r"x\.yaml: bad YAML: unacceptable character"),
     ]:
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(InputError, match=said):

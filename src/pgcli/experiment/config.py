@@ -333,7 +333,7 @@ def load(
             raise InputError(f"{short(file)} does not exist")
         data, name = read_yaml(file), short(file)
         if (run := file.with_name("run.json")).is_file():
-            choices = json.loads(run.read_text()).get("choices", {})
+            choices = _choices_of(run)
     of_a_run = bool(choices)
     for group in GROUPS:
         if not isinstance(data.get(group), dict) or "name" not in data[group]:
@@ -380,3 +380,11 @@ def _complete(data: dict[str, Any], choices: Mapping[str, str]) -> list[str]:
             found.append(Assignment(key, inner, f"{key}={json.dumps(inner)}"))
     _assign(data, found)
     return [text for _, _, text in found]
+
+
+def _choices_of(file: Path) -> dict[str, str]:
+    """The options that a run was composed of, by its run.json."""
+    try:
+        return json.loads(file.read_text("utf-8")).get("choices", {})
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{short(file)} is damaged: it does not say what the run was composed of") from error

@@ -191,7 +191,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def _bad_yaml(error: Exception) -> InputError:
     """`conf/algo/mine.yaml, line 3: expected ',' or ']'`."""
     mark = getattr(error, "problem_mark", None)
-    where = f"{short(Path(mark.name))}, line {mark.line + 1}: " if mark else ""
+    name = getattr(mark or error, "name", None)  # without a mark where a character is not allowed
+    where = f"{short(Path(name))}{f', line {mark.line + 1}' if mark else ''}: " if name else ""
     return InputError(f"{where}bad YAML: {getattr(error, 'problem', None) or first_sentence(error)}")
 
 
