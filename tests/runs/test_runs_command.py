@@ -58,6 +58,16 @@ def test_a_damaged_run_is_a_warning(new_run, call):
     assert "is damaged" in answer.stderr
 
 
+def test_damaged_metrics_are_a_warning_and_hide_no_other_run(new_run, call):
+    run, other = new_run(), new_run(seed=1)
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(bytes(512) + b"\n")  # as a power cut leaves them
+    answer = call("--runs-dir", run.path.parent, "--json")
+    assert answer.exit_code == 0
+    assert f"warning: {run.path / 'metrics.jsonl'} is damaged" in answer.stderr
+    assert [row["path"] for row in json.loads(answer.stdout)] == [str(other.path)]
+
+
 def test_no_runs_say_what_to_do_next(tmp_path, call):
     assert "pgcli train algo=ppo env=cartpole" in call("--runs-dir", tmp_path / "none").stdout
     assert json.loads(call("--runs-dir", tmp_path / "none", "--json").stdout) == []

@@ -12,32 +12,24 @@ from pgcli.cli._console import console
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pgcli.runs import Run
+
 
 def runs(
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
 ) -> None:
     """List runs, oldest first: how each ended, and its last evaluation."""
+    from pgcli.errors import InputError
     from pgcli.runs.reader import plain, scan_runs
 
     found, problems = scan_runs(runs_dir)
     rows = []
     for run in found:
-        returns = run.points("eval/return_mean")[1]
-        rows.append(
-            {
-                "id": run.id,
-                "path": str(run.path),
-                "status": run.status,
-                "algo": run.choices["algo"],
-                "env": run.slug,
-                "seed": run.seed,
-                "steps": run.steps,
-                "eval_return": returns[-1] if returns else None,
-                "created": run.info["created"],
-                "reason": run.info["reason"],
-            }
-        )
+        try:
+            rows.append(_row(run))
+        except InputError as error:  # of its metrics: one damaged run hides no other
+            problems.append(str(error))
     for problem in problems:
         typer.echo(f"warning: {problem}", err=True)
     if as_json:
@@ -46,6 +38,22 @@ def runs(
         _print(rows)
     else:
         typer.echo(f"no runs in {runs_dir}; start one:  pgcli train algo=ppo env=cartpole")
+
+
+def _row(run: "Run") -> dict:
+    returns = run.points("eval/return_mean")[1]
+    return {
+        "id": run.id,
+        "path": str(run.path),
+        "status": run.status,
+        "algo": run.choices["algo"],
+        "env": run.slug,
+        "seed": run.seed,
+        "steps": run.steps,
+        "eval_return": returns[-1] if returns else None,
+        "created": run.info["created"],
+        "reason": run.info["reason"],
+    }
 
 
 NARROW = ("seed", "algo", "env", "age", "steps")
