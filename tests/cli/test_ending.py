@@ -38,6 +38,15 @@ def test_what_to_type_next_says_where_the_model_and_the_texts_are(tmp_path):
     assert following == f"pgcli train algo=grpo env=jsonl env.path=p.jsonl policy=hf policy.path=m init={tmp_path}"
 
 
+def test_what_to_type_next_needs_no_legible_file_of_overrides(tmp_path):
+    (tmp_path / "overrides.txt").write_bytes(b"env.path=\xff\n")
+    run = SimpleNamespace(
+        status="completed", path=tmp_path, choices={"algo": "sft", "env": "jsonl"}, info={"unit": "tokens"},
+        config={"env": {}, "init": None},
+    )  # fmt: skip
+    assert _ending._next(run).splitlines()[0] == f"pgcli sample {tmp_path}"
+
+
 @pytest.mark.parametrize(
     ("mean", "greedy", "said"), [(-1110.2, -0.04, "-1,110, greedy -0.04"), (0.8931, 500, "0.893, greedy 500.0")]
 )

@@ -107,6 +107,11 @@ def test_a_config_that_was_tampered_with(copy, old, new, name):
     assert name in failed(copy)
 
 
+def test_words_that_were_overwritten(copy):
+    (copy / "overrides.txt").write_bytes(b"algo=\xff\n")
+    assert "the config is what was typed" in failed(copy)
+
+
 def test_a_reference_that_moved(copy):
     newest = Run(copy).checkpoints()[-1]
     step, state = checkpoint.read(newest)

@@ -257,6 +257,7 @@ def test_a_hydra_application_may_call_us_and_goes_on(tmp_path):
         ("++algo.gamma=1", "`++algo.gamma=1` is refused: settings are set (key=value), not added"),
         ("~algo.gamma", "`~algo.gamma` is refused: settings are set (key=value), not removed"),
         ("policy@algo=net", "`policy@algo=net` is refused: write policy=net"),
+        ('runs_dir="\udce4"', "`runs_dir=\"\udce4\"` is not UTF-8, as the files of a run are: rename what it names"),
         ("toy", "`toy` is not key=value; did you mean `algo=toy`?"),
         ("nothing", "`nothing` is not key=value"),
         ("=3", "`=3` is not key=value"),

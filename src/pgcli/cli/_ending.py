@@ -63,7 +63,7 @@ def _places(run: "Run") -> list[str]:
     """The typed words that another run needs to find the same model and texts."""
     try:
         words = (run.path / "overrides.txt").read_text("utf-8").split("\n")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return []
     return [shlex.quote(word) for word in words if word.startswith(PLACES)]
 

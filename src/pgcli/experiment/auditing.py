@@ -119,7 +119,7 @@ def _config(run: Run) -> Check:
     name = "the config is what was typed"
     try:
         words = parse((run.path / "overrides.txt").read_text("utf-8").splitlines())
-    except (OSError, InputError) as error:
+    except (OSError, UnicodeDecodeError, InputError) as error:
         return Check(name, f"overrides.txt: {error}", False)
     wrong = []
     for key, value, text in words:

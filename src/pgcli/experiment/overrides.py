@@ -104,6 +104,8 @@ def _read(text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    if any("\ud800" <= character <= "\udfff" for character in text):  # bytes of the command line that are no text
+        raise InputError(f"`{text}` is not UTF-8, as the files of a run are: rename what it names")
     if text.startswith("+"):
         raise InputError(f"`{text}` is refused: settings are set (key=value), not added")
     if text.startswith("~"):
