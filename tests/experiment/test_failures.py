@@ -80,6 +80,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(pgcli, stra
     assert_same_end(killed, straight)
 
 
+def test_metrics_that_were_cut_short_are_told_and_the_weights_end_the_same(pgcli, straight, killed):
+    (killed / "metrics.jsonl").write_text("")
+    ended = pgcli.run("resume", killed, "-q")
+    assert ended.code == 0
+    assert ended.err == f"warning: {killed / 'metrics.jsonl'} has lost its rows of the steps 0 to 640\n"
+    assert file_of_weights(killed) == file_of_weights(straight)
+
+
+def file_of_weights(run):
+    return (Run(run).checkpoints()[-1] / "model.safetensors").read_bytes()
+
+
 def test_without_a_valid_checkpoint_there_is_no_silent_fresh_start(pgcli, killed):
     for path in Run(killed).checkpoints():
         spoil(path / "model.safetensors", "altered")

@@ -395,6 +395,33 @@ def test_a_run_that_has_lost_its_rows_is_refused_and_stays_what_it_was(new_run, 
     assert Run(run.path).status == "completed"
 
 
+def test_a_run_that_has_lost_the_head_of_its_episodes_is_refused_and_a_fork_has_a_new_one(new_run, state_at):
+    run = new_run()
+    run.save(10, state_at(10))
+    run.close()
+    (run.path / "episodes.csv").write_bytes(b"")
+    with pytest.raises(InputError, match=r"lost the head of its episodes\.csv: pgcli resume .* --fork begins another"):
+        RunWriter.reopen(run.path)
+    fork = new_run(seed=1)
+    fork.inherit(run.path)
+    fork.episodes(20, [Episode(1.0, 1, 20)])
+    assert Run(fork.path).episodes()["step"].tolist() == [20]
+
+
+def test_rows_that_were_lost_before_the_checkpoint_are_told(new_run, state_at):
+    run = new_run()
+    for step in (10, 20, 30):
+        run.log(step, step, {})
+        run.save(step, state_at(step))
+    run.close()
+    metrics = run.path / "metrics.jsonl"
+    rows = metrics.read_bytes()
+    again = RunWriter.reopen(run.path)
+    assert again.rewind(30) == []
+    metrics.write_bytes(rows[: len(rows) // 2])
+    assert again.rewind(30) == [f"{metrics} has lost its rows of the steps 10 to 30"]
+
+
 def test_a_run_without_an_intact_checkpoint_is_refused_and_let_go(new_run, state_at):
     run = new_run()
     run.save(0, state_at(0))

@@ -124,13 +124,13 @@ def resume(
                 progress.doubtful = None
             if fork:
                 writer.inherit(old.path)
-            writer.rewind(loaded.step)
+            lost = writer.rewind(loaded.step) or ()
             if processes.rank() == 0:
                 write_config(writer.path, dump(settings))
             withdrawn = _withdrawn(old, parts)
             if withdrawn:
                 writer.update_info(exact_resume="; ".join(withdrawn))
-            _warn(writer, [*loaded.warnings, *withdrawn])
+            _warn(writer, [*loaded.warnings, *lost, *withdrawn])
             writer.event(f"resumed at step {loaded.step:,}")
             if fork or not begun:
                 save(parts, writer, progress, {})

@@ -108,6 +108,8 @@ class RunWriter:
         for name in ("metrics.jsonl", "episodes.csv"):
             if not (run.path / name).exists():
                 raise InputError(f"{path} has lost its {name}, so that it cannot go on; it can be evaluated as it is")
+        if not _has_head(run.path / "episodes.csv"):
+            raise InputError(f"{path} has lost the head of its episodes.csv: pgcli resume {path} --fork begins another")
         try:
             lock.acquire(run.path)
         except OSError as error:
@@ -132,11 +134,14 @@ class RunWriter:
         """Copy the rows of the run that this one forks from, so that its curve is complete. Then `rewind`."""
         with _writing(self.path):
             for name in ("metrics.jsonl", "episodes.csv", "samples.jsonl"):
-                if (parent / name).exists():
+                if (parent / name).exists() and (name != "episodes.csv" or _has_head(parent / name)):
                     files.replace(self.path / name, (parent / name).read_bytes())
 
-    def rewind(self, step: int) -> None:
-        """Move the rows written after `step` aside, so that the continued run has every step once."""
+    def rewind(self, step: int) -> list[str]:
+        """Move the rows written after `step` aside, so that the continued run has every step once.
+
+        Returns: a sentence, if rows up to `step` are not there.
+        """
         with _writing(self.path):
             checkpoint.set_aside(self.path / "checkpoints", step)
             kept = _cut(self.path / "metrics.jsonl", step, header=0, step_of=lambda line: json.loads(line)["step"])
@@ -148,6 +153,10 @@ class RunWriter:
         # `wall` counts the seconds in which the run was running, not those in between.
         self._began = time.monotonic() - (json.loads(kept[-1])["wall"] if kept else 0.0)
         self.update_info(status="running", reason=None, ended=None, steps=step)
+        last = json.loads(kept[-1])["step"] if kept else 0  # a checkpoint comes after the row of its step
+        if last < step:
+            return [f"{self.path / 'metrics.jsonl'} has lost its rows of the steps {last:,} to {step:,}"]
+        return []
 
     # ------------------------------------------------------------ writing
 
@@ -300,6 +309,13 @@ def _writing(path: Path) -> Iterator[None]:
         raise RunError(
             f"cannot write to {path}: {error.strerror or error}; its last good checkpoint is kept"
         ) from error
+
+
+def _has_head(episodes: Path) -> bool:
+    """Whether a file of episodes has its first two lines, without which its rows mean nothing."""
+    with contextlib.suppress(OSError), episodes.open("rb") as file:
+        return [file.readline(), file.readline()][1] == f"{EPISODE_COLUMNS}\n".encode()
+    return False
 
 
 def _cut(path: Path, step: int, *, header: int, step_of: Callable[[str], int]) -> list[str]:
