@@ -224,6 +224,21 @@ def test_every_single_flipped_bit_of_the_weights_is_noticed(three):
     assert checkpoint.read(path.parent)[0] == 300
 
 
+def test_a_checkpoint_that_a_live_run_removes_while_it_is_read_is_no_damage(tmp_path, state_at, monkeypatch):
+    checkpoint.write(tmp_path, 1, state_at(1))
+    real = checkpoint._read_file
+
+    def the_run_goes_on(path, limit):
+        monkeypatch.setattr(checkpoint, "_read_file", real)
+        checkpoint.write(tmp_path, 2, state_at(2))
+        checkpoint.prune(tmp_path, 1, set())
+        return real(path, limit)
+
+    monkeypatch.setattr(checkpoint, "_read_file", the_run_goes_on)
+    found = checkpoint.load_last(tmp_path)
+    assert (found.step, found.warnings) == (2, [])
+
+
 def test_without_an_intact_checkpoint_there_is_an_error_that_names_all(three):
     for step in (100, 200, 300):
         (three / f"step-{step:09d}" / "state.json").unlink()

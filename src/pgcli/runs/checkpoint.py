@@ -244,6 +244,8 @@ def load_newest(folder: Path, *, memory: bool = True) -> Loaded:
         try:
             step, state = read(path, memory=memory)
         except Damaged as damage:
+            if not path.exists():  # removed while it was read, by a run that goes on and has written a newer one
+                return load_newest(folder, memory=memory)
             warnings.append(f"{damage}; this checkpoint was skipped")
             continue
         return Loaded(step, state, warnings)
