@@ -497,6 +497,11 @@ def test_the_tuned_file_can_be_left_out_and_another_one_named(tmp_path):
     )
 
 
+def test_a_tuned_file_that_is_not_there_names_those_that_are():
+    with pytest.raises(InputError, match=r"no tuned is called `x`   \(tuned is one of auto, none, "):
+        compose(["algo=ppo", "env=cartpole", "tuned=x"])
+
+
 def test_a_tuned_section_with_a_name_is_for_that_class_only(tmp_path):
     mine = write(tmp_path, {"mine/tuned/toy_land.yaml": "policy: {name: net, hidden: [3]}\n"}) / "mine"
     assert compose(TOY, config_dirs=[mine]).policy.hidden == (3,)

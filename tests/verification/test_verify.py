@@ -354,6 +354,13 @@ def test_the_table_fits_the_terminal(everything, width):
     assert text[-1] == "nothing is said of es"
 
 
+@pytest.mark.parametrize("columns", ["0", "5"])
+def test_a_terminal_too_narrow_for_any_text_is_written_to(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert command("algo=rloo") == 0
+    assert "quantities of rloo are exact" in capsys.readouterr().out
+
+
 def test_notes_stand_beside_their_rows_where_there_is_room(everything):
     wide, narrow = ([str(line) for line in lines(everything, width)] for width in (120, 80))
     assert any("score" in line and "a baseline is" in line for line in wide)

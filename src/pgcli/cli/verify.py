@@ -25,6 +25,9 @@ LEGEND = (
     "Of a vector, the length is shown; its error is the largest one of its elements."
 )
 
+NARROWEST = 20
+"""Columns for which the texts are still folded: a terminal that says 0 has a width that nobody told it."""
+
 
 def verify(
     overrides: Annotated[
@@ -51,7 +54,7 @@ def verify(
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
         console = Console(highlight=False, markup=False)
-        for line in lines(found, console.width):
+        for line in lines(found, max(console.width, NARROWEST)):
             console.print(line, soft_wrap=True)
         typer.echo(found.verdict)
     if not found.passed:

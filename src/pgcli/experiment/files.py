@@ -60,8 +60,8 @@ def _unknown_option(group: str, value: str, known: Iterable[str]) -> str:
         + (f"; did you mean `{group}={close}`?" if close else "")
         + (
             f"   ({group} is one of {', '.join(known)}{also})"
-            if len(known) < 12
-            else f"   (pgcli list {PLURALS.get(group, group)}{also})"
+            if len(known) < 12 or group not in PLURALS
+            else f"   (pgcli list {PLURALS[group]}{also})"
         )
     )
 
