@@ -403,3 +403,17 @@ def test_a_run_that_another_one_builds_on_is_found_from_anywhere(tmp_path, monke
     monkeypatch.chdir("/")
     assert evaluate(tmp_path / second.path, episodes=2)["episodes"] == 2
     assert not first.path.exists(), "from here"
+
+
+def test_runs_that_build_on_one_another_can_be_moved_together(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*EXPERIMENTS["grpo on sort"], "algo.kl.measure=true", "runs_dir=all"]
+    start("all/first", *words, steps=100)
+    second = start("all/second", *words, "reference=all/first", steps=100)
+    before = evaluate(second.path, episodes=2)
+    (tmp_path / "all").rename(tmp_path / "moved")
+    assert evaluate("moved/second", episodes=2) == before | {"run": "moved/second"}
+    assert resume("moved/second", "total_steps=200").config["reference"] == str(tmp_path / "moved" / "first")
+    (tmp_path / "moved" / "first").rename(tmp_path / "first")
+    with pytest.raises(InputError, match="moved/first is not a run directory"):
+        evaluate("moved/second")

@@ -19,7 +19,7 @@ from pgcli.experiment.build import Parts, build, warnings
 from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
-from pgcli.experiment.sources import located, sources
+from pgcli.experiment.sources import located, moved_along, sources
 from pgcli.registry import find
 from pgcli.runs import checkpoint, provenance
 from pgcli.runs.checkpoint import Loaded
@@ -101,7 +101,7 @@ def resume(
     Raises InputError if nothing can be resumed, or if the change would make it another experiment.
     """
     old = find_run(str(run), runs_dir)
-    before, settings = load(old.path, trust=trust), load(old.path, overrides, trust=trust)
+    before, settings = (moved_along(load(old.path, words, trust=trust), old.path) for words in ((), overrides))
     if not fork:
         _check_extension(before, settings)
     _check_unfinished(old, before, settings, fork=fork)
@@ -185,7 +185,7 @@ def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Par
 
     If this machine has no device like the run's, they are on the CPU.
     """
-    settings = load(run.path, overrides, trust=trust)
+    settings = moved_along(load(run.path, overrides, trust=trust), run.path)
     if settings.added:
         _say([f"{run.path}: {_lacking(settings)}"])
     if not _has_device(settings):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from pgcli.experiment.config import ExperimentConfig, load
+from pgcli.experiment.overrides import SOURCES
 from pgcli.runs import checkpoint
 from pgcli.runs.reader import find_run
 from pgcli.types import State
@@ -34,9 +36,26 @@ NO_SOURCES = Sources()
 
 def located(settings: ExperimentConfig) -> ExperimentConfig:
     """Replaces run names by absolute paths, because `latest` and the working directory may differ on resume."""
-    named = {key: name for key in ("init", "reference", "reward") if (name := getattr(settings, key)) is not None}
+    named = _named(settings)
     found = {key: str(find_run(name, settings.runs_dir).path.resolve()) for key, name in named.items()}
     return settings.model_copy(update=found)
+
+
+def moved_along(settings: ExperimentConfig, run: Path) -> ExperimentConfig:
+    """Replaces a path where there is no run any longer by that of its namesake beside `run`, if there is one: a folder
+    of runs, or a pipeline, was moved or copied with all that is in it.
+    """
+    beside = run.resolve().parent
+    found = {key: beside / Path(name).name for key, name in _named(settings).items() if not _is_run(Path(name))}
+    return settings.model_copy(update={key: str(path) for key, path in found.items() if _is_run(path)})
+
+
+def _named(settings: ExperimentConfig) -> dict[str, str]:
+    return {key: name for key in SOURCES if (name := getattr(settings, key)) is not None}
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "run.json").is_file()
 
 
 def sources(settings: ExperimentConfig, *, begun: bool = False, trust: bool = False) -> Sources:
