@@ -39,7 +39,9 @@ def sample(
             seed=seed, trust=trust,
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        from pgcli.runs.reader import plain
+
+        typer.echo(json.dumps(plain(found), ensure_ascii=False))  # what cannot be scored has a reward of NaN
         return
     for line in lines(found["samples"]):
         typer.echo(line)
@@ -47,7 +49,7 @@ def sample(
 
 def _history(run: str, n: int) -> dict[str, Any]:
     from pgcli.errors import InputError
-    from pgcli.runs.reader import find_run, plain
+    from pgcli.runs.reader import find_run
 
     found = find_run(run)
     rows = found.samples()
@@ -55,7 +57,7 @@ def _history(run: str, n: int) -> dict[str, Any]:
         raise InputError(f"{found.path} has written no completions down (eval.texts, of a text task)")
     steps = [row["step"] for row in rows]
     first = [row for i, row in enumerate(rows) if i - steps.index(row["step"]) < n]
-    return {"run": str(found.path), "samples": plain(first)}
+    return {"run": str(found.path), "samples": first}
 
 
 def lines(samples: list[dict[str, Any]]) -> Iterator[str]:

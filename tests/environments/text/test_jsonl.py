@@ -1,8 +1,10 @@
 import json
+import math
 
 import pytest
 import torch
 
+from pgcli.cli import main
 from pgcli.environments.text.jsonl import Jsonl, _read
 from pgcli.errors import InputError, RunError
 from pgcli.experiment import check, resume, train
@@ -283,6 +285,19 @@ def test_a_user_s_reward_trains_and_what_cannot_be_scored_is_left_out(tmp_path, 
         key: value for row in rows for key, value in row.items() if key.startswith(("reward/", "eval/", "rollout/"))
     }
     assert not [key for key, value in said.items() if value != value], "no NaN in what is logged"
+
+
+def test_samples_that_cannot_be_scored_are_shown_and_are_json(tmp_path, rewards, capsys):
+    name = rewards("def score(p, c, row):\n    return None if p == '1+1=' else 0.0")
+    more = ["algo=sft", f"env.reward={name}", "env.held_out=0", "eval.texts=100", "eval.episodes=200"]
+    run = train(*words(tmp_path, *more), "total_steps=200", run_dir=tmp_path / "run", quiet=True)
+    assert any(math.isnan(sample["reward"]) for sample in run.samples())
+    for more in (["--history", "-n", "100"], ["--prompt", "9=9", "--trust"]):
+        for form, said in (([], "  reward nan  "), (["--json"], '"reward": "NaN"')):
+            with pytest.raises(SystemExit) as end:
+                main(["sample", str(run.path), *more, *form])
+            assert end.value.code == 0
+            assert said in capsys.readouterr().out
 
 
 COPIES = [
