@@ -349,6 +349,9 @@ def test_a_run_is_resumed_to_the_same_bytes_and_says_when_its_file_has_changed(t
     resume(tmp_path / "run", "total_steps=360", trust=True, quiet=True)
     assert "p.jsonl has changed since the run began" in Run(tmp_path / "run").info["exact_resume"]
     assert "has changed" in capsys.readouterr().err
+    rewards("def score(p, c, row):\n    return 0.0")
+    resume(tmp_path / "run", "total_steps=700", trust=True, quiet=True)
+    assert "rewards.py:score has changed since the run began" in Run(tmp_path / "run").info["exact_resume"]
 
 
 def test_a_file_that_names_a_reward_needs_trust_and_the_command_line_does_not(tmp_path, rewards):

@@ -93,10 +93,12 @@ class Jsonl:
         self.config = config
         path = Path(config.path).expanduser()
         rows = _read(path)
-        self.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        self.begun_with = self.digest
         self.tokens = _tokenizer(config, rows)
         self.score = _function(config.reward) if config.reward is not None else None
+        self.digests = {"digest": _digest(path)}
+        if config.reward is not None:
+            self.digests["reward_digest"] = _digest(Path(config.reward.rpartition(":")[0]).expanduser())
+        self.begun_with: State = self.digests
         self.has_reward = self.score is not None
         self.rows = [row for _, row in rows]
         encoded = [self._encoded(where, row) for where, row in rows]
@@ -172,15 +174,17 @@ class Jsonl:
         return train, held_out
 
     def state_dict(self) -> State:
-        return {"digest": self.begun_with}
+        return dict(self.begun_with)
 
     def load_state_dict(self, state: State) -> None:
-        self.begun_with = state["digest"]
+        self.begun_with = state
 
     @property
     def replay_mismatch(self) -> str | None:
         """A run that is resumed with another file is not the same run, even with the same seeds."""
-        return None if self.begun_with == self.digest else f"{self.config.path} has changed since the run began"
+        names = {"digest": self.config.path, "reward_digest": self.config.reward}
+        changed = [names[key] for key, digest in self.digests.items() if self.begun_with.get(key, digest) != digest]
+        return "; ".join(f"{name} has changed since the run began" for name in changed) or None
 
     # ------------------------------------------------------------ the task
 
@@ -339,6 +343,10 @@ class Ragged:
 def _fraction(text: str) -> float:
     """A hash of a text, uniform in [0, 1)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little") / 2**56
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
