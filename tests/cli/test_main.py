@@ -67,6 +67,11 @@ def test_light_commands_need_neither_torch_nor_hydra(words):
     assert imported(*words) <= {"pydantic", "numpy"}  # Typer reads arguments with pydantic
 
 
+@pytest.mark.parametrize("words", [["resume"], ["compare"], ["pipeline"], ["runs", "--runs-dir"]])
+def test_a_name_that_is_too_long_for_a_file_is_bad_input(run, words):
+    assert run(*words, "x" * 300) == (2, "", f"error: `{'x' * 60}...` is too long for the name of a file\n")
+
+
 @pytest.mark.parametrize(
     ("redirected", "code"), [("list algos >&-", 0), ("train seed=x 2>&-", 2), ("train seed=x 2>/dev/full", 2)]
 )

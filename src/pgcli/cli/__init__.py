@@ -3,6 +3,7 @@
 Error messages are printed here and nowhere else.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -117,6 +118,8 @@ def _report(error: Exception, words: Sequence[str]) -> int:
             return _say(f"error: {text}{_suggestion(text)}   ({command} --help)", 2)
         case typer.Abort():
             return _say("aborted", 1)
+        case OSError(errno=errno.ENAMETOOLONG):  # several names quoted as one, say; wherever it was looked for
+            return _say(f"error: `{str(error.filename)[:60]}...` is too long for the name of a file", 2)
         case BrokenPipeError():  # `pgcli list envs | head -1`: no reader is left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
