@@ -134,6 +134,26 @@ def go_wrong(folder, *words):
     start(folder, *words)
 
 
+def test_a_run_that_only_the_other_process_was_asked_to_stop_is_interrupted(tmp_path):
+    words = EXPERIMENTS["sft"]
+    assert in_two(stop_early, tmp_path / "run", *words, other=(None, *words)) == ("done", "done")
+    run = Run(tmp_path / "run")
+    assert (run.status, run.info["reason"]) == ("interrupted", "SIGTERM")
+    assert 0 < run.steps < 600
+
+
+def stop_early(folder, *words):
+    if os.environ["RANK"] == "1":
+        anybody, calls = processes.anybody, []
+
+        def asked(flag):
+            calls.append(flag)
+            return anybody(len(calls) == 3)
+
+        processes.anybody = asked
+    start(folder, *words)
+
+
 def test_a_stepped_environment_is_refused_before_anything_is_written(tmp_path):
     said, _ = in_two(train, "algo=ppo", "env=cartpole", f"runs_dir={tmp_path / 'runs'}")
     assert said == "InputError: torchrun shares out the rows of a text task; env=cartpole is stepped by one process"

@@ -240,8 +240,9 @@ def _finish(writer: RunWriter, progress: Progress, stop: StopRequest, settings: 
     if progress.doubtful is not None:
         summary["doubtful"] = progress.doubtful
     unfinished = progress.steps < settings.total_steps and not progress.solved and progress.doubtful is None
-    if stop.signal is not None and unfinished:
-        writer.finish("interrupted", signal.Signals(stop.signal).name, summary | {"signal": stop.signal})
+    if unfinished:
+        number = stop.signal or signal.SIGTERM  # none came here: it came to another process of the run
+        writer.finish("interrupted", signal.Signals(number).name, summary | {"signal": int(number)})
     else:
         writer.finish("completed", None, summary)
 
