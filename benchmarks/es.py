@@ -2,11 +2,12 @@
 
 import json
 import sys
+from itertools import product
 from typing import Any
 
 from measuring import HERE, Section, finish, median, say, spread
 
-ROWS = 256
+POPULATIONS = (64, 256)
 ORDER = {
     "bare": "the bare environment, random actions",
     "unbroken": "the same, no episode ever ending",
@@ -16,17 +17,17 @@ ORDER = {
 
 
 def measure(*, total: int, rounds: int, core: int | None) -> list[Section]:
-    """One section a policy: medians over the rounds, ratios within a round, by CPU time."""
+    """One section for each policy and population: medians over the rounds, ratios within a round, by CPU time."""
     sections = []
-    for policy in ("linear", "mlp"):
+    for policy, rows in product(("linear", "mlp"), POPULATIONS):
         turns: list[dict[str, Any]] = []
         for turn in range(rounds):
-            command = [sys.executable, str(HERE / "ours_es.py"), str(ROWS), str(total), policy]
+            command = [sys.executable, str(HERE / "ours_es.py"), str(rows), str(total), policy]
             turns.append(json.loads(finish(command, core=core).output.splitlines()[-1]))
             rates = "  ".join(f"{name} {_rate(turns[-1], name):,.0f}" for name in ORDER)
-            say(f"round {turn + 1}/{rounds}  {policy:6}  steps/CPU s: {rates}")
+            say(f"round {turn + 1}/{rounds}  {policy:6} x {rows:3}  steps/CPU s: {rates}")
         section = Section(
-            f"Evolution strategies, {policy} policy, {ROWS} candidates of one episode on CartPole",
+            f"Evolution strategies, {policy} policy, {rows} candidates of one episode on CartPole",
             ["", "steps/s", "steps/CPU s", "/ bare", "/ bare, unbroken"],
             measurements={"turns": turns},
         )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from pgcli.collectors.population import PopulationCollector
+from pgcli.collectors.population import PopulationCollector, closed_up
 from pgcli.environments.cartpole import CartPole
 from pgcli.environments.pendulum import Pendulum
 from pgcli.experiment.config import compose
@@ -179,3 +179,14 @@ def test_a_collector_goes_on_where_another_stopped():
     resumed = PopulationCollector(environment("cartpole", 8), num_episodes=2, seed=1)
     resumed.load_state_dict(straight.state_dict())
     assert resumed.collect(people).episodes == straight.collect(people).episodes
+
+
+def test_rows_that_go_on_close_up_and_most_of_them_stay_in_their_places():
+    random = np.random.default_rng(0)
+    assert closed_up(np.array([False, True, False, False, True, False])).tolist() == [0, 5, 2, 3]
+    for share in (0.0, 0.2, 0.8, 1.0):
+        done = random.random(50) < share
+        kept = closed_up(done)
+        assert sorted(kept) == np.flatnonzero(~done).tolist()
+        stay = ~done[: len(kept)]
+        assert (kept[stay] == np.flatnonzero(stay)).all()

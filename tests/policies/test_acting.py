@@ -39,8 +39,9 @@ def test_a_crowd_acts_as_each_candidate_s_module(name, actions):
     size = sum(p.numel() for p in policy.parameters())
     candidates = random.normal(size=(6, size)).astype(np.float32)
     crowd = policy.crowd(candidates)
-    # All at once, then fewer and fewer, unevenly, and once more those that had left.
-    for seats in ([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], [0, 1, 1, 2, 4, 5, 5], [1, 1, 1, 5], [5], [0, 2, 3]):
+    # All at once, then fewer and fewer, unevenly, once more those that had left; and in any order.
+    ascending = ([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], [0, 1, 1, 2, 4, 5, 5], [1, 1, 1, 5], [5], [0, 2, 3])
+    for seats in (*ascending, [5, 2, 3], [5, 1, 3], [4, 0, 5, 0, 4, 4, 2], [2, 0, 5]):
         crowd.seat(np.array(seats))
         for _ in range(2):
             observations = random.normal(size=(len(seats), *shape)).astype(np.float32)

@@ -111,6 +111,8 @@ class _Some:
         self._rows = rows.copy()
 
     def bring_back(self) -> None:
+        if not len(self._rows):
+            return
         self._home.state[:, self._rows] = self._out.state[:, : len(self._rows)]
         self._rows = self._rows[:0]
 

@@ -41,7 +41,7 @@ def antithetic(centre: Tensor, noise: Tensor, sigma: float) -> Tensor:
 
     Returns: (K, P). Source: Brockhoff et al. 2010, section 2.
     """
-    return torch.cat([centre + sigma * noise, centre - sigma * noise])
+    return torch.cat([centre.add(noise, alpha=sigma), centre.sub(noise, alpha=sigma)])
 
 
 def es_gradient(utilities: Tensor, noise: Tensor, sigma: float) -> Tensor:

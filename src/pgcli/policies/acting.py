@@ -26,7 +26,7 @@ class Crowd(Protocol):
     """Many candidates that act in one batch, each in its own rows."""
 
     def seat(self, candidates: np.ndarray) -> None:
-        """Assigns row i to the candidate `candidates[i]`: (R,) int64, ascending."""
+        """Assigns row i to the candidate `candidates[i]`: (R,) int64."""
         ...
 
     def act(self, observations: np.ndarray) -> np.ndarray:
@@ -120,21 +120,21 @@ class ModuleCrowd:
         return {name: x.view_as(p) for (name, p), x in zip(self.named.items(), parts, strict=True)}
 
     def seat(self, candidates: np.ndarray) -> None:
-        present, starts = np.unique(candidates, return_index=True)
-        ends = [*starts[1:], len(candidates)]
-        self.seats = [(self.candidates[c], slice(*place)) for c, *place in zip(present, starts, ends, strict=True)]
+        self.seats = [(self.candidates[c], np.flatnonzero(candidates == c)) for c in np.unique(candidates)]
+        self.order = np.argsort(candidates, kind="stable").argsort()  # from candidate by candidate to row by row
 
     @torch.no_grad()
     def act(self, observations: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(observations).to(next(iter(self.named.values())).device)
         outputs = torch.cat([functional_call(self.network, bound, x[rows]) for bound, rows in self.seats])
-        return choose(outputs.cpu().numpy().T, self.actions)
+        return choose(outputs.cpu().numpy()[self.order].T, self.actions)
 
 
 class PerceptronCrowd:
     """Many perceptrons at once: one product of stacked matrices per layer, (C, M, inputs) @ (C, inputs, outputs).
 
-    C candidates have an open row, M is the largest number of rows of one of them; unused rows are computed and ignored.
+    C candidates have a row, M is the largest number of rows of one of them; unused rows are computed and ignored. With
+    one row each, as in most searches, rows and matrices are in the same order and nothing is sorted.
 
     Args:
         sizes: units of the layers, from the inputs to the outputs.
@@ -150,32 +150,40 @@ class PerceptronCrowd:
             weights = candidates[:, at : at + a * b].reshape(-1, b, a).swapaxes(1, 2)
             if a < b:  # with few inputs the product takes a third of the time if outputs are contiguous
                 weights = np.ascontiguousarray(weights)
-            biases = np.ascontiguousarray(candidates[:, None, at + a * b : at + a * b + b])
-            self.layers.append((weights, biases))
+            self.layers.append((weights, candidates[:, None, at + a * b : at + a * b + b]))
             at += a * b + b
-        self.held = np.arange(len(candidates))
-        self.holding = self.layers
+        # What the products read: in place i the weights of the candidate `held[i]`.
+        self.held = np.full(len(candidates), -1)
+        self.holding = [(np.empty_like(weights), np.empty_like(biases)) for weights, biases in self.layers]
 
     def seat(self, candidates: np.ndarray) -> None:
-        rows = np.arange(len(candidates))
-        starts = rows[np.concatenate([[True], candidates[1:] != candidates[:-1]])]
-        present, counts = candidates[starts], np.diff(starts, append=len(rows))
-        places = np.searchsorted(self.held, present)
-        if len(present) < 0.75 * len(self.held) or not np.array_equal(self.held.take(places, mode="clip"), present):
-            self.held, places = present, np.arange(len(present))
-            # Removing ended rows copies all the others.
-            self.holding = [(weights[present], biases[present]) for weights, biases in self.layers]
+        counts = np.bincount(candidates, minlength=len(self.held))
         self.most = int(counts.max())
-        cells = np.repeat(places * self.most - starts, counts) + rows
-        self.cells = cells if len(cells) < len(self.held) * self.most else slice(None)
+        if self.most == 1:
+            present, self.cells = candidates, None
+        else:
+            present, rows = np.flatnonzero(counts), np.arange(len(candidates))
+            counts = counts[present]
+            firsts = np.arange(len(present)) * self.most - (counts.cumsum() - counts)
+            self.cells = np.empty_like(rows)
+            self.cells[np.argsort(candidates, kind="stable")] = np.repeat(firsts, counts) + rows
+        C = len(present)
+        new = np.flatnonzero(self.held[:C] != present)
+        self.held[:C] = present
+        for (weights, biases), (every_weight, every_bias) in zip(self.holding, self.layers, strict=True):
+            weights[new], biases[new] = every_weight[present[new]], every_bias[present[new]]
+        self.seated = [(weights[:C], biases[:C]) for weights, biases in self.holding]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        inputs = np.zeros((len(self.held) * self.most, self.sizes[0]), dtype=np.float32)
-        inputs[self.cells] = observations
-        x = inputs.reshape(len(self.held), self.most, -1)
-        for number, (weights, biases) in enumerate(self.holding, 1):
+        inputs = observations
+        if self.cells is not None:
+            inputs = np.zeros((len(self.seated[0][0]) * self.most, self.sizes[0]), dtype=np.float32)
+            inputs[self.cells] = observations
+        x = inputs.reshape(-1, self.most, self.sizes[0])
+        for number, (weights, biases) in enumerate(self.seated, 1):
             x = x @ weights
             x += biases
-            if number < len(self.holding):
+            if number < len(self.seated):
                 self.activate(x, out=x)
-        return choose(x.reshape(-1, self.sizes[-1])[self.cells].T, self.actions)
+        outputs = x.reshape(-1, self.sizes[-1])
+        return choose((outputs if self.cells is None else outputs[self.cells]).T, self.actions)
