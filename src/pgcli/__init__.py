@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgcli.experiment import resume as resume
     from pgcli.experiment import sample as sample
     from pgcli.experiment import train as train
+    from pgcli.experiment.agent import load as load
     from pgcli.experiment.exporting import export as export
     from pgcli.pipelines import pipeline as pipeline
     from pgcli.runs import Run as Run
@@ -36,6 +37,7 @@ _HOMES = {
     "sample": "pgcli.experiment",
     "audit": "pgcli.experiment",
     "export": "pgcli.experiment.exporting",
+    "load": "pgcli.experiment.agent",
     "pipeline": "pgcli.pipelines",
     "sweep": "pgcli.sweeps",
     "compare": "pgcli.analysis",

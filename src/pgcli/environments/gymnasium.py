@@ -85,7 +85,7 @@ class Gymnasium:
         rewards = np.zeros(count)
         terminated, truncated = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         for i, row in enumerate(indices):
-            rewards[i], terminated[i], truncated[i] = self._step(row, self._decode(actions[i]))
+            rewards[i], terminated[i], truncated[i] = self._step(row, self.decode(actions[i]))
         observations = self._observations.copy() if rows is None else self._observations[rows]
         return Step(observations, rewards, terminated, truncated, rewards)
 
@@ -107,7 +107,11 @@ class Gymnasium:
             self._episodes[row] = None
         return reward, bool(terminated), bool(truncated)
 
-    def _decode(self, action: Any) -> Any:
+    def encode(self, observation: Any) -> np.ndarray:
+        """The environment's own observation as a policy reads it, (*shape)."""
+        return self._encoder(observation)
+
+    def decode(self, action: Any) -> Any:
         """A policy's action as the environment takes it: clipped to its bounds. The rollout keeps the policy's own."""
         space = self._action_space
         if isinstance(space, spaces.Discrete):

@@ -13,10 +13,12 @@ Source: Engstrom et al. 2020, section 3; as in OpenAI Baselines' VecNormalize.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from pgcli.environments.raw import decoded, encoded
 from pgcli.settings import Settings
 from pgcli.types import State, Step, VectorEnvironment
 
@@ -131,6 +133,12 @@ class Normalised:
             return observations
         scaled = (observations - self._observations.mean) / self._observations.deviation
         return np.clip(scaled, -self._config.clip, self._config.clip).astype(np.float32)
+
+    def encode(self, observation: Any) -> np.ndarray:
+        return self.normalise(encoded(self._environment, observation)[None])[0]
+
+    def decode(self, action: Any) -> Any:
+        return decoded(self._environment, action)
 
     def scale(self, rewards: np.ndarray) -> np.ndarray:
         """Normalise raw rewards, (k,), by the present statistics; the precision stays."""

@@ -145,6 +145,9 @@ class Tabular:
         terminated = self._terminal[after]
         return Step(self._one_hot[after], rewards, terminated, ~terminated & (clock >= self._limit), rewards)
 
+    def encode(self, state: int) -> np.ndarray:
+        return self._one_hot[state]
+
     def state_dict(self) -> State:
         return {"states": self._states.copy(), "seeds": self._seeds.copy(), "clock": self._clock.copy()}
 

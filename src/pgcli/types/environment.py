@@ -72,7 +72,13 @@ class Step(NamedTuple):
 
 
 class VectorEnvironment(Protocol):
-    """`num_envs` copies of an environment. No autoreset: `reset` starts each episode with its own seed."""
+    """`num_envs` copies of an environment. No autoreset: `reset` starts each episode with its own seed.
+
+    It may also have two methods, if a single environment's observations or actions are not the policy's:
+
+        encode(observation)  as the policy reads it, (*shape)
+        decode(action)       as the environment's own `step` takes it
+    """
 
     spec: ControlSpec
     num_envs: int
