@@ -231,6 +231,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, cap
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_a_run_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report").touch()
+    assert run("classic_ppo", "--out", "report") == 2
+    assert capsys.readouterr().err == "error: cannot write the report to report: File exists\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
 def test_a_missing_extra_names_its_install_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(definition, "MODULES", {"mujoco": "a_module_that_is_not_there"})

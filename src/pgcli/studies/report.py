@@ -257,12 +257,20 @@ def _named(words: Iterable[str]) -> list[str]:
 # ---------------------------------------------------------------- files and JSON
 
 
+def make(folder: Path) -> None:
+    """Make the folder of a report. Raises InputError if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the report to {folder}: {error.strerror or error}") from error
+
+
 def write(found: Reproduction, folder: Path) -> None:
     """Write `<name>.md` and `<name>.svg`, if there are results."""
     if not found.results:
         return
+    make(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         files.replace(folder / f"{found.name}.md", markdown(found).encode())
     except OSError as error:
         raise InputError(f"cannot write the report to {folder}: {error.strerror or error}") from error

@@ -68,6 +68,8 @@ def reproduce(
     words = [_words(study, cell, seed, fraction) for cell in chosen for seed in range(number)]
     for combination in [*chain(*stages), *words]:  # all refusals come before the first run begins
         compose(combination, config_dirs=folders, trust=trust)
+    if out is not None:  # the last thing that can be refused
+        report.make(Path(out))
     made: list[dict[str, Path]] = [{} for _ in range(number)]  # of each seed, stage -> its run
     for stage, own in zip(study.stages, stages, strict=True):
         sweep = bring([with_runs(words, runs) for words, runs in zip(own, made, strict=True)])
