@@ -19,3 +19,8 @@ class RunError(PgcliError):
 
 USER_ERRORS = (Exception, SystemExit)
 """What user code may raise. A `sys.exit(0)` in it would else end the run as if all were well."""
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error, and the first line of its message."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pgcli.cli import main
-from pgcli.environments.text.jsonl import Jsonl, _read
+from pgcli.environments.text._rows import read
+from pgcli.environments.text.jsonl import Jsonl
 from pgcli.errors import InputError, RunError
 from pgcli.experiment import check, resume, train
 from pgcli.experiment.build import build
@@ -106,7 +107,7 @@ def test_other_systems_line_ends_and_marks_and_any_character_of_json_are_read(tm
     rows = [{"prompt": f"a{character}b"} for character in "c\u2028\u2029\x85"]
     text = start + "".join(json.dumps(row, ensure_ascii=False) + newline for row in rows)
     (tmp_path / "p.jsonl").write_bytes(text.encode())
-    assert [row for _, row in _read(tmp_path / "p.jsonl")] == rows
+    assert [row for _, row in read(tmp_path / "p.jsonl")] == rows
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):

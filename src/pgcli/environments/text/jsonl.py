@@ -19,11 +19,7 @@ A prompt is held out by a hash of its text, so that adding rows to a file moves 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
-import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,17 +28,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pgcli.environments.text._reward_function import RewardFunction
+from pgcli.environments.text._rows import TEXTS, Ragged, digest, read
 from pgcli.environments.text.tokenizers import Bytes, Characters, HuggingFace, Tokenizer, Words
-from pgcli.errors import USER_ERRORS, InputError, RunError
+from pgcli.errors import InputError
 from pgcli.seeding import keys_of
 from pgcli.settings import Settings
 from pgcli.types import Observations, State, TextSpec, Written
-
-TEXTS = ("prompt", "completion", "answer", "chosen", "rejected", "text")
-"""Keys of a row with a meaning for the task."""
-
-
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Jsonl:
@@ -92,12 +84,12 @@ class Jsonl:
     def __init__(self, config: Config) -> None:
         self.config = config
         path = Path(config.path).expanduser()
-        rows = _read(path)
+        rows = read(path)
         self.tokens = _tokenizer(config, rows)
-        self.score = _function(config.reward) if config.reward is not None else None
-        self.digests = {"digest": _digest(path)}
-        if config.reward is not None:
-            self.digests["reward_digest"] = _digest(Path(config.reward.rpartition(":")[0]).expanduser())
+        self.score = RewardFunction(config.reward) if config.reward is not None else None
+        self.digests = {"digest": digest(path)}
+        if self.score is not None:
+            self.digests["reward_digest"] = digest(self.score.file)
         self.begun_with: State = self.digests
         self.has_reward = self.score is not None
         self.rows = [row for _, row in rows]
@@ -213,7 +205,7 @@ class Jsonl:
             return {"reward": match, "exact_match": match}
         lengths = mask.sum(1).tolist()
         texts = [self.tokens.decode(row[:n]) for row, n in zip(completions.tolist(), lengths, strict=True)]
-        found = self._scored([self.rows[i] for i in numbers], texts)
+        found = self.score([self.rows[i] for i in numbers], texts)
         parts = {name: torch.tensor(values, device=completions.device) for name, values in found.items()}
         if self.config.cut_reward is not None:
             finished = ((completions == self.tokens.end) & mask).any(1)
@@ -267,121 +259,10 @@ class Jsonl:
     def _completed(self, texts: Ragged, numbers: np.ndarray, length: int | None = None) -> Tensor:
         return texts.padded(numbers, length or self.config.completion_length, self.tokens.pad)
 
-    # ------------------------------------------------------------ the user's function
-
-    def _scored(self, rows: list[dict[str, Any]], completions: list[str]) -> dict[str, list[float]]:
-        """Component -> one number per row; `reward` is one of them."""
-        assert self.score is not None
-        prompts = [row.get("prompt", "") for row in rows]
-        name = str(self.config.reward).rpartition(":")[2]
-        if name.startswith("batch_") or name.endswith("_batch"):
-            found = self._called(self.score, "all rows", prompts, completions, rows)
-            if not isinstance(found, Sequence) or len(found) != len(rows):
-                raise RunError(f"env.reward={self.config.reward} must return a list of {len(rows)} scores")
-        else:
-            found = [
-                self._called(
-                    self.score, f"prompt {prompt!r:.80}, completion {completion!r:.80}", prompt, completion, row
-                )
-                for prompt, completion, row in zip(prompts, completions, rows, strict=True)
-            ]
-        parts = [self._components(score, row) for score, row in zip(found, rows, strict=True)]
-        known = next((part for part in parts if len(part) > 1), parts[0])
-        unscored = dict.fromkeys(known, math.nan)
-        parts = [unscored if math.isnan(part["reward"]) else part for part in parts]
-        odd = [key for part in parts for key in part.keys() ^ known.keys()]
-        if odd:
-            names = sorted(set(odd))
-            raise RunError(
-                f"env.reward={self.config.reward} returns {', '.join(names)} for some rows and not for others"
-            )
-        return {key: [part[key] for part in parts] for key in known}
-
-    def _called(self, function: Callable[..., Any], where: str, *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except USER_ERRORS as error:
-            raise RunError(f"env.reward={self.config.reward} failed at {where}: {_one_line(error)}") from error
-
-    def _components(self, score: Any, row: dict[str, Any]) -> dict[str, float]:
-        parts = score if isinstance(score, dict) else {"reward": score}
-        try:
-            numbers = {str(key): math.nan if value is None else float(value) for key, value in parts.items()}
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RunError(
-                f"env.reward={self.config.reward} returned {score!r:.80}, not a number or a dict of numbers, "
-                f"at prompt {row.get('prompt', '')!r:.80}"
-            ) from error
-        numbers.setdefault("reward", sum(numbers.values()) if numbers else math.nan)
-        if any(map(math.isinf, numbers.values())):
-            raise RunError(
-                f"env.reward={self.config.reward} returned {score!r:.80} at prompt {row.get('prompt', '')!r:.80}"
-            )
-        return numbers
-
-
-class Ragged:
-    """Lists of tokens of different lengths."""
-
-    def __init__(self, rows: list[list[int]]) -> None:
-        self.lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        self.starts = self.lengths.cumsum() - self.lengths
-        self.flat = np.array([token for row in rows for token in row] or [0], dtype=np.int32)
-
-    @property
-    def longest(self) -> int:
-        return int(self.lengths.max(initial=0))
-
-    def padded(self, numbers: np.ndarray, length: int, pad: int, *, left: bool = False) -> Tensor:
-        """(N, length) int64: the rows with indices `numbers`, padded."""
-        own = self.lengths[numbers][:, None]
-        place = np.arange(length) - (length - own if left else 0)
-        at = (self.starts[numbers][:, None] + place).clip(0, len(self.flat) - 1)
-        return torch.from_numpy(np.where((place >= 0) & (place < own), self.flat[at], pad).astype(np.int64))
-
 
 def _fraction(text: str) -> float:
     """A hash of a text, uniform in [0, 1)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little") / 2**56
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(file and line, row) of each line. Raises InputError with the number of a wrong line."""
-    try:
-        # A text may hold what `splitlines` takes for the end of a line: U+2028 is a character like others in JSON.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InputError(f"env.path={path} cannot be read: {reason}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-            raise InputError(f"{where}: cannot be read ({_one_line(error)})") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: a row is an object, {{...}}")
-        wrong = next((key for key in TEXTS if not isinstance(row.get(key), str | None)), None)
-        if wrong:
-            raise InputError(f"{where}: `{wrong}` must be text")
-        torn = next((key for key in TEXTS if SURROGATE.search(row.get(key) or "")), None)
-        if torn:
-            raise InputError(f"{where}: `{torn}` has half a character (a lone surrogate), which no tokenizer reads")
-        if row.get("prompt") is None and row.get("text") is None:
-            raise InputError(f"{where}: a row has a `prompt` or a `text`")
-        rows.append((where, row))
-    if not rows:
-        raise InputError(f"{path} has no rows")
-    return rows
 
 
 def _tokenizer(config: Jsonl.Config, rows: list[tuple[str, dict[str, Any]]]) -> Tokenizer:
@@ -400,29 +281,3 @@ def _tokenizer(config: Jsonl.Config, rows: list[tuple[str, dict[str, Any]]]) -> 
             f"env.tokenizer={config.tokenizer} is neither auto, byte, character or words nor a folder with a tokenizer"
         )
     return HuggingFace(config.tokenizer)
-
-
-def _function(name: str) -> Callable[..., Any]:
-    """The function named by `file.py:function`. It runs the file: callers have checked that it is trusted."""
-    file, colon, function = name.rpartition(":")
-    path = Path(file).expanduser()
-    if not colon or path.suffix != ".py" or not function.isidentifier():
-        raise InputError(f"env.reward={name} must name a function in a file, such as my_rewards.py:score")
-    if not path.is_file():
-        raise InputError(f"env.reward={name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"_pgcli_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except USER_ERRORS as error:
-        raise InputError(f"env.reward={name}: {path} cannot be run: {_one_line(error)}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise InputError(f"env.reward={name}: {path} has no function `{function}`")
-    return found
-
-
-def _one_line(error: BaseException) -> str:
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
