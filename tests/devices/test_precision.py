@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from pgcli.collectors import completions, pairs, revisions
 from pgcli.collectors.completions import choose
 from pgcli.collectors.narrowed import narrowed
-from pgcli.environments.text import assistant
+from pgcli.environments.text import _constitution, assistant
 from pgcli.experiment import evaluation
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
@@ -33,7 +33,7 @@ class WithoutFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    for module in (completions, revisions, pairs, assistant, narrowing):
+    for module in (completions, revisions, pairs, assistant, _constitution, narrowing):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgcli.environments.text.assistant import (
+from pgcli.environments.text._answers import (
     ANSWER,
     BOS,
     CRITIQUE,
@@ -11,13 +11,12 @@ from pgcli.environments.text.assistant import (
     IS_HARMFUL,
     MANNERS,
     PAD,
-    PAIRS,
     REVISION,
     TOKENS,
     TOOLS,
-    Assistant,
     answer,
 )  # fmt: skip
+from pgcli.environments.text.assistant import PAIRS, Assistant
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose
 
