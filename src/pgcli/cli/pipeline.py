@@ -15,7 +15,8 @@ def pipeline(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Name of a pipeline, or its directory, to go on; none: list them.", autocompletion=complete_pipeline
+            help="Name of a pipeline or a file of stages (.yaml), or a pipeline's directory, to go on; none: list.",
+            autocompletion=complete_pipeline,
         ),
     ] = None,
     overrides: Annotated[

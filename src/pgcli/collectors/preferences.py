@@ -136,13 +136,14 @@ class CheckedData:
             mask = self.texts.mask
             scored = ~written.reward.isnan()
             self.known = torch.zeros_like(mask).scatter_(1, last_of(mask)[:, None], scored[:, None])
-            labels = written.reward[scored].clamp(0, 1)  # what a cut one earns may be less than nothing
-            if not ((labels == 0) | (labels == 1)).all():
+            last = self.texts.actions.gather(1, last_of(mask)[:, None]).squeeze(1)
+            labels = written.reward.where(last == task.spec.end, written.reward.clamp(0, 1))  # what a cut one earns
+            if not ((labels == 0) | (labels == 1))[scored].all():
                 raise InputError(
                     "an outcome reward model learns from rewards of 0 or 1; this task also gives parts of 1 "
                     "(see env.partial, env.reward_kind, env.overlong_buffer)"
                 )
-            self.right = written.reward.nan_to_num().clamp(0, 1)[:, None].expand_as(mask)
+            self.right = labels.nan_to_num()[:, None].expand_as(mask)
 
     def __len__(self) -> int:
         return len(self.known)

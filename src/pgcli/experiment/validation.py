@@ -217,11 +217,8 @@ def read_file(
 ) -> tuple[Model, Path]:  # fmt: skip
     """The checked settings of an option that is not part of an experiment's config (a study, a pipeline), and its file.
 
-    check: checks that the model cannot do by itself; raises InputError. noun: what such a file describes.
-    Raises InputError with one line for each mistake.
+    Raises InputError, as `read_settings` does, and if there is none of this name. noun: what such a file describes.
     """
-    import yaml
-
     folders = search_path(config_dirs)
     file = find_file(group, name, folders) if name and Path(name).name == name else None
     if file is None:
@@ -231,13 +228,26 @@ def read_file(
             f"no {noun} is called `{name}`" + (f"; did you mean `{close}`?" if close else "")
             + f"   (there are {', '.join(known)})"
         )  # fmt: skip
+    return read_settings(file, model, check, noun=noun), file
+
+
+def read_settings(file: Path, model: type[Model], check: Callable[[Model], None], *, noun: str) -> Model:
+    """The checked settings of a file.
+
+    check: checks that the model cannot do by itself; raises InputError.
+    Raises InputError with one line for each mistake.
+    """
+    import yaml
+
     try:
         data = yaml.safe_load(file.read_text("utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{short(file)}{line}: bad YAML: {getattr(error, 'problem', error)}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{short(file)} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise InputError(f"{short(file)} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{short(file)} must hold settings (key: value)")
@@ -248,7 +258,7 @@ def read_file(
         check(found)
     except InputError as error:
         raise InputError(f"{short(file)}: {error}") from error
-    return found, file
+    return found
 
 
 def _sentence(model: type[BaseModel], problem: Problem, noun: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig, compose
 from pgcli.experiment.overrides import SOURCES, parse, with_runs
-from pgcli.experiment.validation import nearest, read_file
+from pgcli.experiment.validation import nearest, read_file, read_settings
 from pgcli.options import GROUPS, headline, options, search_path
 from pgcli.settings import Settings
 
@@ -54,7 +54,13 @@ def names(config_dirs: Iterable[Path | str] = ()) -> dict[str, str]:
 
 
 def load(name: str, config_dirs: Iterable[Path | str] = ()) -> tuple[Definition, str]:
-    """The pipeline called `name`, and its title. Raises InputError with one line for each mistake."""
+    """The pipeline called `name`, or of the file `name` (.yaml), and its title.
+
+    Raises InputError with one line for each mistake.
+    """
+    if name.endswith(".yaml"):
+        own = Path(name).expanduser()
+        return read_settings(own, Definition, _check, noun="pipeline"), headline(own)
     found, file = read_file(FOLDER, name, Definition, _check, noun="pipeline", config_dirs=config_dirs)
     return found, headline(file)
 

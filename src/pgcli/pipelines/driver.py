@@ -80,7 +80,8 @@ def pipeline(
     """Run the stages of a pipeline one after the other: `pgcli pipeline NAME OVERRIDES`.
 
     Args:
-        name: name of a file in `conf/pipeline/`; or the directory of a pipeline, to resume it.
+        name: name of a file in `conf/pipeline/`, or the path of a `.yaml` file; or the directory of a pipeline, to
+            resume it.
         overrides: `seed=1` for all stages, `sft.total_steps=1000` for one.
         resume: resume the newest pipeline of this name and these overrides.
         quiet, samples: as for `train`.
@@ -93,7 +94,7 @@ def pipeline(
             raise InputError(f"{name} remembers its stages: it takes no overrides and no --config-dir")
         found = load(Path(name))
     elif resume:
-        found = newest(Path(pipelines_dir), str(name), list(overrides))
+        found = newest(Path(pipelines_dir), Path(name).name.removesuffix(".yaml"), list(overrides))
     else:
         found = _create(Path(pipelines_dir), str(name), list(overrides), folders, trust)
     found.trust = trust  # only if given now: a file cannot grant it
@@ -135,7 +136,7 @@ def _create(folder: Path, name: str, overrides: list[str], config_dirs: list[str
 
     spec, title = definition.load(name, config_dirs)
     words = definition.plan(spec, overrides, config_dirs=config_dirs, trust=trust)
-    now = datetime.now(UTC)
+    name, now = Path(name).name.removesuffix(".yaml"), datetime.now(UTC)
     path = folder / f"{now:%Y%m%d-%H%M%S}_{name}_{secrets.token_hex(2)}"
     found = Pipeline(path, name, title, overrides, words, spec.report, config_dirs)
     content = {

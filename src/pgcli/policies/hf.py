@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -143,6 +144,7 @@ class Network(nn.Module):
             for name, layer in _adapted(self.model):
                 weight = layers[name].weight
                 weight.data += layer.get_delta_weight("default").to(weight)
+        model.generation_config.update(do_sample=True, temperature=self.config.temperature, top_k=0, top_p=1.0)
         with _quiet():
             model.save_pretrained(folder)
         for pattern in TOKENIZER_FILES:
@@ -178,6 +180,8 @@ class Writer(Network):
 
     def __init__(self, model: Any, spec: TextSpec, config: HF.Config, *, critic: bool) -> None:
         super().__init__(model, spec, config)
+        # Renamed in transformers 5.2x; the old name goes in 5.40.
+        self.memory_name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
         self.has_critic = critic
         # Zero: an untrained critic gives V = 0, and its first gradients leave a shared trunk alone.
         self.critic = nn.Parameter(torch.zeros(1, width(model))) if critic else None
@@ -229,10 +233,10 @@ class Writer(Network):
         return self._decode(tokens[:, None], cache, attention_mask=cache.mask, position_ids=last)
 
     def _decode(self, tokens: Tensor, cache: Cache, **where: Tensor) -> Tensor:
-        options = {**where, "past_key_values": cache.memory, "use_cache": True, "logits_to_keep": 1}
+        options = {**where, self.memory_name: cache.memory, "use_cache": True, "logits_to_keep": 1}
         with self.precision():
             found = functional_call(self.model, cache.weights, (tokens,), options, tie_weights=False)
-        cache.memory = found.past_key_values
+        cache.memory = found[self.memory_name]
         return self.logits(found.logits[:, -1])
 
     def once_differentiable(self) -> PolicyFunction:

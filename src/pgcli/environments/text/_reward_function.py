@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,10 @@ class RewardFunction:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up there
+        beside = str(self.file.parent.absolute())
+        if beside not in sys.path:
+            sys.path.append(beside)  # last, so that a file beside it shadows no installed module
         try:
             spec.loader.exec_module(module)
         except USER_ERRORS as error:

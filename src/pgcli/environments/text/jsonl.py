@@ -139,13 +139,18 @@ class Jsonl:
             raise InputError(f"{where}: a {key} of {len(tokens)} tokens, and {setting} is {limit}")
 
     def _pieces(self, encoded: Iterable[dict[str, list[int]]]) -> Iterable[list[int]]:
-        """Texts for pretraining: each row's text, or else its prompt and completion, in pieces that fit."""
+        """Texts for pretraining: each row's text, or else its prompt and completion, in pieces that fit.
+
+        A prompt alone is left out: an end after it would teach to say nothing.
+        """
         longest = self.config.completion_length + 1
         for row in encoded:
             if "text" in row:
                 whole = [*self._begun(row["text"]), self.tokens.end]
+            elif "completion" in row or "chosen" in row:
+                whole = [*row["prompt"], *row.get("completion", row.get("chosen", []))]
             else:
-                whole = [*row["prompt"], *row.get("completion", [self.tokens.end])]
+                continue
             # The first token of a piece is only read, not learned, so pieces overlap by one.
             yield from (whole[i : i + longest] for i in range(0, len(whole) - 1, longest - 1))
 
@@ -232,7 +237,7 @@ class Jsonl:
         return Written(asked, chosen), Written(asked, rejected)
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        numbers = self._draw(seeds, np.arange(len(self.texts.lengths)), "text")
+        numbers = self._draw(seeds, np.arange(len(self.texts.lengths)), "text or a completion")
         text = self._completed(self.texts, numbers, self.config.completion_length + 1)
         return Written({"prompt": text[:, :1]}, text[:, 1:])
 
