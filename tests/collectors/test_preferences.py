@@ -241,15 +241,16 @@ def test_judged_pairs_carry_the_log_probs_of_the_reference_and_not_of_who_wrote_
 
 
 def outcomes(*rewards):
-    """Completions that earned these: the first of two tokens, the others of three."""
+    """Completions that earned these: the first of two tokens, the others of three; a fourth one is cut."""
     actions = torch.tensor([[0, END, PAD], *[[0, 1, END]] * (len(rewards) - 1)])
+    actions[3:4, 2] = 1
     texts = Completions({"prompt": torch.zeros(len(rewards), 1)}, actions, actions != PAD, ABSENT)
     return CheckedData(Digits(), Answers(texts, torch.tensor(rewards), torch.tensor(rewards)), "outcome")
 
 
 def test_an_outcome_is_known_at_the_last_token_and_only_of_what_could_be_scored():
-    # Right, wrong, not scored, cut (-0.5: wrong), and above 1: right.
-    data = outcomes(1.0, 0.0, math.nan, -0.5, 1.5)
+    # Right, wrong, not scored, cut (-0.5: wrong), and right.
+    data = outcomes(1.0, 0.0, math.nan, -0.5, 1.0)
     known = [[0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 1], [0, 0, 1]]
     assert data.known.tolist() == torch.tensor(known).bool().tolist()
     assert data.right[data.known].tolist() == [1, 0, 0, 1]
@@ -258,7 +259,7 @@ def test_an_outcome_is_known_at_the_last_token_and_only_of_what_could_be_scored(
     assert batch.metrics == {"preferences/right": 0.5}
 
 
-@pytest.mark.parametrize("reward", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("reward", [0.01, 0.5, 0.99, 1.5, 7.0, -1.0])
 def test_an_outcome_between_right_and_wrong_is_refused(reward):
     with pytest.raises(InputError, match="learns from rewards of 0 or 1; this task also gives parts of 1"):
         outcomes(1.0, 0.0, reward)

@@ -104,6 +104,17 @@ def test_resume_finds_the_newest_with_the_same_words(run):
     lock.release(other.path)
 
 
+def test_a_file_of_one_s_own_is_named_by_its_path(conf, tmp_path):
+    file = conf / "pipeline" / "small.yaml"
+    words = ("taught.total_steps=100", "paid.total_steps=100")
+    done = pipeline(file, *words, pipelines_dir=tmp_path / "own")
+    assert done.finished
+    assert (done.name, done.title) == ("small", "Sorting in small")
+    assert pipeline(file, *words, pipelines_dir=tmp_path / "own", resume=True).path == done.path
+    with pytest.raises(InputError, match=r"none\.yaml cannot be read: No such file or directory"):
+        pipeline("none.yaml", pipelines_dir=tmp_path / "own")
+
+
 def test_a_pipeline_on_a_disk_that_cannot_be_written_is_refused_in_a_line(run, monkeypatch):
     done = run("small", "paid.total_steps=100")
 

@@ -371,12 +371,14 @@ def test_frozen_embeddings_that_are_tied_stay_tied_when_they_move(folders):
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_what_is_exported_is_what_was_trained(folder, tmp_path, lora, critic):
     (folder / "tokenizer.json").write_text("{}")
-    policy = shaken(make(folder, lora=lora, critic=critic))
+    policy = shaken(make(folder, lora=lora, critic=critic, temperature=0.5))
     policy.export(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
-    found = make(tmp_path)(*INPUTS)
+    found = make(tmp_path, temperature=0.5)(*INPUTS)
     torch.testing.assert_close(found.log_probs, policy(*INPUTS).log_probs, atol=1e-4, rtol=0)
     assert (tmp_path / "tokenizer.json").exists()
+    said = json.loads((tmp_path / "generation_config.json").read_text())
+    assert (said["do_sample"], said["temperature"], said["top_k"], said["top_p"]) == (True, 0.5, 0, 1.0)
 
 
 # ---------------------------------------------------------------- refusals

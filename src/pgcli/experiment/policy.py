@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +20,21 @@ from pgcli.types import Needs, Spec, State, Stochastic
 def make_policy(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
     """The policy, freshly initialised by the seed."""
     generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
-    return _policy_class(config, needs).make(spec, config.policy, needs, generator)
+    with _one_thread():
+        return _policy_class(config, needs).make(spec, config.policy, needs, generator)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Orthogonal matrices differ in their last bits with the number of threads. `device.threads` is set later, because
+    a device is chosen by the size of the policy, and must not decide where training begins.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:

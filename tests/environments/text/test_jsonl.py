@@ -159,6 +159,15 @@ def test_pretraining_reads_long_texts_in_pieces_and_prompts_with_their_completio
     assert seen == {"<bos>abcde", "efg<end>", "<bos>pq<end>"}
 
 
+def test_pretraining_reads_chosen_completions_and_no_prompt_alone(tmp_path):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d"}]
+    task = jsonl(tmp_path / "p.jsonl", rows, held_out=0.0)
+    assert {task.tokens.decode(row) for row in task.corpus(range(20)).actions.tolist()} == {"ab"}
+    task = jsonl(tmp_path / "q.jsonl", [{"prompt": "d"}], held_out=0.0)
+    with pytest.raises(InputError, match="no row to train on has a text or a completion"):
+        task.corpus(range(2))
+
+
 def test_pretraining_never_reads_what_is_held_out(tmp_path):
     task = jsonl(tmp_path / "p.jsonl", SUMS, completion_length=10)
     found = task.corpus(range(2000))
@@ -178,6 +187,18 @@ def test_a_function_of_the_user_scores_each_completion(tmp_path, rewards):
     asked = task.prompts([0, 0, 0], held_out=False)
     found = task.rewards(asked, *written(task, "xyz.", ".", "xyzzy"))
     assert found["reward"].tolist() == [3.5, 0.5, -1.0]
+
+
+def test_a_reward_file_may_import_what_is_beside_it_and_have_dataclasses(tmp_path, rewards):
+    (tmp_path / "beside_it.py").write_text("WORTH = 7.0")
+    name = rewards(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport beside_it\n"
+        "@dataclass\nclass Worth:\n    value: float\n"
+        "def score(prompt, completion, row):\n    return Worth(beside_it.WORTH).value"
+    )
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}], reward=name, held_out=0.0)
+    asked = task.prompts([0], held_out=False)
+    assert task.rewards(asked, *written(task, "x."))["reward"].tolist() == [7.0]
 
 
 def test_a_typed_prompt_is_scored_as_the_file_s_where_it_is_one(tmp_path, rewards):
