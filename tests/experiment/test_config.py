@@ -365,7 +365,9 @@ def test_a_config_that_names_something_to_call_executes_nothing(tmp_path):
     )
     write(tmp_path, {"mine/algo/evil.yaml": "name: ../../evil\n"})
     assert (
-        refusal("algo=evil", "env=land", "seed=1", config_dirs=[tmp_path / "mine"]) == "no algo is called `../../evil`"
+        refusal("algo=evil", "env=land", "seed=1", config_dirs=[tmp_path / "mine"])
+        == f"{tmp_path}/mine/algo/evil.yaml: `name: ../../evil` is no algo that is built in or installed; a file with "
+        "`defaults` takes its name from them"
     )
     write(tmp_path, {"mine/algo/evil.yaml": "name: toy\ngamma: !!python/object/apply:os.system ['touch pwned']\n"})
     assert "bad YAML: could not determine a constructor" in refusal(
@@ -506,6 +508,23 @@ def test_a_tuned_section_with_a_name_is_for_that_class_only(tmp_path):
     mine = write(tmp_path, {"mine/tuned/toy_land.yaml": "policy: {name: net, hidden: [3]}\n"}) / "mine"
     assert compose(TOY, config_dirs=[mine]).policy.hidden == (3,)
     assert compose([*TOY, "policy=other"], config_dirs=[mine]).policy.width == 3
+
+
+def test_without_a_file_for_the_pair_that_of_the_policy_is_taken(tmp_path):
+    sections = "algo: [{name: toy, gamma: 0.3}, {name: other, gamma: 0.1}]\n"
+    mine = write(tmp_path, {"mine/tuned/net.yaml": sections}) / "mine"
+    config = compose(TOY, config_dirs=[mine])
+    assert (config.choices["tuned"], config.algo.gamma) == ("net", 0.3)
+    write(tmp_path, {"mine/tuned/toy_land.yaml": "algo: {epochs: 9}\n"})
+    assert compose(TOY, config_dirs=[mine]).choices["tuned"] == "toy_land"
+    write(tmp_path, {"mine/tuned/toy_land.yaml": "", "mine/tuned/net.yaml": "algo: [{name: other, gamma: 0.1}]\n"})
+    (tmp_path / "mine/tuned/toy_land.yaml").unlink()
+    assert compose(TOY, config_dirs=[mine]).choices["tuned"] == "none", "nothing of it was for this method"
+
+
+def test_a_tuned_file_of_another_algorithm_is_refused(tmp_path):
+    mine = write(tmp_path, {"mine/tuned/theirs.yaml": "algo: {name: other, gamma: 0.1}\n"}) / "mine"
+    assert refusal(*TOY, "tuned=theirs", config_dirs=[mine]) == "tuned=theirs is for algo=other, not for algo=toy"
 
 
 def test_a_mistake_in_a_tuned_file_is_blamed_on_it(tmp_path):

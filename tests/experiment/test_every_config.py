@@ -124,10 +124,25 @@ def test_a_method_that_needs_a_distribution_refuses_a_policy_without_one(algo):
 
 
 def test_every_tuned_file_belongs_to_an_algorithm_and_composes():
-    for path in (CONF / "tuned").glob("*.yaml"):
+    for path in (CONF / "tuned").glob("*_*.yaml"):
+        if path.stem in options("policy"):
+            continue
         algo = max((name for name in options("algo") if path.stem.startswith(f"{name}_")), key=len)
         env = next(e for e in ENVIRONMENTS if compose([f"algo={algo}", f"env={e}"]).choices["tuned"] == path.stem)
         assert compose([f"algo={algo}", f"env={env}", "tuned=none"]) != compose([f"algo={algo}", f"env={env}"])
+
+
+@pytest.mark.parametrize("policy", ["transformer", "hf", "hf_lora"])
+def test_a_language_model_has_a_rate_of_its_own_for_every_method_that_was_made_for_small_networks(policy):
+    named = ["policy.path=models/x"] if policy.startswith("hf") else []
+    for algo in ("reinforce", "vanilla_pg", "rloo", "grpo", "dapo", "raft"):
+        config = compose([f"algo={algo}", "env=jsonl", "env.path=x", f"policy={policy}", *named])
+        assert config.choices["tuned"] == policy
+        assert config.algo.learning_rate <= 5e-4
+        assert compose([f"algo={algo}", "env=cartpole"]).choices["tuned"] in ("none", f"{algo}_cartpole")
+    sections = yaml.safe_load((CONF / "tuned" / f"{policy}.yaml").read_text())["algo"]
+    assert len({section["name"] for section in sections}) == len(sections)
+    assert all(find("algo", section["name"]) for section in sections)
 
 
 def test_every_metric_of_the_loop_has_a_meaning():

@@ -60,7 +60,7 @@ def _overview(config_dirs: Iterable[Path | str]) -> Iterator[Any]:
         yield _table(title, choices.items(), columns=2)
     values = _yaml(search_path(config_dirs)[0] / "config.yaml")
     rows = [row for row in settings_of(ExperimentConfig, values) if row.key not in GROUPS]
-    tuned = ("tuned", "auto", "conf/tuned/<algo>_<env>.yaml if there is one; a name, or none")
+    tuned = ("tuned", "auto", "conf/tuned/<algo>_<env>.yaml, else <policy>.yaml, if there is one; a name, or none")
     yield _table("settings of every experiment", [*map(_row, rows), tuned])
 
 

@@ -2,6 +2,7 @@
 
     config.yaml  <  group files  <  conf/tuned/<algo>_<env>.yaml  <  the command line            (the last one wins)
 
+Where a method and a task have no tuned file of their own, that of the policy is taken, conf/tuned/<policy>.yaml.
 A config is data: names, numbers, texts. No `_target_`, nothing evaluated; a name becomes a class by `registry.find`.
 """
 
@@ -19,6 +20,7 @@ from pgcli.errors import InputError
 from pgcli.experiment.files import (
     Origins,
     apply_tuned,
+    check_tuned,
     choose,
     compose_groups,
     find_tuned,
@@ -165,8 +167,13 @@ def explain(
 
     overlay = next((a.value for a in reversed(assignments) if a.key == "tuned"), "auto")
     env_id = next((a.value for a in reversed(values) if a.key == "env.id"), data["env"].get("id"))
-    choices["tuned"], tuned = find_tuned(overlay, choices["algo"], slug(str(env_id or choices["env"])), folders)
+    pair = f"{choices['algo']}_{slug(str(env_id or choices['env']))}"
+    choices["tuned"], tuned = find_tuned(overlay, (pair, choices["policy"], data["policy"]["name"]), folders)
+    if tuned and overlay != "auto":
+        check_tuned(data, tuned)
     tuned_keys = frozenset(apply_tuned(data, tuned)) if tuned else frozenset()
+    if overlay == "auto" and not tuned_keys:  # a file for this policy, and not for this method
+        choices["tuned"], tuned = "none", None
 
     typed = _assign(data, values)
     origins = Origins(choices, folders, typed, tuned, tuned_keys)
@@ -234,7 +241,7 @@ def _typed_config(
     `echoes`: key -> the key whose value it repeats; a repeated value is reported once.
     """
     problems = [Problem(key, "unknown") for key in DERIVED if key in data]
-    models = {group: find(group, str(data[group]["name"])).Config for group in GROUPS}  # type: ignore[attr-defined]
+    models = {group: _class_of(group, str(data[group]["name"]), origin).Config for group in GROUPS}
     typed: dict[str, Any] = {}
     for group, model in models.items():
         typed[group], found = validate(model, data[group], f"{group}.")
@@ -248,6 +255,19 @@ def _typed_config(
     keys = [row.key for row in settings_of(ExperimentConfig, data) if row.key not in GROUPS]
     keys += [row.key for group, model in models.items() for row in settings_of(model, data[group], f"{group}.")]
     raise InputError("\n".join(_sentence(problem, keys, choices, origin) for problem in problems))
+
+
+def _class_of(group: str, name: str, origin: Origin) -> Any:
+    try:
+        return find(group, name)
+    except InputError as error:
+        file = origin(f"{group}.name")
+        if file is None or str(error) != f"no {group} is called `{name}`":
+            raise
+        raise InputError(
+            f"{label(file)}: `name: {name}` is no {group} that is built in or installed; a file with `defaults` takes "
+            "its name from them"
+        ) from error
 
 
 def _sentence(problem: Problem, keys: list[str], choices: Mapping[str, str], origin: Origin) -> str:

@@ -3,7 +3,7 @@
 import copy
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -142,32 +142,45 @@ def _ask_hydra(
 # ---------------------------------------------------------------- the tuned overlay
 
 
-def find_tuned(wanted: Any, algo: str, env: str, folders: list[Path]) -> tuple[str, Path | None]:
-    """The overlay's name (`none` if there is none) and file. A user's folder takes precedence over pgcli's own."""
+def find_tuned(wanted: Any, names: Sequence[str], folders: list[Path]) -> tuple[str, Path | None]:
+    """The overlay's name (`none` if there is none) and file. A user's folder takes precedence over pgcli's own.
+
+    names: of the files that will do, best first, if `wanted` is `auto`.
+    """
     if wanted == "none" or wanted is None:
         return "none", None
-    name = f"{algo}_{env}" if wanted == "auto" else str(wanted)
     own = built_in_folder()
-    file = find_file("tuned", name, sorted(folders, key=lambda folder: folder == own))
-    if file is None and wanted != "auto":
-        raise InputError(_unknown_option("tuned", name, ["auto", "none", *options("tuned", folders)]))
-    return (name, file) if file else ("none", None)
+    for name in names if wanted == "auto" else [str(wanted)]:
+        file = find_file("tuned", name, sorted(folders, key=lambda folder: folder == own))
+        if file is not None:
+            return name, file
+    if wanted != "auto":
+        raise InputError(_unknown_option("tuned", str(wanted), ["auto", "none", *options("tuned", folders)]))
+    return "none", None
 
 
 def apply_tuned(data: dict[str, Any], file: Path) -> Iterator[str]:
     """Overlay a tuned file; yields its keys. A group's section with a `name` applies to that class only, so that
-    `policy=cnn` does not get settings that were tuned for the `mlp`.
+    `policy=cnn` does not get settings that were tuned for the `mlp`; a list of such sections has one for each class.
     """
     overlay = read_yaml(file)
     if "defaults" in overlay:
         raise InputError(f"{short(file)}: a tuned file sets values; it chooses no options, so it has no `defaults`")
-    for section, values in overlay.items():
-        if section in GROUPS and isinstance(values, dict):
-            if values.get("name", data[section]["name"]) != data[section]["name"]:
-                continue
-            values = {key: value for key, value in values.items() if key != "name"}  # noqa: PLW2901
-        merge(data, section, values)
-        yield from leaves(section, values)
+    for section, given in overlay.items():
+        for values in given if section in GROUPS and isinstance(given, list) else [given]:
+            if section in GROUPS and isinstance(values, dict):
+                if values.get("name", data[section]["name"]) != data[section]["name"]:
+                    continue
+                values = {key: value for key, value in values.items() if key != "name"}  # noqa: PLW2901
+            merge(data, section, values)
+            yield from leaves(section, values)
+
+
+def check_tuned(data: Mapping[str, Any], file: Path) -> None:
+    """Refuses an overlay that was named and whose algorithm is another one: half of it would be left out."""
+    algo = read_yaml(file).get("algo")
+    if isinstance(algo, dict) and algo.get("name", data["algo"]["name"]) != data["algo"]["name"]:
+        raise InputError(f"tuned={file.stem} is for algo={algo['name']}, not for algo={data['algo']['name']}")
 
 
 # ---------------------------------------------------------------- one file
