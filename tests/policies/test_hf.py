@@ -1,10 +1,11 @@
 """Models are made here, tiny and random, in the layout that any other has: nothing is downloaded."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pgcli.collectors.completions import decode
 from pgcli.errors import InputError
@@ -450,6 +451,20 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(folders, tmp_path, kind, m
         last = [run.checkpoints()[-1] / name for run in (straight, halves)]
         assert last[0].read_bytes() == last[1].read_bytes()
     assert evaluate(straight.path, episodes=4)["greedy"]["mean"] >= 0
+
+
+def test_adapters_whose_model_has_changed_are_refused(folders, tmp_path):
+    copy = shutil.copytree(folders["llama"], tmp_path / "model")
+    words = (*GROUPS, "policy=hf_lora", f"policy.path={copy}", "total_steps=100")
+    run = train(*words, run_dir=tmp_path / "run", quiet=True)
+    assert evaluate(run.path, episodes=2)["episodes"] == 2
+    weights = load_file(copy / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in weights.items()}, copy / "model.safetensors", {"format": "pt"})
+    for use in (lambda: resume(run.path, "total_steps=200"), lambda: evaluate(run.path)):
+        with pytest.raises(InputError, match=r"model has changed since .*run was begun, whose adapters belong to its"):
+            use()
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert resume(run.path, "total_steps=200", quiet=True).status == "completed"
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])

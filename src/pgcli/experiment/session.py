@@ -108,6 +108,7 @@ def resume(
     begun = _has_begun(old)
     parts = build(settings, sources(settings, begun=begun, trust=trust))
     with _closing(parts), stop_requests() as stop:
+        _check_foundation(old, parts)
         if fork:
             loaded = checkpoint.load_newest(old.path / "checkpoints")
             progress = _restore_other(parts, loaded.state, overrides)
@@ -193,8 +194,18 @@ def opened(run: Run, *overrides: str, trust: bool = False) -> Iterator[tuple[Par
     loaded = checkpoint.load_last(run.path / "checkpoints", memory=False)
     parts = build(settings, sources(settings, begun=True, trust=trust))
     with _closing(parts):
+        _check_foundation(run, parts)
         restore(parts, loaded.state)
         yield parts, loaded.step
+
+
+def _check_foundation(run: Run, parts: Parts) -> None:
+    """Refuses a run whose adapters were trained on other weights than those that are there now."""
+    before = run.info.get("foundation")
+    if before is not None and before != getattr(parts.policy, "foundation", None):
+        raise InputError(
+            f"{parts.config.policy.path} has changed since {run.path} was begun, whose adapters belong to its weights"
+        )
 
 
 def _has_device(settings: ExperimentConfig) -> bool:
@@ -288,6 +299,7 @@ def _create(
         "threads": settings.device.threads,
         "unit": parts.unit,
         "exact_resume": _promise(parts),
+        "foundation": getattr(parts.policy, "foundation", None),
         "parent": parent.id if parent else None,
     }
     writer = RunWriter.create(

@@ -14,6 +14,7 @@ Shapes: N rows, P prompt tokens, T completion tokens, W width, V vocabulary.
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import math
 import shutil
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -101,6 +103,17 @@ class Network(nn.Module):
     def __init__(self, model: Any, spec: TextSpec, config: HF.Config) -> None:
         super().__init__()
         self.model, self.config, self.vocabulary = model, config, spec.vocabulary
+
+    @cached_property
+    def foundation(self) -> str | None:
+        """A hash of the folder's weights under the adapters, which no checkpoint holds; None without adapters."""
+        if self.config.lora is None:
+            return None
+        whole = hashlib.sha256()
+        for file in sorted(Path(self.config.path).glob("*.safetensors")):
+            with file.open("rb") as stream:
+                whole.update(hashlib.file_digest(stream, "sha256").digest())
+        return whole.hexdigest()
 
     def precision(self) -> AbstractContextManager[Any]:
         if self.config.dtype == "float32":
