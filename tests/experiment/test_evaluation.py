@@ -204,3 +204,20 @@ def test_a_run_of_a_device_that_is_not_here_is_evaluated_on_the_processor(tmp_pa
     assert evaluate(run.path, episodes=2) == here
     with pytest.raises(InputError, match="finds no CUDA device"):
         resume(run.path, "total_steps=400", quiet=True)
+
+
+@pytest.mark.parametrize(
+    "words", [("algo=es", "env=cartpole"), ("algo=td3", "env=pendulum"), ("algo=ppo", "env=cartpole")]
+)
+def test_a_deterministic_policy_is_played_once(words, monkeypatch):
+    parts = build(compose([*words, "eval.episodes=3", "device=cpu"]))
+    played, play_them = [], parts.evaluator.play
+    monkeypatch.setattr(
+        parts.evaluator, "play", lambda *given, **named: played.append(given) or play_them(*given, **named)
+    )
+    metrics, _ = evaluate_both(parts.evaluator, parts.policy, episodes=3, seed=0, stream="evaluate")
+    greedy = play(parts.evaluator, parts.policy, episodes=3, seed=0, stream="evaluate", greedy=True)
+    assert metrics["eval/greedy_return_mean"] == greedy.mean
+    deterministic = words[0] != "algo=ppo"
+    assert len(played) == (2 if deterministic else 3)
+    assert (metrics["eval/return_mean"] == greedy.mean) == deterministic

@@ -20,7 +20,8 @@ from pgcli.student import student_quantile
 from pgcli.types import Metrics, Rollout
 
 METRICS = {
-    "eval/return_mean": "mean undiscounted return of evaluation episodes, actions sampled from the policy",
+    "eval/return_mean": "mean undiscounted return of evaluation episodes, actions sampled from the policy; of a "
+    "deterministic policy (es, ga, nelder_mead, ddpg, td3) the same as the greedy one",
     "eval/return_std": "standard deviation of the return of evaluation episodes, actions sampled from the policy",
     "eval/greedy_return_mean": "mean undiscounted return of evaluation episodes, each action the most probable",
     "eval/greedy_return_std": "standard deviation of the return of evaluation episodes, each action the most probable",
@@ -92,7 +93,9 @@ def evaluate_both(
     reference: a frozen policy; the rollout then has its log-probs, and `aux["kl"]`, each episode's KL to it.
     """
     sampled, more, rollout = play_sampled(player, policy, episodes=episodes, seed=seed, stream=stream, samples=samples)
-    greedy = play(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=True)
+    greedy = sampled
+    if not getattr(policy, "deterministic", False):  # one without noise would play the same episodes again
+        greedy = play(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=True)
     metrics = {
         "eval/return_mean": sampled.mean,
         "eval/return_std": sampled.std,

@@ -44,6 +44,7 @@ class Actor(nn.Module):
 
     unit = "action"
     has_critic = False
+    deterministic = True
 
     def __init__(self, module: nn.Module, crowd: Callable[[np.ndarray], Crowd]) -> None:
         super().__init__()

@@ -59,6 +59,10 @@ class ActorQ(nn.Module):
         self._run: Run = one_by_one
         self._draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = head.draw
 
+    @property
+    def deterministic(self) -> bool:
+        return isinstance(self.head, DeterministicHead)
+
     def actor_parameters(self) -> list[nn.Parameter]:
         """The actor's network, and its state-independent standard deviation if it has one."""
         return [*self.actor.parameters(), *self.head.parameters()]
