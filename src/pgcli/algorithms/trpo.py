@@ -4,7 +4,7 @@
     subject to KL(theta) = E_s[ KL(pi_old(. | s) || pi(. | s)) ] <= max_kl           exact, of the distributions
 
     x     = (F + eps I)^-1 grad L                 by conjugate gradient; F is the Hessian of KL(theta) at theta_old
-    step  = sqrt(2 max_kl / x^T (F + damping I) x) x    where the damped quadratic model of the KL reaches max_kl
+    step  = sqrt(2 max_kl / x^T (F + eps I) x) x        where the damped quadratic model of the KL reaches max_kl
     theta = theta_old + shrink^j step             the first j = 0, 1, ... with L > L_old and KL <= max_kl
 
 If no j is good, the policy stays what it was, bit for bit. Then V is fitted by Adam, on the parameters that the policy
