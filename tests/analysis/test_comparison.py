@@ -301,8 +301,62 @@ def test_returns_that_a_reward_model_gave_are_said_to_be_its_scores(write_run):
     assert [warning for warning in found.warnings if "scores" in warning] == [note]
     assert not notes(compare(paths, metric="eval/gold"), "scores")
     assert not notes(compare([paths[0], run(1, 0.1, gold=False)]), "scores")
-    assert notes(compare([paths[0], run(1, 0.1, reward=None)]), f"some of {note}")
     assert not notes(compare([run(2, 0.1, reward=None)]), "scores")
+
+
+def gilded(path, *values):
+    """The run with a gold reward at steps 100, 200, ..."""
+    with path.joinpath("metrics.jsonl").open("a") as file:
+        file.writelines(f'{{"step": {100 * i}, "eval/gold": {value}}}\n' for i, value in enumerate(values, 1))
+    return path
+
+
+def test_returns_of_two_units_are_compared_by_the_tasks_own_reward(write_run):
+    # By their returns ppo, paid by a reward model, would win; by the task's own reward reinforce does.
+    paths = [
+        gilded(write_run(algo, seed, [0.0, height + seed], config={"reward": judge}), 0.0, gold + seed)
+        for algo, height, gold, judge in (("ppo", 100, 1, "elsewhere/rm"), ("reinforce", 1, 100, None))
+        for seed in range(5)
+    ]  # fmt: skip
+    found = compare(paths)
+    assert found.metric == "eval/gold"
+    assert found.verdict.startswith("reinforce beats ppo on CartPole-v1: ")
+    units = "returns on cartpole have no common unit: the scores of elsewhere/rm (ppo), the task's reward (reinforce)"
+    assert f"{units}; compared is eval/gold, the task's own reward" in found.warnings
+    named = compare(paths, metric="eval/return_mean")  # obeyed, with a note
+    assert named.verdict.startswith("ppo beats reinforce")
+    assert units in named.warnings
+    assert not notes(compare(paths, metric="eval/gold"), "no common unit")
+    greedy = compare(paths, greedy=True)  # gold is that of sampled completions
+    assert greedy.verdict == f"No verdict: {units}; compare with --metric eval/gold."
+    assert greedy.contrasts == []
+
+
+def test_returns_of_two_units_without_gold_have_no_verdict(write_runs):
+    judges = write_runs("a2c", [0.9] * 5, config={"algo.name": "reward_model"})
+    found = compare(judges + write_runs("ppo", [100] * 5))
+    assert found.verdict == (
+        "No verdict: returns on cartpole have no common unit: a judge's accuracy (a2c), the task's reward (ppo); "
+        "they share no --metric of success: compare the runs of each unit by themselves."
+    )
+    assert found.contrasts == found.commands == []
+    assert (
+        " beats "
+        in compare(judges + write_runs("ppo", [0.5] * 5, name="_too", config={"algo.name": "outcome_reward"})).verdict
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"reward": "a/rm"}, {"reward": "b/rm"}),
+        ({"reward": "a/rm", "judge.combine": "mean"}, {"reward": "a/rm", "judge.combine": "min"}),
+    ],
+)
+def test_scores_of_two_judges_have_no_common_unit(write_runs, one, other):
+    paths = write_runs("ppo", [100] * 5, config=one) + write_runs("ppo", [1] * 5, config=other, name="_other")
+    assert compare(paths).verdict.startswith("No verdict: returns on cartpole have no common unit: ")
+    assert not compare(write_runs("a2c", [1] * 3, config=one)).verdict.startswith("No verdict")
 
 
 def test_a_metric_that_the_last_evaluation_lacks_is_said_to_be_old(write_run):

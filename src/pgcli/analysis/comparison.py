@@ -15,6 +15,9 @@ varies far more, 2 to 7 do with five or ten seeds each, and 14 with four variabl
 Each look at more seeds is another chance: after a look at 5 seeds and one at 10 it is 8 in a hundred, after 5, 10, 15
 and 20 it is 13; ask for the seeds that a `margin` needs before the first. The winner is who wins more often: one that
 fails rarely but badly may win with the lower mean.
+
+Returns without a common unit (a judge's scores beside the task's reward, a judge's accuracy beside either) are not
+ranked: what is compared is then the task's own reward, if every run logged it, else nothing.
 """
 
 import re
@@ -27,7 +30,7 @@ import numpy as np
 
 from pgcli.analysis import statistics
 from pgcli.analysis.curves import Curve, load
-from pgcli.analysis.grouping import confounded, group_curves, labels
+from pgcli.analysis.grouping import apart, confounded, group_curves, labels
 from pgcli.analysis.results import Comparison, Contrast, Group, Reach, Result, Summary
 from pgcli.analysis.statistics import CONFIDENCE, FEWEST, Estimate, Pair
 from pgcli.analysis.verdict import conclude, listed, some
@@ -38,6 +41,8 @@ RETURN = "eval/return_mean"
 GREEDY_RETURN = "eval/greedy_return_mean"
 NAMES = {RETURN: "return", GREEDY_RETURN: "greedy return"}
 GOLD = "eval/gold"
+SHARED = (GOLD, "eval/exact_match", "eval/win_rate")
+"""Metrics that have one unit whoever pays the runs, the best first."""
 CHOSEN = re.compile(r" \(auto\b.*\)$")
 """How a device came to be chosen, at the end of its name."""
 
@@ -59,7 +64,8 @@ def compare(
         margin: difference of final returns worth detecting; the verdict then gives the number of seeds it needs. With
             several environments, on the common scale: a share of the range of all runs.
         greedy: evaluations of the greedy policy instead of the stochastic one.
-        metric: any key of the evaluations instead of the return. More is better.
+        metric: any key of the evaluations instead of the return. More is better. If None, and the returns have no
+            common unit, the task's own reward, or no verdict.
         seed: seed of the bootstrap and the permutation test.
     """
     if greedy and metric is not None:
@@ -67,8 +73,19 @@ def compare(
     if margin is not None and not margin > 0:
         raise InputError(f"--margin must be a positive difference, not {margin:g}")
     key = metric or (GREEDY_RETURN if greedy else RETURN)
+    paths = list(paths)
     curves, warnings = load(paths, key)
-    warnings += outdated(curves, key) if metric is not None else []
+    units = apart(curves)
+    verdictless = ""
+    if units and metric is not None:
+        warnings += [units] if re.search("return|reward|proxy", key) else []
+    elif units and not greedy and logged(curves, GOLD):
+        key = GOLD
+        curves, warnings = load(paths, key)
+        warnings.append(f"{units}; compared is {key}, the task's own reward")
+    elif units:
+        verdictless = f"No verdict: {units}; {remedy(curves)}."
+    warnings += outdated(curves, key) if key not in (RETURN, GREEDY_RETURN) else []
     curves = common_budget(curves, warnings)
     if not curves:
         raise InputError(f"nothing to compare; {'; '.join(warnings)}")
@@ -80,13 +97,13 @@ def compare(
         for slug in dict.fromkeys(curve.slug for curve in members):
             own = sorted((curve for curve in members if curve.slug == slug), key=lambda curve: curve.seed)
             goal = threshold
-            if threshold is None and metric in (None, RETURN, GREEDY_RETURN):
+            if threshold is None and key in (RETURN, GREEDY_RETURN):
                 goal = own[0].run.config["env"].get("solved_at")
             results.append(measure(own, goal, numpy_generator(seed, "compare", label, slug)))
         groups.append(Group(label, settings, results))
 
     warnings += irregularities(groups)
-    if key in (RETURN, GREEDY_RETURN):
+    if key in (RETURN, GREEDY_RETURN) and not units:
         warnings += judged(curves)
     shared = [result.slug for result in groups[0].results if all(group.on(result.slug) for group in groups)]
     if margin is not None and margin >= 1 and len(shared) > 1:
@@ -96,11 +113,13 @@ def compare(
         )
     if shared:
         groups = comparable(groups, shared, seed)
-    contrasts = contrast(groups, seed) if shared else []
+    contrasts = contrast(groups, seed) if shared and not verdictless else []
     if contrasts:  # the best first, then the closest to it
         ranks = [contrasts[0].better, *(found.worse for found in contrasts)]
         groups.sort(key=lambda group: ranks.index(group.label))
-    verdict, commands = conclude(groups, contrasts, shared, margin, f"final {NAMES.get(key, key)}")
+    measured = f"final {NAMES.get(key, key)}"
+    withheld: tuple[str, list[str]] = (verdictless, [])
+    verdict, commands = withheld if verdictless else conclude(groups, contrasts, shared, margin, measured)
     return Comparison(key, groups, contrasts, verdict, commands, warnings)
 
 
@@ -289,11 +308,20 @@ def outdated(curves: list[Curve], key: str) -> list[str]:
 
 def judged(curves: list[Curve]) -> list[str]:
     """What is to be said of returns that a trained model has given, where the task's own reward is known as well."""
-    trained = [curve.run.config.get("reward") is not None for curve in curves]
-    if not any(trained) or not all(curve.run.rows(GOLD) for curve in curves):
+    if not all(curve.run.config.get("reward") for curve in curves) or not logged(curves, GOLD):
         return []
-    which = "these" if all(trained) else "some of these"
-    return [f"{which} returns are a reward model's scores; the task's own reward: --metric {GOLD}"]
+    return [f"these returns are a reward model's scores; the task's own reward: --metric {GOLD}"]
+
+
+def logged(curves: list[Curve], key: str) -> bool:
+    return all(curve.run.rows(key) for curve in curves)
+
+
+def remedy(curves: list[Curve]) -> str:
+    """What to compare instead of returns without a common unit."""
+    if useful := next((key for key in SHARED if logged(curves, key)), None):
+        return f"compare with --metric {useful}"
+    return "they share no --metric of success: compare the runs of each unit by themselves"
 
 
 def ranges(seeds: list[int]) -> str:

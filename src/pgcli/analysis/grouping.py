@@ -94,3 +94,31 @@ def confounded(groups: list[tuple[str, list[Curve]]], named: set[str]) -> list[s
         f"{key} differs too: " + ", ".join(f"{value} ({name})" for name, value in values.items())
         for key, values in found.items()
     ]
+
+
+JUDGES = ("reward_model", "outcome_reward")
+"""Algorithms, by the names in their settings (a process reward model has an outcome reward model's), whose policy is a
+judge, evaluated by how often it is right."""
+
+
+def apart(curves: list[Curve]) -> str:
+    """Why returns on one environment cannot be ranked, as a sentence; empty if they have one unit."""
+    for slug in dict.fromkeys(curve.slug for curve in curves):
+        units: dict[str, dict[str, None]] = {}
+        for curve in (curve for curve in curves if curve.slug == slug):
+            units.setdefault(unit(curve), {})[curve.algorithm] = None
+        if len(units) > 1:
+            spelled = ", ".join(f"{unit} ({', '.join(algorithms)})" for unit, algorithms in units.items())
+            return f"returns on {slug} have no common unit: {spelled}"
+    return ""
+
+
+def unit(curve: Curve) -> str:
+    """What a run's return consists of."""
+    if curve.run.config["algo"].get("name", curve.algorithm) in JUDGES:
+        return "a judge's accuracy"
+    settings = bearing(curve.run.config)
+    if settings.get("reward") is None:
+        return "the task's reward"
+    combine = settings.get("judge.combine", "mean")
+    return f"the scores of {settings['reward']}" + (f" by their {combine}" if combine != "mean" else "")
