@@ -156,6 +156,44 @@ def test_a_single_group_is_described(write_runs):
 # ---------------------------------------------------------------- measures
 
 
+def test_the_area_does_not_depend_on_how_often_a_run_was_evaluated(write_run):
+    # The line step / 100, evaluated every 100, 200 and 400 steps. From 400, where all are known, to 800: 4 to 8.
+    paths = [
+        write_run("ppo", seed, [float(i * every // 100) for i in range(1, 800 // every + 1)], every=every)
+        for seed, every in enumerate((100, 200, 400))
+    ]
+    (result,) = compare(paths).groups[0].results
+    assert result.span == (400, 800)
+    assert [curve.area(*result.span) for curve in result.curves] == [6, 6, 6]
+    assert result.area.mean.value == 6
+
+
+def test_the_area_of_all_groups_is_over_the_same_steps(write_run):
+    often = [write_run("ppo", seed, [1.0, 2.0, 3.0, 4.0], every=100) for seed in range(3)]
+    rarely = [write_run("a2c", seed, [2.0, 4.0], every=200) for seed in range(3)]
+    areas = [group.results[0].area.mean.value for group in compare(often + rarely).groups]
+    assert areas == [3, 3]
+    # Cut at 350 of 400 steps the one is known up to 300, the other up to 200.
+    short = [write_run("reinforce", seed, [0.0] * 7, every=50) for seed in range(3)]
+    assert {group.results[0].span for group in compare(often + rarely + short).groups} == {(200, 200)}
+
+
+def test_a_run_that_stopped_on_success_stays_at_its_last_height(write_runs):
+    # 0 at step 100 to 480 at 200, where it stopped, and 480 up to its budget of 1,000: (100 x 240 + 800 x 480) / 900.
+    settings = {"config": {"stop_at": 475, "total_steps": 1000}}
+    (result,) = compare(write_runs("ppo", [480, 480, 480], **settings)).groups[0].results
+    assert result.area.mean.value == pytest.approx((24_000 + 384_000) / 900)
+
+
+def test_no_curve_is_drawn_before_its_first_evaluation(write_run):
+    # One seed is known from step 100, the other from 200: their mean from 200 only.
+    paths = [write_run("ppo", 0, [0.0, 10.0, 20.0, 30.0]), write_run("ppo", 1, [20.0, 40.0], every=200)]
+    (result,) = compare(paths).groups[0].results
+    steps, heights = result.grid(3)
+    assert steps.tolist() == [200, 300, 400]
+    assert heights.tolist() == [[10, 20, 30], [20, 30, 40]]
+
+
 def test_a_run_that_never_reaches_the_threshold_counts_as_infinitely_late(write_runs):
     result = compare(write_runs("ppo", [480, 100, 100]), threshold=475).groups[0].results[0]
     assert (result.reach.reached, result.reach.of) == (1, 3)

@@ -20,16 +20,16 @@ def curve(write_run):
     return make
 
 
-def test_the_area_is_the_mean_height_from_step_0(curve):
-    # Level at 2 up to step 100, then from 2 to 10 over 100 steps: (200 + 600) / 200.
-    assert curve([2.0, 10.0]).area(200) == 4
+def test_the_area_is_the_mean_height_between_two_steps(curve):
+    # 0 at step 100, 20 at step 200, 20 at 300. From 150 to 300: trapezoids of 50 x 15 and 100 x 20.
+    rising = curve([0.0, 20.0, 20.0])
+    assert rising.area(150, 300) == pytest.approx((750 + 2000) / 150)
+    assert rising.area(150, 150) == 10
 
 
-def test_the_area_ends_where_it_is_told_and_goes_on_level(curve):
-    # 0 at step 100, 20 at step 200. To 150: a triangle of 50 x 10. To 400: one of 100 x 20, then 200 x 20.
-    rising = curve([0.0, 20.0])
-    assert rising.area(150) == pytest.approx(250 / 150)
-    assert rising.area(400) == (1000 + 4000) / 400
+def test_the_area_is_level_where_there_is_no_evaluation(curve):
+    # From 0: 2 over 100 steps, then from 2 to 10 over 100, then 10 over 200.
+    assert curve([2.0, 10.0]).area(0, 400) == (200 + 600 + 2000) / 400
 
 
 def test_best_final_and_the_first_evaluation_that_reaches_a_threshold(curve):

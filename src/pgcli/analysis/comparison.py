@@ -90,6 +90,7 @@ def compare(
     if not curves:
         raise InputError(f"nothing to compare; {'; '.join(warnings)}")
 
+    spans = {slug: evaluated([curve for curve in curves if curve.slug == slug]) for slug in {c.slug for c in curves}}
     grouped = group_curves(curves)
     groups = []
     for label, (settings, members) in zip(labels([settings for settings, _ in grouped]), grouped, strict=True):
@@ -99,7 +100,7 @@ def compare(
             goal = threshold
             if threshold is None and key in (RETURN, GREEDY_RETURN):
                 goal = own[0].run.config["env"].get("solved_at")
-            results.append(measure(own, goal, numpy_generator(seed, "compare", label, slug)))
+            results.append(measure(own, goal, numpy_generator(seed, "compare", label, slug), spans[slug]))
         groups.append(Group(label, settings, results))
 
     warnings += irregularities(groups)
@@ -147,11 +148,23 @@ def common_budget(curves: list[Curve], warnings: list[str]) -> list[Curve]:
     return kept
 
 
-def measure(curves: list[Curve], threshold: float | None, generator: np.random.Generator) -> Result:
-    """All measures of a group's runs on one environment."""
+def evaluated(curves: list[Curve]) -> tuple[int, int]:
+    """The steps over which all runs of an environment are known: the latest first to the earliest last evaluation.
+
+    Of a run that stopped early the last one stands for the rest. What lies outside would be a matter of how often a run
+    was evaluated, not of what it learned.
+    """
+    end = min([curve.budget if curve.stopped else min(int(curve.steps[-1]), curve.budget) for curve in curves])
+    return min(max(int(curve.steps[0]) for curve in curves), end), end
+
+
+def measure(
+    curves: list[Curve], threshold: float | None, generator: np.random.Generator, span: tuple[int, int] | None = None
+) -> Result:
+    """All measures of a group's runs on one environment. span: that of `evaluated`, if there are other groups."""
     counts = statistics.resample([len(curves)], generator)
     interval = len(curves) >= FEWEST
-    budget = curves[0].budget
+    start, end = span or evaluated(curves)
 
     def summary(values: list[float]) -> Summary:
         return summarise([np.array(values)], counts, interval)
@@ -165,12 +178,13 @@ def measure(curves: list[Curve], threshold: float | None, generator: np.random.G
     return Result(
         slug=curves[0].slug,
         environment=environment.get("id") or environment["name"],
-        steps=budget,
+        steps=curves[0].budget,
+        span=(start, end),
         curves=curves,
         counts=counts,
         final=summary([curve.final for curve in curves]),
         best=summary([curve.best for curve in curves]),
-        area=summary([curve.area(budget) for curve in curves]),
+        area=summary([curve.area(start, end) for curve in curves]),
         reach=None if threshold is None else reach(threshold),
     )
 

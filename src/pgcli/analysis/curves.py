@@ -42,11 +42,14 @@ class Curve:
     def best(self) -> float:
         return float(self.values.max())
 
-    def area(self, end: int) -> float:
-        """The mean height over steps 0 .. end: trapezoids, level before the first evaluation and after the last."""
-        grid = np.unique(np.concatenate([[0], self.steps[self.steps < end], [end]]))
+    def area(self, start: int, end: int) -> float:
+        """The mean height over steps start .. end: trapezoids, level where there is no evaluation before or after."""
+        within = self.steps[(self.steps > start) & (self.steps < end)]
+        grid = np.concatenate([[start], within, [end]])
         heights = np.interp(grid, self.steps, self.values)
-        return float((np.diff(grid) * (heights[1:] + heights[:-1]) / 2).sum() / end)
+        if start == end:
+            return float(heights[0])
+        return float((np.diff(grid) * (heights[1:] + heights[:-1]) / 2).sum() / (end - start))
 
     def reached(self, threshold: float) -> tuple[float, float]:
         """Steps and seconds at the first evaluation that reaches the threshold; infinite if none does."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_POINTS = 16
+AREA = "the mean height of the curve where all runs have been evaluated, from the latest first evaluation on"
 
 Row = tuple[Group, Result]
 Cell = list[str]
@@ -73,7 +74,10 @@ def columns(comparison: Comparison) -> list[tuple[str, int, list[Cell]]]:
         (
             "mean curve",
             7,
-            [[sparkline(result.grid(CURVE_POINTS)[1].mean(axis=0), *heights[result.slug])] for _, result in everything],
+            [
+                [sparkline(result.grid(CURVE_POINTS, result.span)[1].mean(axis=0), *heights[result.slug])]
+                for _, result in everything
+            ],
         ),
     ]
 
@@ -93,7 +97,7 @@ def short(x: float) -> str:
 
 
 def height_range(everything: list[Row]) -> tuple[float, float]:
-    curves = [result.grid(CURVE_POINTS)[1].mean(axis=0) for _, result in everything]
+    curves = [result.grid(CURVE_POINTS, result.span)[1].mean(axis=0) for _, result in everything]
     return float(min(map(np.min, curves))), float(max(map(np.max, curves)))
 
 
@@ -120,7 +124,7 @@ def fitting(comparison: Comparison, width: int) -> list[tuple[str, list[Cell]]]:
 
 
 def as_table(comparison: Comparison, width: int) -> "Table":
-    """The table for a terminal of `width` characters. Numbers in brackets are 95% intervals."""
+    """The table for a terminal of `width` characters. Numbers in brackets are 95% intervals; area is `AREA`."""
     from rich import box
     from rich.table import Table
 
@@ -141,7 +145,7 @@ def as_markdown(comparison: Comparison) -> str:
     lines.append("|" + " --- |" + " ---: |" * (len(everything) - 1))
     for cells in zip(*(cells for _, _, cells in everything), strict=True):
         lines.append("| " + " | ".join(" ".join(parts).replace("|", "\\|") for parts in cells) + " |")
-    lines += ["", "In brackets: 95% intervals."]
+    lines += ["", f"In brackets: 95% intervals. Area: {AREA}."]
     return "\n".join(lines + [f"- {warning}" for warning in comparison.warnings])
 
 

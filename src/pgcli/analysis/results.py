@@ -37,6 +37,8 @@ class Result:
     slug: str
     environment: str
     steps: int
+    span: tuple[int, int]
+    """The steps over which `area` is the mean height of the curves, the same for all groups."""
     curves: list[Curve]
     counts: np.ndarray
     """(resamples, n): how often each run is drawn; used by all intervals, and by the bands of a plot."""
@@ -55,9 +57,13 @@ class Result:
     def seeds(self) -> list[int]:
         return sorted(curve.seed for curve in self.curves)
 
-    def grid(self, points: int) -> tuple[np.ndarray, np.ndarray]:
-        """Steps (points,) from the first evaluation to the budget, and each run's curve over them, (n, points)."""
-        steps = np.linspace(min(curve.steps[0] for curve in self.curves), self.steps, points)
+    def grid(self, points: int, span: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Steps (points,), and each run's curve over them, (n, points).
+
+        Without a span they begin where each of the runs has been evaluated, and end with the budget.
+        """
+        start, end = span or (max(curve.steps[0] for curve in self.curves), self.steps)
+        steps = np.linspace(start, end, points)
         return steps, np.stack([np.interp(steps, curve.steps, curve.values) for curve in self.curves])
 
 
@@ -165,6 +171,7 @@ def group_json(group: Group) -> dict[str, Any]:
                 "final_return": summary_json(result.final),
                 "best_return": summary_json(result.best),
                 "area_under_curve": summary_json(result.area),
+                "area_span": result.span,
                 "to_threshold": reach_json(result.reach),
             }
             for result in group.results

@@ -36,7 +36,10 @@ def compare(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table to a CSV file.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves into a .png or .svg file.")] = None,
 ) -> None:
-    """Compare runs: groups by the settings that differ, intervals over seeds, and a verdict."""
+    """Compare runs: groups by the settings that differ, intervals over seeds, and a verdict.
+
+    In brackets: 95% intervals. Area: the mean height of the curve where all runs have been evaluated.
+    """
     from pgcli import analysis
     from pgcli.analysis import report
     from pgcli.errors import InputError

@@ -140,7 +140,7 @@ def _training_curve(curve: Curve, run: Run, window: int) -> Curve | None:
 
 def _values(study: Study, result: Result) -> np.ndarray:
     if study.measure == "learning":
-        return np.array([curve.area(result.steps) for curve in result.curves])
+        return np.array([curve.area(0, result.steps) for curve in result.curves])
     return result.finals
 
 
