@@ -397,6 +397,27 @@ def test_scores_of_two_judges_have_no_common_unit(write_runs, one, other):
     assert not compare(write_runs("a2c", [1] * 3, config=one)).verdict.startswith("No verdict")
 
 
+def test_greedy_policies_beside_sampling_ones_are_named(write_run):
+    def run(algo, seed, *greedy):
+        path = write_run(algo, seed, [1.0, 2.0])
+        lines = [f'{{"step": {100 * i}, "eval/return_mean": {i}.0, "eval/greedy_return_mean": {value}}}\n'
+                 for i, value in enumerate(greedy, 1)]  # fmt: skip
+        path.joinpath("metrics.jsonl").write_text("".join(lines))
+        return path
+
+    greedy = [run("a2c", seed, 1.0, 2.0) for seed in range(2)]
+    # By chance the first evaluation of one run is alike.
+    sampling = [run("ppo", 0, 1.0, 2.5), run("ppo", 1, 1.5, 2.5)]
+    note = (
+        "greedy policies beside sampling ones: the evaluated policy of a2c is deterministic, that of ppo samples; "
+        "both greedy: --metric eval/greedy_return_mean"
+    )
+    assert notes(compare(greedy + sampling), "sampl") == [note]
+    assert not notes(compare(greedy + sampling, metric="eval/greedy_return_mean"), "sampl")
+    assert not notes(compare(sampling), "sampl")
+    assert not notes(compare([*greedy, run("reinforce", 0, 1.0, 2.0)]), "sampl")
+
+
 def test_a_metric_that_the_last_evaluation_lacks_is_said_to_be_old(write_run):
     old, new = write_run("ppo", 0, [1.0, 2.0]), write_run("ppo", 1, [1.0, 2.0])
     for path, steps in ((old, (100,)), (new, (100, 200))):

@@ -106,6 +106,8 @@ def compare(
     warnings += irregularities(groups)
     if key in (RETURN, GREEDY_RETURN) and not units:
         warnings += judged(curves)
+    if key == RETURN:
+        warnings += unlike_policies(groups)
     shared = [result.slug for result in groups[0].results if all(group.on(result.slug) for group in groups)]
     if margin is not None and margin >= 1 and len(shared) > 1:
         raise InputError(
@@ -325,6 +327,24 @@ def judged(curves: list[Curve]) -> list[str]:
     if not all(curve.run.config.get("reward") for curve in curves) or not logged(curves, GOLD):
         return []
     return [f"these returns are a reward model's scores; the task's own reward: --metric {GOLD}"]
+
+
+def unlike_policies(groups: list[Group]) -> list[str]:
+    """What is to be said if some groups were evaluated greedily and others by sampling actions: noise costs return."""
+    sampling = [group.name for group in groups if not is_deterministic(group)]
+    greedy = [group.name for group in groups if group.name not in sampling]
+    if not greedy or not sampling:
+        return []
+    return [
+        f"greedy policies beside sampling ones: the evaluated policy of {listed(some(greedy))} is deterministic, that "
+        f"of {listed(some(sampling))} samples; both greedy: --metric {GREEDY_RETURN}"
+    ]
+
+
+def is_deterministic(group: Group) -> bool:
+    """Whether each evaluation's return is the greedy policy's, to the last digit."""
+    rows = [row for result in group.results for curve in result.curves for row in curve.run.rows(RETURN)]
+    return all(row[RETURN] == row.get(GREEDY_RETURN) for row in rows)
 
 
 def logged(curves: list[Curve], key: str) -> bool:
