@@ -53,6 +53,25 @@ def test_runs_that_were_made_before_a_setting_existed_are_a_group_with_a_name(na
     assert names(("ppo", 0, {}), ("ppo", 1, newer)) == {"without these settings": [0], "weight_decay=0": [1]}
 
 
+@pytest.mark.parametrize(
+    ("key", "off", "on"),
+    [
+        ("env.normalise.gamma", {"env.normalise.observations": True}, {"env.normalise.rewards": True}),
+        ("env.normalise.clip", {"env.normalise.rewards": False}, {"env.normalise.observations": True}),
+        ("env.normalise.clip", {}, {"env.normalise.rewards": True}),
+        ("algo.schedule_c", {"algo.schedule": "linear"}, {"algo.schedule": "robbins_monro"}),
+        ("algo.schedule_offset", {"algo.schedule": "constant"}, {"algo.schedule": "robbins_monro"}),
+    ],
+)
+def test_a_setting_without_effect_tells_no_groups_apart(names, key, off, on):
+    def found(others, folder):
+        runs = ({"config": {key: value, **others}, "folder": folder} for value in (1, 2))
+        return list(names(*(("ppo", seed, run) for seed, run in enumerate(runs))).values())
+
+    assert found(off, "off") == [[0, 1]]
+    assert found(on, "on") == [[0], [1]]
+
+
 def test_a_list_is_a_value(names):
     wide = {"config": {"policy.hidden_sizes": [256]}}
     assert list(names(("ppo", 0, {}), ("ppo", 0, wide))) == ["hidden_sizes=[64,64]", "hidden_sizes=[256]"]

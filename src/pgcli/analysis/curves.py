@@ -170,12 +170,27 @@ SOURCES = ("init", "reference", "reward")
 
 
 def bearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings that affect learning. For `init`, `reference` and `reward`, since each seed may have its own, the
-    settings with which that run was trained; if it is gone, the path of a `reward`, and that the others were given.
+    """Flat settings that affect learning, beside the others. For `init`, `reference` and `reward`, since each seed may
+    have its own, the settings with which that run was trained; if it is gone, the path of a `reward`, and that the
+    others were given.
     """
     flat = flatten({key: value for key, value in config.items() if key not in SILENT})
+    without = idle(flat)
+    flat = {key: value for key, value in flat.items() if key not in without}
     named = {key: flat[key] for key in SOURCES if flat.get(key) is not None}
     return flat | {key: identity(path) or (path if key == "reward" else "given") for key, path in named.items()}
+
+
+def idle(flat: dict[str, Any]) -> set[str]:
+    """Settings that the others leave without effect, such as a discount that comes with the algorithm."""
+    found: set[str] = set()
+    if not flat.get("env.normalise.rewards"):
+        found.add("env.normalise.gamma")
+        if not flat.get("env.normalise.observations"):
+            found.add("env.normalise.clip")
+    if flat.get("algo.schedule", "robbins_monro") != "robbins_monro":
+        found |= {"algo.schedule_c", "algo.schedule_offset"}
+    return found
 
 
 def identity(path: str) -> str | None:
