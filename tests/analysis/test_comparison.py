@@ -35,7 +35,22 @@ def test_three_seeds_never_win_however_far_apart(write_runs):
     assert found.verdict.startswith(
         "Too early to say: 3 seeds each cannot show any difference, and 4 are the fewest that can (of 2."
     )
-    assert found.verdict.endswith("Run 4 seeds: pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(3,4)'")
+    assert found.verdict.endswith(
+        " Add 1 seed each (4 in all): pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(3,4)'\n"
+        "then pgcli compare ... sweeps/<id>"
+    )
+
+
+def test_the_seeds_to_add_go_into_new_folders_beside_those_that_were_compared(write_runs, tmp_path):
+    write_runs("ppo", [400, 401, 402, 403], folder="a b")
+    write_runs("a2c", [398, 399, 404], folder="c", config={"algo.num_steps": 8}, typed=["algo.num_steps=8"])
+    found = compare([tmp_path / "a b", tmp_path / "c"])
+    assert found.verdict.endswith(
+        # 3 and 4 seeds: those of a2c are one short of four, which both get.
+        " Add 1 seed each (at least 4 in all): pgcli sweep algo=ppo env=cartpole 'seed=range(4,5)'\n"
+        "pgcli sweep algo=a2c env=cartpole algo.num_steps=8 'seed=range(4,5)'\n"
+        f"then pgcli compare '{tmp_path}/a b' {tmp_path}/c sweeps/<id> sweeps/<id>"
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -65,7 +80,8 @@ def test_a_margin_tells_the_seeds_and_the_command(write_runs):
     # d = 26.54 / 26.54 = 1: 17 seeds for a t test (Cohen's table), 18 for ranks, 14 more than there are.
     found = compare(paths, margin=26.6)
     assert found.commands == ["pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(4,18)'"]
-    assert found.verdict.endswith("To see 26.6, run 18 seeds: " + found.commands[0])
+    said = f" To see 26.6, add 14 seeds each (18 in all): {found.commands[0]}\nthen pgcli compare ... sweeps/<id>"
+    assert found.verdict.endswith(said)
     enough = compare(paths, margin=1000)
     assert enough.verdict.endswith("One of 1000 would have shown four times out of five.")
     assert enough.commands == []
@@ -89,7 +105,7 @@ def test_a_margin_on_several_environments_is_a_share_of_their_range(write_runs):
         compare(paths, margin=25)
     found = compare(paths, margin=0.5)
     assert "4 seeds each per environment could only have shown a scaled difference of 0." in found.verdict
-    assert ". To see 0.5, run " in found.verdict
+    assert ". To see 0.5, add " in found.verdict
 
 
 def test_the_command_repeats_what_was_typed(write_run):

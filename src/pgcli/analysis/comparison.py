@@ -122,7 +122,7 @@ def compare(
         groups.sort(key=lambda group: ranks.index(group.label))
     measured = f"final {NAMES.get(key, key)}"
     withheld: tuple[str, list[str]] = (verdictless, [])
-    verdict, commands = withheld if verdictless else conclude(groups, contrasts, shared, margin, measured)
+    verdict, commands = withheld if verdictless else conclude(groups, contrasts, shared, margin, measured, paths)
     return Comparison(key, groups, contrasts, verdict, commands, warnings)
 
 

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from math import floor, inf, isfinite, log10, prod
+from pathlib import Path
 
 from pgcli.analysis import statistics
 from pgcli.analysis.curves import Curve
@@ -12,9 +13,14 @@ from pgcli.analysis.statistics import Estimate
 
 
 def conclude(
-    groups: list[Group], contrasts: list[Contrast], shared: list[str], margin: float | None, measure: str
+    groups: list[Group],
+    contrasts: list[Contrast],
+    shared: list[str],
+    margin: float | None,
+    measure: str,
+    paths: Sequence[Path | str] = (),
 ) -> tuple[str, list[str]]:
-    """The verdict, and the next commands. measure: the compared value, such as `final return`."""
+    """The verdict, and the next commands. measure: what is compared, such as `final return`; paths: of the runs."""
     if len(groups) == 1:
         return describe(groups[0], measure), []
     if not shared:
@@ -29,7 +35,7 @@ def conclude(
         sentences.append(winner(best, by_label[beaten[0].worse], beaten, shared, measure))
     if undecided:
         closest = next(contrast for contrast in contrasts if not contrast.claimed)
-        sentence, commands = too_early(best, undecided, closest, len(groups), margin)
+        sentence, commands = too_early(best, undecided, closest, len(groups), margin, paths)
         sentences.append(sentence)
     return " ".join(sentences), commands
 
@@ -78,7 +84,12 @@ def winner(best: Group, closest: Group, beaten: list[Contrast], shared: list[str
 
 
 def too_early(
-    best: Group, undecided: list[Group], contrast: Contrast, groups: int, margin: float | None
+    best: Group,
+    undecided: list[Group],
+    contrast: Contrast,
+    groups: int,
+    margin: float | None,
+    paths: Sequence[Path | str],
 ) -> tuple[str, list[str]]:
     """The difference that these seeds could have shown, and the seeds needed. contrast: best and closest group."""
     closest = undecided[0]
@@ -120,24 +131,38 @@ def too_early(
         needed = statistics.seeds_needed(margin, spread, strata, significance)
     if needed <= size:
         return sentence + (f" One of {margin:g} would have shown four times out of five." if margin else ""), []
-    commands = sweep_commands([best, *undecided], needed)
-    purpose = f"To see {margin:g}, run" if margin is not None and spread else "Run"
-    return f"{sentence} {purpose} {needed} seeds: " + "\n".join(commands), commands
+    wanted = [best, *undecided]
+    sizes_now = [len(result.curves) for group in wanted for result in group.results]
+    more = needed - min(sizes_now)
+    commands = sweep_commands(wanted, more)
+    purpose = f"To see {margin:g}, add" if margin is not None and spread else "Add"
+    total = f"{needed} in all" if min(sizes_now) == max(sizes_now) else f"at least {needed} in all"
+    lines = [f"{sentence} {purpose} {plural(more, 'seed')} each ({total}): {commands[0]}", *commands[1:]]
+    return "\n".join([*lines, f"then {compare_command(paths, len(commands))}"]), commands
 
 
 # ---------------------------------------------------------------- the command to type
 
 
-def sweep_commands(groups: list[Group], seeds: int) -> list[str]:
-    """Commands that give every group `seeds` seeds: one sweep if groups are a product of settings, else one each."""
+def sweep_commands(groups: list[Group], more: int) -> list[str]:
+    """Commands that give every group more seeds: one sweep if the groups are a product of settings, else one each."""
     curves = [group_curves(group) for group in groups]
-    fewest = min(len(result.curves) for group in groups for result in group.results)
     first = 1 + max(curve.seed for curve in chain(*curves))
-    seed = f"seed=range({first},{first + seeds - fewest})"
+    seed = f"seed=range({first},{first + more})"
     together = crossed(chain(*curves))
     if together is not None:
         return [shlex.join(["pgcli", "sweep", *together, seed])]
     return [shlex.join(["pgcli", "sweep", *(crossed(own) or ["..."]), seed]) for own in curves]
+
+
+FEW_PATHS = 3
+"""Paths that are spelled in a command; more come from a pattern, which the shell's history has."""
+
+
+def compare_command(paths: Sequence[Path | str], sweeps: int) -> str:
+    """What to type when the sweeps, each in a folder of its own, have added their runs to those of the paths."""
+    old = [shlex.quote(str(path)) for path in paths] if 0 < len(paths) <= FEW_PATHS else ["..."]
+    return " ".join(["pgcli compare", *old, *["sweeps/<id>"] * sweeps])
 
 
 def group_curves(group: Group) -> list[Curve]:
