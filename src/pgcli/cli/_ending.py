@@ -56,16 +56,45 @@ def _outcome(run: "Run") -> str:
     return f"{sentence}: return {means[0]}, greedy {means[1]}"
 
 
-PLACES = ("policy=", "policy.path=", "env.path=", "env.reward=")
+OWN = ("algo", "env", "init", "reward", "seed", "stop_at", "runs_dir")
+"""Settings of this one run; the first four are spelled anew."""
+PLACES = ("env.", "policy=", "policy.", "device=", "device.")
+"""Words that also another method needs to find the same model and texts."""
 
 
-def _places(run: "Run") -> list[str]:
-    """The typed words that another run needs to find the same model and texts."""
+def _typed(run: "Run") -> list[str]:
+    """The words with which the run was started, without those of this one run."""
     try:
-        words = (run.path / "overrides.txt").read_text("utf-8").split("\n")
+        words = (run.path / "overrides.txt").read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
-    return [shlex.quote(word) for word in words if word.startswith(PLACES)]
+    own = (*OWN, "env.id") if run.choices["env"] == "gymnasium" else OWN
+    return [word for word in words if word.partition("=")[0] not in own]
+
+
+def _options(run: "Run") -> dict[str, list[str]]:
+    """The options with which the run was started: {"--config-dir": ["mine"], "--trust": [""]}."""
+    words = run.info.get("argv", [])
+    found: dict[str, list[str]] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        option, equals, value = word.partition("=")
+        if option in ("--config-dir", "--config", "--trust"):
+            found.setdefault(option, []).append(value if equals else following)
+    return found
+
+
+def _rival(run: "Run", env: str, words: list[str], folders: list[str]) -> str | None:
+    """An algorithm to compare this one with; None if the words do not fit it, or its budget there is another."""
+    from pgcli.errors import InputError
+    from pgcli.experiment.config import compose
+
+    alternatives = ("rloo", "grpo") if run.info["unit"] == "tokens" else ("a2c", "ppo")
+    other = next(name for name in alternatives if name != run.choices["algo"])
+    try:
+        budget = compose([f"algo={other}", f"env={env}", *words], config_dirs=folders, trust=True).total_steps
+    except InputError:
+        return None
+    return other if budget == run.config["total_steps"] else None
 
 
 def _named(key: str, path: Path | str) -> str:
@@ -90,26 +119,28 @@ def _next(run: "Run") -> str:
         return f"pgcli resume {path}{trust}"
     algo, config = run.choices["algo"], run.config
     env = config["env"].get("id") if run.choices["env"] == "gymnasium" else run.choices["env"]
-    env += "".join(f" {word}" for word in _places(run))
+    words, typed = _typed(run), _options(run)
+    folders = typed.get("--config-dir", [])
+    options = "".join(f" --config-dir {shlex.quote(folder)}" for folder in folders)
+    place = f"env={env}" + "".join(f" {shlex.quote(word)}" for word in words if word.startswith(PLACES))
     init = _named("init", run.path)
     start = f" {_named('init', config['init'])}" if config["init"] else ""
     judge = algo.endswith("_reward") or algo == "reward_model"
     rewarded = bool(config["env"].get("reward", True) or config.get("reward"))  # a file of texts may have none
     lines = [f"pgcli {'sample' if run.info['unit'] == 'tokens' and not judge else 'eval'} {path}{trust}"]
+    code = " --trust" if "--trust" in typed else ""
     if algo == "pretrain":
-        lines.append(f"pgcli train algo=sft env={env} {init}")
+        lines.append(f"pgcli train algo=sft {place} {init}{options}{code}")
     elif algo == "sft":
-        lines += [f"pgcli train algo=grpo env={env} {init}"] if rewarded else []
+        lines += [f"pgcli train algo=grpo {place} {init}{options}{code}"] if rewarded else []
     elif judge:
-        lines.append(
-            f"pgcli train algo=ppo env={env}{start} {_named('reward', run.path)} algo.kl.coefficient=0.1{trust}"
-        )
-    else:
+        judged = f"{_named('reward', run.path)} algo.kl.coefficient=0.1"
+        lines.append(f"pgcli train algo=ppo {place}{start} {judged}{options}{code or trust}")
+    elif not run.info.get("parent") and "--config" not in typed:  # words were all that made it
         start += f" {_named('reward', config['reward'])}" if config.get("reward") else ""
-        alternatives = ("rloo", "grpo") if run.info["unit"] == "tokens" else ("a2c", "ppo")
-        other = next(name for name in alternatives if name != algo)
-        both = f"{algo},{other}" if rewarded else algo
-        lines.append(
-            f"pgcli sweep algo={both} env={env}{start} 'seed=range(0,10)'{trust if config.get('reward') else ''}"
-        )
+        rival = _rival(run, env, words, folders) if rewarded else None
+        both = f"{algo},{rival}" if rival else algo
+        words = [f"algo={both}", f"env={env}", *map(shlex.quote, words)]
+        code = code or (trust if config.get("reward") else "")
+        lines.append(f"pgcli sweep {' '.join(words)}{start} 'seed=range(0,10)'{options}{code}")
     return "\n       ".join(lines)
