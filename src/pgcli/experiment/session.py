@@ -388,7 +388,10 @@ def _check_unfinished(old: Run, before: ExperimentConfig, after: ExperimentConfi
     over = old.status == "completed"
     reached = max((checkpoint_step(path) for path in old.checkpoints()), default=0)
     if reached >= after.total_steps and (over or fork or after.total_steps != before.total_steps):
-        raise InputError(f"{old.path} has all its {after.total_steps:,} steps; extend it with total_steps=...")
+        has = f"all its {before.total_steps:,} steps"
+        if after.total_steps != before.total_steps:
+            has = f"{reached:,} steps already, and total_steps={after.total_steps} is not more"
+        raise InputError(f"{old.path} has {has}; extend it with total_steps=...")
     if over and old.info["summary"].get("solved") and after.stop_at == before.stop_at:
         raise InputError(
             f"{old.path} reached stop_at={before.stop_at:g}; to go on, give it another: stop_at=... or stop_at=null"
