@@ -51,6 +51,7 @@ def stand_ins(monkeypatch):
         (["algo=ppo", "env=cartpole", "algo.learning_rate=1e-3,-1"], "algo.learning_rate"),
         (["algo=ppo,ppoo", "env=cartpole"], "no algo is called `ppoo`"),
         (["algo=ppo", "env=cartpole", "algo.gamma=0.9,0.99", "algo.gamma=0.5"], "two runs of this sweep are the same"),
+        (["algo=ppo", "env=cartpole", "seed=0..5"], "is no list of values; did you mean 'seed=range(0,5)'?"),
         (["algo=ppo", "env=cartpole", "--workers", "0"], "--workers must be 1 or more"),
         (["algo=ppo,sac", "env=cartpole"], "algo=sac is for continuous actions; those of env=CartPole-v1 are discrete"),
         (["algo=ppo", "env=cartpole", "policy=mlp,cnn"], "policy=cnn reads observations of 3 dimension(s)"),

@@ -16,6 +16,8 @@ from pgcli.errors import InputError
 from pgcli.options import groups
 
 KEY = re.compile(r"[\w@/-]+(\.[\w-]+)*")
+COUNTED = re.compile(r"(.+)=(\d+)\.\.+(\d+)")
+"""Other languages' ways to count: `seed=0..5`."""
 SOURCES = ("init", "reference", "reward")
 """Settings that name another run."""
 MOST_RUNS = 10_000
@@ -80,6 +82,10 @@ def quoted(value: str) -> str:
 
 def _alternatives(text: str) -> list[str]:
     override = _read(text)
+    if counted := COUNTED.fullmatch(text):
+        raise InputError(
+            f"`{text}` is no list of values; did you mean '{counted[1]}=range({counted[2]},{counted[3]})'?"
+        )
     if not override.is_sweep_override():
         return [text]
     if override.is_interval_sweep() or "GLOB" in override.value_type.name:
