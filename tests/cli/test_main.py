@@ -93,6 +93,12 @@ def test_every_command_has_help(run, command):
     assert f"Usage: pgcli {command}" in out
 
 
+def test_studies_are_listed_as_reproduce_lists_them(run):
+    code, out, _ = run("list", "studies")
+    assert (code, out) == (0, run("reproduce")[1])
+    assert "kl_frontier" in out
+
+
 def test_the_version_is_the_distributions(run):
     assert run("--version") == (0, f"policy-gradient-cli {importlib.metadata.version('policy-gradient-cli')}\n", "")
 
@@ -116,7 +122,7 @@ def test_the_version_is_the_distributions(run):
         (["list"], "error: Missing argument 'what'."),
         (["list", "dogs"], "error: Invalid value for 'what': 'dogs' is not one of"),
         (["list", "algo"], "error: Invalid value for 'what': 'algo' is not one of 'algos', 'envs', 'policies', "
-         "'devices', 'pipelines'. Did you mean 'algos'?   (pgcli list --help)"),
+         "'devices', 'pipelines', 'studies'. Did you mean 'algos'?   (pgcli list --help)"),
         (["show", "confg"], "error: Invalid value for 'what': 'confg' is not one of 'config', 'metrics'. Did you mean "
          "'config'?   (pgcli show --help)"),
         (["sweep", "--resume"], "error: Option '--resume' requires an argument.   (pgcli sweep --help)"),

@@ -1,4 +1,4 @@
-"""`pgcli list algos|envs|policies|devices|pipelines`: the available options."""
+"""`pgcli list algos|envs|policies|devices|pipelines|studies`: the available options."""
 
 import sys
 from enum import StrEnum
@@ -16,6 +16,11 @@ class What(StrEnum):
     policies = PLURALS["policy"]
     devices = PLURALS["device"]
     pipelines = "pipelines"
+    studies = "studies"
+
+
+FOLDERS = {What.pipelines: "pipeline", What.studies: "experiment"}
+"""What is no group of a config, and its folder."""
 
 
 def list_options(
@@ -23,8 +28,8 @@ def list_options(
     config_dir: Annotated[list[Path] | None, typer.Option(help="A config folder of your own; may be repeated.")] = None,
 ) -> None:
     """List the options of a group: built in, in your config folders, and of installed plug-ins."""
-    if what == What.pipelines:
-        found = options("pipeline", search_path(config_dir or ()))
+    if what in FOLDERS:
+        found = options(FOLDERS[what], search_path(config_dir or ()))
         print_options({name: headline(file) for name, file in found.items()})
         return
     group = next(group for group, plural in PLURALS.items() if plural == what)

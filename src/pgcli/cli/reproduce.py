@@ -41,6 +41,7 @@ def reproduce(
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that a file names.")] = False,
 ) -> None:
     """Run a named study, and print our results beside published ones. The same command again resumes it."""
+    from pgcli.cli.list import print_options
     from pgcli.cli.sweep import Board, failures, lines, nothing, screen
     from pgcli.options import headline, options, search_path
 
@@ -49,9 +50,7 @@ def reproduce(
         if as_json:
             typer.echo(json.dumps(found, indent=1))
             return
-        width = max(map(len, found), default=0)
-        for study, title in found.items():
-            typer.echo(f"{study:{width}}  {title}")
+        print_options(found)
         return
 
     from pgcli import studies
