@@ -139,7 +139,12 @@ def test_eval_tells_what_texts_are_made_of_and_how_often_one_of_k_is_right(taugh
         evaluate(taught.path, top_p=2.0)
     with pytest.raises(SystemExit):
         main(["eval", str(taught.path), "--episodes", "4", "--samples", "2"])
-    assert "pass@2 " in capsys.readouterr().out.splitlines()[2]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith(" 4 fresh episodes")
+    assert "pass@2 " in said[2]
+    with pytest.raises(SystemExit):
+        main(["eval", str(taught.path), "--episodes", "1"])
+    assert capsys.readouterr().out.splitlines()[0].endswith(" 1 fresh episode")
 
 
 def test_on_screen_a_text_and_below_it_its_numbers_and_the_history_needs_no_torch(taught, capsys):

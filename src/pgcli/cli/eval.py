@@ -31,9 +31,10 @@ def evaluate(
         return
     from pgcli.runs.numbers import number
 
+    fresh = "1 fresh episode" if episodes == 1 else f"{episodes} fresh episodes"
     for name in ("greedy", "stochastic"):
         interval = found[name]["interval"]
         spread = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
-        typer.echo(f"{name:10}  {number(found[name]['mean'])}{spread}   {episodes} fresh episodes")
+        typer.echo(f"{name:10}  {number(found[name]['mean'])}{spread}   {fresh}")
     if found["metrics"]:
         typer.echo("sampled     " + "  ".join(f"{key} {number(value)}" for key, value in found["metrics"].items()))
