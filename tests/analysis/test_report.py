@@ -119,6 +119,22 @@ def test_one_run_can_be_shown_and_drawn(write_run, run, tmp_path):
     assert "ppo on CartPole-v1: IQM of the final return 20, mean 20; " in text
 
 
+@pytest.mark.parametrize(
+    ("seeds", "title"),
+    [
+        ((2, 2), "mean"),
+        ((2, 3), "mean, 95% band (about 75% with 3 seeds)"),
+        ((4, 5), "mean, 95% band (about 86% with 4 seeds)"),
+        ((5, 6), "mean, 95% band"),
+    ],
+)
+def test_the_legend_says_how_far_a_band_can_be_trusted(write_runs, tmp_path, seeds, title):
+    for algo, n in zip(("ppo", "a2c"), seeds, strict=True):
+        write_runs(algo, [20.0 + i for i in range(n)])
+    plot(compare([tmp_path / "runs"]), tmp_path / "curves.svg")
+    assert f">{title}<" in (tmp_path / "curves.svg").read_text()
+
+
 def test_a_group_with_one_evaluation_is_a_point_in_a_plot(write_runs, tmp_path):
     def marks():
         plot(compare([tmp_path / "runs"]), tmp_path / "curves.svg")
