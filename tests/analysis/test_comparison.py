@@ -208,6 +208,10 @@ def test_no_curve_is_drawn_before_its_first_evaluation(write_run):
     steps, heights = result.grid(3)
     assert steps.tolist() == [200, 300, 400]
     assert heights.tolist() == [[10, 20, 30], [20, 30, 40]]
+    # The one evaluation of a run is after its last batch, which ended at 100 of 90 steps.
+    (late,) = compare([write_run("ppo", 0, [7.0], config={"total_steps": 90}, folder="late")]).groups[0].results
+    assert late.grid(2)[0].tolist() == [90, 90]
+    assert (late.span, late.area.mean.value) == ((90, 90), 7)
 
 
 def test_a_run_that_never_reaches_the_threshold_counts_as_infinitely_late(write_runs):

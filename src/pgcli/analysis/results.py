@@ -62,7 +62,7 @@ class Result:
 
         Without a span they begin where each of the runs has been evaluated, and end with the budget.
         """
-        start, end = span or (max(curve.steps[0] for curve in self.curves), self.steps)
+        start, end = span or (min(max(curve.steps[0] for curve in self.curves), self.steps), self.steps)
         steps = np.linspace(start, end, points)
         return steps, np.stack([np.interp(steps, curve.steps, curve.values) for curve in self.curves])
 
