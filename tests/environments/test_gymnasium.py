@@ -364,6 +364,76 @@ def test_an_environment_that_is_no_function_of_seed_and_actions_is_found_out():
     restored.step(np.array([1]))
 
 
+class Pays(Toy):
+    """Two steps an episode; each pays what `pay` draws."""
+
+    def __init__(self, pay):
+        super().__init__()
+        self.pay = pay
+
+    def step(self, action):
+        observation, _, _, _, info = super().step(action)
+        return observation, self.pay.random(), self.steps == 2, False, info
+
+
+gymnasium.register("PgcliPays-v0", Pays, max_episode_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "which"), [(1, "the open episode of environment 0"), (2, "the last finished episode")]
+)
+def test_rewards_that_are_no_function_of_seed_and_actions_are_found_out(steps, which):
+    pay = np.random.Generator(np.random.PCG64(0))
+    env, restored = make("PgcliPays-v0", pay=pay), make("PgcliPays-v0", pay=pay)
+    env.reset(rows(0), [5])
+    for _ in range(steps):
+        env.step(np.array([1]))
+    restored.load_state_dict(env.state_dict())
+    assert restored.replay_mismatch == (
+        f"PgcliPays-v0 is not a function of (seed, actions): playing {which} again "
+        f"(seed 5, to step {steps}) gave other rewards"
+    )
+
+
+def test_a_finished_episode_is_played_again_and_leaves_the_open_ones_as_they_were():
+    def fresh(noise=None):
+        env = make("PgcliToy-v0", 2, max_episode_steps=3, noise=noise)
+        env.reset(rows(0, 1), [5, 6])
+        env.step(np.array([0, 1]))
+        for _ in range(2):
+            env.step(np.array([1]), rows(1))  # row 1 ends
+        return env
+
+    saved = fresh().state_dict()
+    assert saved["finished"]["actions"].tolist() == [1, 1, 1]
+    other = toy(2)
+    other.load_state_dict(saved)
+    assert other.replay_mismatch is not None  # its limit is another: the replay goes on where it ended
+    restored = make("PgcliToy-v0", 2, max_episode_steps=3)
+    restored.load_state_dict(saved)
+    assert restored.replay_mismatch is None
+    again = restored.state_dict()
+    assert again["finished"]["observation"].tolist() == saved["finished"]["observation"].tolist()
+    assert again["episodes"][1] is None
+    step = restored.step(np.array([1]), rows(0))
+    assert step.observations[0, 1:].tolist() == [2, 1]
+
+    noisy = fresh(noise=np.random.Generator(np.random.PCG64(0)))
+    noisy.reset(rows(1), [7])
+    saved = noisy.state_dict() | {"episodes": [None, None]}
+    noisy.load_state_dict(saved)
+    assert "playing the last finished episode again (seed 6, to step 3)" in noisy.replay_mismatch
+
+
+def test_a_checkpoint_from_before_finished_episodes_were_kept_is_read():
+    env, restored = toy(), toy()
+    env.reset(rows(0), [5])
+    saved = env.state_dict()
+    del saved["finished"], saved["episodes"][0]["total"]
+    restored.load_state_dict(saved)
+    assert restored.replay_mismatch is None
+
+
 def test_an_episode_that_ends_before_its_time_when_replayed_begins_again():
     env, restored = make("PgcliEnds-v0", lengths=[4]), make("PgcliEnds-v0", lengths=[2, 4])
     env.reset(rows(0), [5])

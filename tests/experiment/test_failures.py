@@ -16,6 +16,7 @@ from pgcli.runs import Run, lock
 from .conftest import MLP, TINY, assert_same_end, killed_copy
 
 PPO = (*TINY, "algo=ppo", "algo.num_envs=4", "algo.num_steps=32", MLP, "total_steps=1500", "checkpoint.keep=100")
+WHOLE = (*TINY, "algo=reinforce", "algo.num_episodes=4", MLP, "total_steps=1500", "checkpoint.keep=100")
 
 
 @pytest.fixture(scope="module")
@@ -244,9 +245,10 @@ def test_debug_shows_the_traceback(pgcli, tmp_path):
 # ---------------------------------------------------------------- an environment that does not repeat itself
 
 
-def test_an_environment_that_is_no_function_of_seed_and_actions_withdraws_the_promise(pgcli, tmp_path):
+@pytest.mark.parametrize("algo", [PPO, WHOLE], ids=["open episodes", "none open"])
+def test_an_environment_that_is_no_function_of_seed_and_actions_withdraws_the_promise(pgcli, tmp_path, algo):
     folder = tmp_path / "run"
-    clock = (*PPO, "env=toy_environments:Clock-v0", "--run-dir", folder, "-q")
+    clock = (*algo, "env=toy_environments:Clock-v0", "--run-dir", folder, "-q")
     assert pgcli.run("train", *clock, signal_in={"signal": "SIGTERM", "part": "update", "nth": 4}).code == 143
     assert Run(folder).info["exact_resume"] is True  # nothing is known yet
     ended = pgcli.run("resume", folder, "--trust", "-q")

@@ -2,7 +2,8 @@
 
 There is no autoreset and no dummy transition: a step returns the true successor, and each episode begins with its own
 seed. So in any well-behaved environment an episode is a function of (seed, actions), and this makes resuming possible:
-a checkpoint stores both for each open episode, `load_state_dict` plays them again and compares the last observation.
+a checkpoint stores both for each open episode, and `load_state_dict` plays them again. It also plays the last finished
+episode again, since often none is open, and compares last observations and sums of rewards.
 """
 
 import importlib
@@ -32,9 +33,13 @@ FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBina
 
 
 @dataclass
-class OpenEpisode:
+class Played:
+    """An episode so far."""
+
     seed: int
     actions: list[Any] = field(default_factory=list)
+    total: float = 0.0
+    """Sum of its rewards."""
 
 
 class Gymnasium:
@@ -65,12 +70,13 @@ class Gymnasium:
         states = int(space.n) if isinstance(space, spaces.Discrete) else None
         self.spec = ControlSpec(self._encoder.shape, action_spec(config.id, self._action_space), states)
         self._environments += [make(config) for _ in range(num_envs - 1)]
-        self._episodes: list[OpenEpisode | None] = [None] * num_envs
+        self._episodes: list[Played | None] = [None] * num_envs
+        self._finished: tuple[Played, np.ndarray] | None = None  # the last finished episode, its final observation
         self._observations = np.zeros((num_envs, *self.spec.observation_shape), dtype=np.float32)
 
     def reset(self, rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
         for row, seed in zip(rows.tolist(), seeds, strict=True):
-            self._episodes[row] = OpenEpisode(int(seed))
+            self._episodes[row] = Played(int(seed))
             try:
                 observation, _ = self._environments[row].reset(seed=int(seed))
                 self._observations[row] = self._encoder(observation)
@@ -103,8 +109,10 @@ class Gymnasium:
             place = f"{self._place(row)}, action {_short(action)}"
             raise RunError(f"{self._id} failed in step: {place}: {_describe(error)}") from error
         self._check(row, reward)
+        episode.total += reward
         if terminated or truncated:
             self._episodes[row] = None
+            self._finished = episode, self._observations[row].copy()
         return reward, bool(terminated), bool(truncated)
 
     def encode(self, observation: Any) -> np.ndarray:
@@ -135,47 +143,66 @@ class Gymnasium:
         return f"environment {row}, seed {episode.seed}, step {len(episode.actions)}"
 
     def state_dict(self) -> State:
+        return {
+            "episodes": [
+                None if episode is None else self._saved(episode, self._observations[row])
+                for row, episode in enumerate(self._episodes)
+            ],
+            "finished": None if self._finished is None else self._saved(*self._finished),
+        }
+
+    def _saved(self, episode: Played, observation: np.ndarray) -> State:
         space = self._action_space
         empty: np.ndarray = np.zeros((0, *(space.shape or ())), dtype=space.dtype)
         return {
-            "episodes": [
-                None
-                if episode is None
-                else {
-                    "seed": episode.seed,
-                    "actions": np.array(episode.actions, dtype=space.dtype) if episode.actions else empty,
-                    "observation": self._observations[row].copy(),
-                }
-                for row, episode in enumerate(self._episodes)
-            ]
+            "seed": episode.seed,
+            "actions": np.array(episode.actions, dtype=space.dtype) if episode.actions else empty,
+            "observation": observation.copy(),
+            "total": episode.total,
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Play the open episodes again. If the observations differ, `replay_mismatch` says so in a sentence."""
+        """Play the saved episodes again. If one is not as it was, `replay_mismatch` says so in a sentence."""
         self.replay_mismatch = None
+        finished = state.get("finished")  # a checkpoint of an earlier version has none
+        if finished is not None:  # in a row whose own episode is not open yet
+            self._replay(0, finished, "the last finished episode", over=True)
         for row, saved in enumerate(state["episodes"]):
             if saved is None:
                 self._episodes[row] = None
-            elif not self._replay(row, saved["seed"], np.asarray(saved["actions"]), np.asarray(saved["observation"])):
-                self.replay_mismatch = self.replay_mismatch or (
-                    f"{self._id} is not a function of (seed, actions): playing the open episode of environment {row} "
-                    f"again (seed {saved['seed']}, to step {len(saved['actions'])}) gave another observation"
-                )
+                continue
+            self._replay(row, saved, f"the open episode of environment {row}", over=False)
+            if self._episodes[row] is None:  # the replay ended early: begin again, so that it can be stepped
+                self.reset(np.array([row]), [saved["seed"]])
+        self._finished = None
+        if finished is not None:
+            episode = Played(finished["seed"], list(finished["actions"]), finished["total"])
+            self._finished = episode, np.asarray(finished["observation"])
 
-    def _replay(self, row: int, seed: int, actions: np.ndarray, observation: np.ndarray) -> bool:
+    def _replay(self, row: int, saved: State, which: str, *, over: bool) -> None:
+        """Play a saved episode again in `row`. over: whether its last action ended it."""
+        seed, actions = saved["seed"], np.asarray(saved["actions"])
         discrete = isinstance(self._action_space, spaces.Discrete)
-        self.reset(np.array([row]), [seed])
+        steps, total = 0, 0.0
         try:
-            for action in actions:
-                self._step(row, int(action) if discrete else action)
-                if self._episodes[row] is None:
-                    break
+            self.reset(np.array([row]), [seed])
+            while steps < len(actions) and self._episodes[row] is not None:
+                total += self._step(row, int(actions[steps]) if discrete else actions[steps])[0]
+                steps += 1
         except RunError:
             self._episodes[row] = None
-        if self._episodes[row] is None:  # the replay ended early: begin the episode again, so that it can be stepped
-            self.reset(np.array([row]), [seed])
-            return False
-        return np.array_equal(self._observations[row], observation)
+        if steps < len(actions) or (self._episodes[row] is None) != over:
+            other = "another end"
+        elif not np.array_equal(self._observations[row], np.asarray(saved["observation"])):
+            other = "another observation"
+        elif total != saved.get("total", total):
+            other = "other rewards"
+        else:
+            return
+        self.replay_mismatch = self.replay_mismatch or (
+            f"{self._id} is not a function of (seed, actions): playing {which} again (seed {seed}, to step "
+            f"{len(actions)}) gave {other}"
+        )
 
     def close(self) -> None:
         """One that cannot be closed takes nothing from the run, and must not hide why it failed."""
