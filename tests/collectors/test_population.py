@@ -8,6 +8,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from pgcli.collectors.population import PopulationCollector, closed_up
 from pgcli.environments.cartpole import CartPole
 from pgcli.environments.pendulum import Pendulum
+from pgcli.errors import InputError
+from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 from pgcli.policies.linear import Linear
 from pgcli.policies.mlp import MLP
@@ -190,3 +192,9 @@ def test_rows_that_go_on_close_up_and_most_of_them_stay_in_their_places():
         assert sorted(kept) == np.flatnonzero(~done).tolist()
         stay = ~done[: len(kept)]
         assert (kept[stay] == np.flatnonzero(stay)).all()
+
+
+@pytest.mark.parametrize("setting", ["rewards=true", "reward_shift=1", "reward_scale=0.1", "reward_clip=1"])
+def test_changed_rewards_which_no_fitness_would_show_are_refused(setting):
+    with pytest.raises(InputError, match=rf"^env\.normalise\.{setting.partition('=')[0]} has no effect: algo=ga "):
+        build(compose(["algo=ga", "env=cartpole", f"env.normalise.{setting}"]))

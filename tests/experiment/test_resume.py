@@ -79,7 +79,7 @@ EXPERIMENTS = {
     "a memory in groups": ("algo=grpo", *MEMORY, "algo.num_groups=2", "algo.group_size=2"),
     "es": ("algo=es", "algo.population=4", *CANDIDATES, MLP),
     "es, plain steps, normalised": (
-        "algo=es", "policy=linear", "algo.population=4", "algo.optimiser=sgd", *CANDIDATES, *NORMALISED,
+        "algo=es", "policy=linear", "algo.population=4", "algo.optimiser=sgd", *CANDIDATES, NORMALISED[0],
     ),
     "es over a rule in Gymnasium": ("algo=es", "env=CartPole-v1", "policy=rule", "algo.population=4", *CANDIDATES),
     "ga": ("algo=ga", "algo.population=3", "algo.crossover=0.5", *CANDIDATES, MLP),

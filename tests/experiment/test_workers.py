@@ -102,6 +102,13 @@ def test_a_killed_run_with_one_worker_is_resumed_to_the_same_bytes(tmp_path):
     assert_same_end(killed, straight)
 
 
-def test_statistics_that_workers_cannot_share_are_refused():
-    with pytest.raises(InputError, match=r"env\.normalise\.observations.*algo=a2c"):
-        build(compose(["algo=a3c", "env.normalise.observations=true"]))
+@pytest.mark.parametrize(("name", "workers"), [("observations", 2), ("observations", 1), ("rewards", 2)])
+def test_statistics_that_workers_cannot_share_are_refused(name, workers):
+    words = ["algo=a3c", f"algo.num_workers={workers}", f"env.normalise.{name}=true"]
+    with pytest.raises(InputError, match=rf"env\.normalise\.{name}.*algo=a2c"):
+        build(compose(words))
+
+
+def test_rewards_of_a_single_worker_are_normalised():
+    parts = build(compose(["algo=a3c", "algo.num_workers=1", "env.normalise.rewards=true"]))
+    parts.close()

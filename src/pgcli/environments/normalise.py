@@ -175,9 +175,13 @@ class Normalised:
 
 def wrap(environment: VectorEnvironment, config: Normalisation) -> VectorEnvironment:
     """The normalised environment; the environment itself if nothing is to be changed, so that this costs nothing."""
-    rewards = config.rewards or config.reward_shift or config.reward_scale != 1 or config.reward_clip is not None
-    changes = config.observations or rewards
-    return Normalised(environment, config) if changes else environment
+    return Normalised(environment, config) if config.observations or reward_settings(config) else environment
+
+
+def reward_settings(config: Normalisation) -> list[str]:
+    """Names of the settings that change rewards."""
+    neutral = {"rewards": False, "reward_shift": 0.0, "reward_scale": 1.0, "reward_clip": None}
+    return [name for name, value in neutral.items() if getattr(config, name) != value]
 
 
 def as_normalised(environment: VectorEnvironment) -> Normalised | None:

@@ -15,7 +15,7 @@ from pgcli.collectors.population import PopulationCollector
 from pgcli.collectors.replay import ReplayCollector
 from pgcli.collectors.steps import SegmentCollector
 from pgcli.collectors.transitions import TransitionCollector
-from pgcli.environments.normalise import statistics, use_statistics, wrap
+from pgcli.environments.normalise import reward_settings, statistics, use_statistics, wrap
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
 from pgcli.experiment.policy import make_policy
@@ -93,11 +93,14 @@ def _replay(environment: Any, config: ExperimentConfig, device: torch.device) ->
 def _gradients(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
     del environment, device  # a worker makes its own environment, on the CPU
     algo: Any = config.algo
-    if config.env.normalise.observations:
-        raise InputError(
-            f"env.normalise.observations: each worker of algo={config.algo.name} would have statistics of its own; "
-            "algo=a2c normalises for all its environments"
-        )
+    normalise: Any = config.env.normalise
+    # A single worker's statistics of observations are refused too: evaluations, in the main process, lack them.
+    for name, refused in (("observations", True), ("rewards", algo.num_workers > 1)):
+        if refused and getattr(normalise, name):
+            raise InputError(
+                f"env.normalise.{name}: each worker of algo={config.algo.name} would have statistics of its own; "
+                "algo=a2c normalises for all its environments"
+            )
     return GradientCollector(partial(Worker, config), num_workers=algo.num_workers)
 
 
@@ -137,6 +140,11 @@ class Worker:
 def _population(environment: Any, config: ExperimentConfig, device: torch.device) -> Collector:
     del device  # candidates act in NumPy
     algo: Any = config.algo
+    if useless := reward_settings(config.env.normalise):
+        raise InputError(
+            f"env.normalise.{useless[0]} has no effect: algo={config.choices['algo']} compares the task's own returns; "
+            "leave it out"
+        )
     return PopulationCollector(environment, num_episodes=algo.num_episodes, seed=config.seed)
 
 
