@@ -190,6 +190,29 @@ def test_byte_images_are_channels_first_between_zero_and_one():
     assert toy(observation_space=spaces.Box(0, 255, (2, 4, 5), np.uint8)).spec.observation_shape == (2, 4, 5)
 
 
+def test_bytes_are_scaled_whatever_their_shape_and_wherever_they_are():
+    image = np.array([[0, 255], [51, 3]], np.uint8)
+    expected = np.float32([0, 255, 51, 3]) / np.float32(255)
+    bytes_2d = spaces.Box(0, 255, (2, 2), np.uint8)
+    env = toy(observation_space=bytes_2d, give=[image])
+    assert env.reset(rows(0), [1]).tolist() == [expected.tolist()]
+
+    inside = spaces.Dict(a=spaces.Discrete(2), b=bytes_2d, c=spaces.Box(0, 9, (1,), np.uint8))
+    env = toy(observation_space=inside, give=[{"a": 1, "b": image, "c": np.array([7], np.uint8)}])
+    assert env.reset(rows(0), [1]).tolist() == [[0, 1, *expected.tolist(), 7]]  # 0 .. 9: not a shade of grey
+
+
+@pytest.mark.parametrize("space", [spaces.Box(0, 255, (2, 2, 3), np.uint8), spaces.Box(0, 4, (2, 2, 3), np.uint8)])
+def test_only_bytes_up_to_255_are_scaled_and_bytes_of_another_type_are_the_same_bytes(space):
+    image = np.full((2, 2, 3), space.high.max())
+    env = toy(observation_space=space, give=[image, image.astype(np.int64), image - 0.5])
+    assert env.reset(rows(0), [1]).max() == (1 if space.high.max() == 255 else 4)
+    assert env.step(np.array([0])).observations.max() == (1 if space.high.max() == 255 else 4)
+    if space.high.max() == 255:
+        with pytest.raises(RunError, match="not made of bytes, as its space says"):
+            env.step(np.array([0]))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "named"),
     [

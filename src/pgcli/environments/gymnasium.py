@@ -68,7 +68,8 @@ class Gymnasium:
         self._encoder = Encoder(config.id, self._observation_space)
         space = self._observation_space
         states = int(space.n) if isinstance(space, spaces.Discrete) else None
-        self.spec = ControlSpec(self._encoder.shape, action_spec(config.id, self._action_space), states)
+        actions = action_spec(config.id, self._action_space)
+        self.spec = ControlSpec(self._encoder.shape, actions, states)
         self._environments += [make(config) for _ in range(num_envs - 1)]
         self._episodes: list[Played | None] = [None] * num_envs
         self._finished: tuple[Played, np.ndarray] | None = None  # the last finished episode, its final observation
@@ -217,12 +218,13 @@ class Gymnasium:
 class Encoder:
     """Observations of one space as arrays of one shape.
 
-    A Box of three axes is an image: kept in shape, channels first, bytes scaled to 0..1. Anything else is flattened,
-    discrete parts as one-hot vectors.
+    A Box of three axes is an image: kept in shape, channels first. Anything else is flattened, discrete parts as
+    one-hot vectors. A Box of bytes up to 255 is scaled to 0..1, whatever its shape and wherever it is.
     """
 
     def __init__(self, name: str, space: spaces.Space) -> None:
-        for part in _leaves(space):
+        parts = _leaves(space)
+        for part in parts:
             if not isinstance(part, FLATTENED):
                 raise InputError(
                     f"{name} has observations of {type(part).__name__}, which have no fixed size to give to a network; "
@@ -231,11 +233,17 @@ class Encoder:
         self._space = space
         self._image = isinstance(space, spaces.Box) and len(space.shape) == 3
         self._to_channels_first = self._image and space.shape[-1] <= space.shape[0]  # type: ignore[index]
+        self.pixels = all(map(_is_bytes, parts))
+        """Whether every element is k/255 for a byte k."""
         if not self._image:
             self.shape: tuple[int, ...] = (spaces.flatdim(space),)
         else:
             height, width, channels = space.shape  # type: ignore[misc]
             self.shape = (channels, height, width) if self._to_channels_first else (height, width, channels)
+        self._divisors: np.ndarray | None = None
+        if any(map(_is_bytes, parts)):
+            each = [np.full(spaces.flatdim(part), 255 if _is_bytes(part) else 1, np.float32) for part in parts]
+            self._divisors = np.concatenate(each).reshape(self.shape)
 
     def __call__(self, observation: Any) -> np.ndarray:
         if self._image:
@@ -244,12 +252,14 @@ class Encoder:
             encoded = np.asarray(spaces.flatten(self._space, observation))
         if encoded.shape != self.shape:  # an assignment would silently broadcast it
             raise ValueError(f"an observation of shape {encoded.shape} where its space says {self.shape}")
-        return encoded
+        return encoded if self._divisors is None else encoded.astype(np.float32) / self._divisors
 
     def _as_image(self, image: np.ndarray) -> np.ndarray:
         if self._to_channels_first:
             image = np.moveaxis(image, -1, 0)
-        return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
+        if self.pixels and image.dtype != np.uint8 and not np.array_equal(image, np.clip(np.rint(image), 0, 255)):
+            raise ValueError("an observation that is not made of bytes, as its space says")
+        return image
 
     def locate(self, index: tuple[int, ...]) -> str:
         """Element `index` of an encoded observation in the environment's own terms: `observation[camera][2, 0]`."""
@@ -265,6 +275,11 @@ def _leaves(space: spaces.Space) -> list[spaces.Space]:
         return [space]
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
     return [leaf for part in parts for leaf in _leaves(part)]
+
+
+def _is_bytes(space: spaces.Space) -> bool:
+    """Bytes up to 255: those of a mask or of a board's few kinds of field are numbers of their own scale."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and bool((space.high == 255).any())
 
 
 def _locate(space: spaces.Space, index: int) -> str:
