@@ -162,6 +162,38 @@ def test_a_smaller_memory_takes_over_the_newest_of_a_larger_one():
     assert rows(small, "rewards") == [(10,), (11,), (12,), (13,)]
 
 
+# ---------------------------------------------------------------- pixels
+
+LEVELS = np.arange(256, dtype=np.float32) / 255
+
+
+def pixels(*, kept=True):
+    """Ten transitions of (256,) observations, with a capacity of eight."""
+    memory = Memory(ControlSpec((256,), Discrete(9), pixels=kept), 8, None, seed=0, device=CPU)
+    for i in range(5):
+        n = np.arange(2 * i, 2 * i + 2)
+        memory.append(np.roll(LEVELS, i)[None].repeat(2, 0), n % 9, n, np.roll(LEVELS, -i)[None].repeat(2, 0), n < 0)
+    return memory
+
+
+def test_pixels_are_kept_as_bytes_and_drawn_as_they_were():
+    memory = pixels()
+    assert memory.columns["observations"].nbytes == memory.columns["next_observations"].nbytes == 8 * 256
+    drawn, expected = vars(memory.draw(50)), vars(pixels(kept=False).draw(50))
+    for name in drawn:
+        torch.testing.assert_close(drawn[name], expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("kept", "restored"), [(True, True), (False, True), (True, False)])
+def test_pixels_kept_as_reals_or_bytes_are_restored_as_either(kept, restored):
+    # Checkpoints of earlier versions have reals.
+    source, memory = pixels(kept=kept), pixels(kept=restored)
+    memory.load_state_dict(source.state_dict())
+    a, b = source.draw(50), memory.draw(50)
+    assert torch.equal(a.observations, b.observations)
+    assert torch.equal(a.next_observations, b.next_observations)
+
+
 # ---------------------------------------------------------------- normalised
 
 

@@ -7,6 +7,8 @@ import copy
 import json
 import shutil
 
+import gymnasium
+import numpy as np
 import pytest
 import yaml
 
@@ -98,6 +100,9 @@ EXPERIMENTS = {
     "dqn of images": (
         "algo=dqn", "env=probe_image", *(word for word in REPLAY if word != MLP), "policy.channels=[2,2]",
     ),
+    "dqn of bytes": (
+        "algo=dqn", "env=PgcliPixels-v0", "policy=cnn", "policy.channels=[2,2]", *REPLAY[:-1],
+    ),
     "q_learning": ("algo=q_learning", "env=frozen_lake", "algo.num_envs=4", "algo.schedule=robbins_monro"),
     "sarsa": ("algo=sarsa", "env=taxi", "algo.num_envs=4", "algo.epsilon_steps=700"),
     "a2c with a table": ("algo=a2c", "env=frozen_lake", "policy=tabular", "algo.num_envs=4", "algo.num_steps=32"),
@@ -137,6 +142,28 @@ EXPERIMENTS = {
     "kto": ("algo=kto", *SORT, "algo.num_completions=10", "env.pairs=24"),
     "reward_model": ("algo=reward_model", *PAIRS, "algo.ensemble=2"),
 }  # fmt: skip
+
+
+class Pixels(gymnasium.Env):
+    """Twenty pictures drawn from the seed."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (12, 12, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observe(), float(action), self.t == 20, False, {}
+
+    def observe(self):
+        return self.np_random.integers(256, size=(12, 12, 3), dtype=np.uint8)
+
+
+gymnasium.register("PgcliPixels-v0", Pixels, max_episode_steps=1000)
 
 
 def start(folder, *words, steps=1000):

@@ -1,7 +1,7 @@
 """Replay: every step goes into a memory, from which an off-policy method draws its minibatches (Lin 1992).
 
 The memory holds raw values. Observations and rewards are normalised when they are drawn, and when the policy acts on
-them, by the statistics of that moment: a state has one encoding however long ago it was seen.
+them, by the statistics of that moment: a state has one encoding however long ago it was seen. Pixels are kept as bytes.
 """
 
 from __future__ import annotations
@@ -116,19 +116,20 @@ class Memory:
     ) -> None:
         self.capacity, self.normalised, self.device = capacity, normalised, device
         self.generator = numpy_generator(seed, "replay")
+        self.pixels = spec.pixels
         self.count = 0  # transitions ever appended
+        seen = (spec.observation_shape, np.uint8 if spec.pixels else np.float32)
         real = isinstance(spec.actions, Continuous)
-        actions = np.zeros((0, len(spec.actions.low)), np.float32) if real else np.zeros(0, np.int64)  # type: ignore[union-attr]
-
-        def column(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            return np.zeros((capacity, *shape), dtype)  # the system allocates it when it is first written to
-
-        try:
-            self.observations = column(spec.observation_shape, np.float32)
-            self.actions = column(actions.shape[1:], actions.dtype)
-            self.rewards = column((), np.float32)
-            self.next_observations = column(spec.observation_shape, np.float32)
-            self.terminated = column((), np.bool_)
+        chosen = ((len(spec.actions.low),), np.float32) if real else ((), np.int64)  # type: ignore[union-attr]
+        columns = {
+            "observations": seen,
+            "actions": chosen,
+            "rewards": ((), np.float32),
+            "next_observations": seen,
+            "terminated": ((), np.bool_),
+        }
+        try:  # the system allocates a column when it is first written to
+            self.columns = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in columns.items()}
         except (MemoryError, ValueError) as error:
             raise InputError(f"algo.capacity={capacity}: there is no room for so large a memory") from error
 
@@ -145,36 +146,34 @@ class Memory:
         where: Any = slice(first, first + count)
         if first + count > self.capacity:
             where = np.arange(first, first + count) % self.capacity
-        self.observations[where] = observations
-        self.actions[where] = actions
-        self.rewards[where] = rewards
-        self.next_observations[where] = next_observations
-        self.terminated[where] = terminated
+        if self.pixels:
+            observations, next_observations = (_converted(x, np.uint8) for x in (observations, next_observations))
+        values = (observations, actions, rewards, next_observations, terminated)
+        for column, new in zip(self.columns.values(), values, strict=True):
+            column[where] = new
         self.count += count
 
     def draw(self, batch_size: int) -> Transitions:
         """A minibatch, drawn uniformly with replacement."""
         rows = self.generator.integers(self.size, size=batch_size)
-        observations, next_observations = self.observations.take(rows, 0), self.next_observations.take(rows, 0)
-        rewards = self.rewards.take(rows)
+        drawn = [column.take(rows, 0) for column in self.columns.values()]
+        observations, actions, rewards, next_observations, terminated = drawn
+        if self.pixels:
+            observations, next_observations = (_converted(x, np.float32) for x in (observations, next_observations))
         if self.normalised is not None:
             observations, next_observations = map(self.normalised.normalise, (observations, next_observations))
             rewards = self.normalised.scale(rewards)
-        columns = (observations, self.actions.take(rows, 0), rewards, next_observations, self.terminated.take(rows))
+        columns = (observations, actions, rewards, next_observations, terminated)
         if self.device.type == "cpu":
             return Transitions(*map(torch.from_numpy, columns))
         return Transitions(*(torch.from_numpy(column).to(self.device) for column in columns))
 
-    def _columns(self) -> dict[str, np.ndarray]:
-        names = ("observations", "actions", "rewards", "next_observations", "terminated")
-        return {name: getattr(self, name) for name in names}
-
     def state_dict(self) -> State:
         """The ring as two pieces in order of age: the rows after the newest transition, then those up to it."""
-        oldest, columns = self.count - self.size, self._columns()
+        oldest = self.count - self.size
         turn = max(oldest, self.count - self.count % self.capacity)  # the number of the transition in row 0
         pieces = [
-            (first, {name: column[first % self.capacity :][: last - first] for name, column in columns.items()})
+            (first, {name: column[first % self.capacity :][: last - first] for name, column in self.columns.items()})
             for first, last in ((oldest, turn), (turn, self.count))
             if first < last
         ]
@@ -190,10 +189,19 @@ class Memory:
         self.count = transitions.end if transitions.pieces else 0  # an evaluation does not read them
         for first, piece in transitions.pieces:
             skipped = max(0, self.count - self.capacity - first)
-            for name, column in self._columns().items():
-                values = piece[name][skipped:]
+            for name, column in self.columns.items():
+                values = _converted(piece[name][skipped:], column.dtype)  # earlier versions kept pixels as reals
                 rows = np.arange(first + skipped, first + skipped + len(values)) % self.capacity
                 column[rows] = values
+
+
+def _converted(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """Values for a column of `dtype`, or from one: pixels k/255 as bytes k and back, exactly. Others as they are."""
+    if values.dtype == dtype:
+        return values
+    if dtype == np.uint8:
+        return np.rint(values * 255).astype(np.uint8)
+    return np.divide(values, 255, dtype=np.float32) if values.dtype == np.uint8 else values
 
 
 class _Random:

@@ -69,7 +69,7 @@ class Gymnasium:
         space = self._observation_space
         states = int(space.n) if isinstance(space, spaces.Discrete) else None
         actions = action_spec(config.id, self._action_space)
-        self.spec = ControlSpec(self._encoder.shape, actions, states)
+        self.spec = ControlSpec(self._encoder.shape, actions, states, self._encoder.pixels)
         self._environments += [make(config) for _ in range(num_envs - 1)]
         self._episodes: list[Played | None] = [None] * num_envs
         self._finished: tuple[Played, np.ndarray] | None = None  # the last finished episode, its final observation

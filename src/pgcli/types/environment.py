@@ -35,6 +35,8 @@ class ControlSpec:
     actions: Discrete | Continuous
     states: int | None = None
     """Number of states, if they can be counted: an observation is then a one-hot vector. Otherwise None."""
+    pixels: bool = False
+    """Whether each element of an observation is k/255 for a byte k, so that a memory can keep the byte."""
 
 
 @dataclass(frozen=True)
