@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from pgcli.collectors import replay
 from pgcli.collectors.replay import Memory, ReplayCollector
 from pgcli.environments.normalise import Normalisation, wrap
 from pgcli.errors import InputError
@@ -95,9 +98,20 @@ def test_a_memory_that_cannot_hold_what_must_be_in_it_is_refused(settings):
         collector(**settings)
 
 
-def test_a_memory_larger_than_the_machine_is_refused():
-    with pytest.raises(InputError, match="no room"):
+def test_a_memory_larger_than_the_machine_is_refused_with_one_that_would_fit(monkeypatch):
+    # A transition: two observations of two reals, an action of 8 bytes, a reward, a flag: 16 + 8 + 4 + 1 = 29 bytes.
+    # 10^16 of them are 270,083,546.6 GiB. Four fifths of 100 kB hold 2758 of them: two digits of that.
+    monkeypatch.setattr(replay, "_free_memory", lambda: 100_000)
+    with pytest.raises(InputError, match=r"no room for a memory of 270,083,546\.6 GiB; algo\.capacity=2700 would fit$"):
         collector(capacity=10**16)
+    monkeypatch.setattr(replay, "_free_memory", lambda: 0)
+    with pytest.raises(InputError, match=r"GiB$"):
+        collector(capacity=10**16)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system does not say how much memory is free")
+def test_free_memory_is_in_bytes():
+    assert 2**26 < replay._free_memory() < 2**50
 
 
 # ---------------------------------------------------------------- the ring

@@ -6,7 +6,10 @@ them, by the statistics of that moment: a state has one encoding however long ag
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +134,8 @@ class Memory:
         try:  # the system allocates a column when it is first written to
             self.columns = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in columns.items()}
         except (MemoryError, ValueError) as error:
-            raise InputError(f"algo.capacity={capacity}: there is no room for so large a memory") from error
+            size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in columns.values())
+            raise InputError(_no_room(capacity, size)) from error
 
     @property
     def size(self) -> int:
@@ -202,6 +206,23 @@ def _converted(values: np.ndarray, dtype: Any) -> np.ndarray:
     if dtype == np.uint8:
         return np.rint(values * 255).astype(np.uint8)
     return np.divide(values, 255, dtype=np.float32) if values.dtype == np.uint8 else values
+
+
+def _no_room(capacity: int, size: int) -> str:
+    """size: bytes of one transition."""
+    said = f"algo.capacity={capacity}: there is no room for a memory of {capacity * size / 2**30:,.1f} GiB"
+    fits = _free_memory() * 8 // 10 // size
+    fits -= fits % 10 ** max(0, len(str(fits)) - 2)
+    return f"{said}; algo.capacity={fits} would fit" if fits else said
+
+
+def _free_memory() -> int:
+    """Bytes; 0 where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 class _Random:
