@@ -259,6 +259,15 @@ def test_a_module_in_the_working_directory_can_register_its_environment(tmp_path
         make("no_such_package:MyEnv-v0")
 
 
+def test_an_unknown_id_of_a_module_is_refused_with_the_nearest_that_the_module_registers(tmp_path, monkeypatch):
+    source = "import gymnasium\ngymnasium.register('PgcliLine-v0', 'a:B', max_episode_steps=5)\n"
+    (tmp_path / "pgcli_line_package.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(InputError, match=r"did you mean pgcli_line_package:PgcliLine-v0\?"):  # not Hopper-v5
+        make("pgcli_line_package:Nope-v0")
+
+
 def test_a_keyword_that_the_constructor_does_not_take_is_refused():
     with pytest.raises(
         InputError, match=r"CartPole-v1 does not take env\.kwargs=\{'gravitas': 1\}: .* argument 'gravitas'$"

@@ -339,6 +339,7 @@ def make(config: Gymnasium.Config) -> gymnasium.Env:
 def find_spec(name: str) -> Any:
     """The registered environment called `name`. Raises InputError, with the nearest name, if there is none."""
     module, _, bare = name.rpartition(":")
+    before = set(gymnasium.registry)
     if module:
         import_user_module(module)
     if bare.startswith("ALE/"):  # Gymnasium no longer loads plug-ins by itself
@@ -346,8 +347,9 @@ def find_spec(name: str) -> Any:
     try:
         return gymnasium.spec(bare)
     except gymnasium.error.Error as error:
-        known = {key.lower(): key for key in gymnasium.registry}
-        near = get_close_matches(bare.lower(), known, n=1)
+        own = set(gymnasium.registry) - before if module else set()  # what the import registered
+        known = {key.lower(): f"{module}:{key}" if own else key for key in sorted(own) or gymnasium.registry}
+        near = get_close_matches(bare.lower(), known, n=1, cutoff=0.0 if own else 0.6)
         hint = f"did you mean {known[near[0]]}?" if near else "an environment of another package is named `module:id`"
         raise InputError(f"Gymnasium has no environment `{name}`; {hint}") from error
 
