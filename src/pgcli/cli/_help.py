@@ -55,7 +55,7 @@ def _overview(config_dirs: Iterable[Path | str]) -> Iterator[Any]:
 
     for group, choices in groups(config_dirs).items():
         title = f"{group}=" + (
-            " one of these, or any Gymnasium id such as LunarLander-v3" if group == "env" else " one of"
+            " one of these, or a Gymnasium id such as LunarLander-v3" if group == "env" else " one of"
         )
         yield _table(title, choices.items(), columns=2)
     values = _yaml(search_path(config_dirs)[0] / "config.yaml")

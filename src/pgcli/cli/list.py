@@ -35,7 +35,7 @@ def list_options(
     group = next(group for group, plural in PLURALS.items() if plural == what)
     print_options(groups(config_dir or ())[group])
     if what == What.envs and sys.stdout.isatty():
-        typer.echo("\nor any Gymnasium id: env=LunarLander-v3, env=my_package:MyEnv-v0")
+        typer.echo("\nor a Gymnasium id: env=LunarLander-v3, env=my_package:MyEnv-v0")
 
 
 def print_options(choices: dict[str, str]) -> None:
