@@ -88,6 +88,16 @@ def test_a_worker_reads_the_parameters_as_they_are_when_it_goes(start):
         assert collector.collect(policy(value)).flat.tolist() == [value] * 3
 
 
+def test_a_start_waits_until_every_worker_is_ready(start, tmp_path):
+    def make(number):
+        time.sleep(0.2)
+        (tmp_path / str(number)).touch()
+        return Echo(number)
+
+    start(make, 2).start(policy())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
 def test_one_worker_is_never_stale(start):
     collector = start(Echo, 1)
     assert [collector.collect(policy()).staleness for _ in range(4)] == [0] * 4

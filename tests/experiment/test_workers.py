@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from pgcli.collectors.asynchronous import GradientCollector
 from pgcli.errors import InputError
+from pgcli.experiment import loop
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
-from pgcli.experiment.session import resume
+from pgcli.experiment.session import resume, train
 from pgcli.runs import Run
 
 from .conftest import MLP, TINY, assert_same_end
@@ -100,6 +102,16 @@ def test_a_killed_run_with_one_worker_is_resumed_to_the_same_bytes(tmp_path):
     assert Run(killed).status == "died"
     resume(killed, quiet=True)
     assert_same_end(killed, straight)
+
+
+def test_the_seconds_in_which_workers_start_are_not_booked_as_collecting(tmp_path, monkeypatch):
+    began, booked = [], loop.Clock.__call__
+    monkeypatch.setattr(loop.Clock, "__call__", lambda clock, part: began.append(part) or booked(clock, part))
+    before = GradientCollector._start
+    monkeypatch.setattr(GradientCollector, "_start", lambda *given: began.append("start") or before(*given))
+    train("algo=a3c", "algo.num_workers=1", MLP, "total_steps=50", *TINY, run_dir=tmp_path / "run", quiet=True)
+    assert began[:2] == ["start", "collect"]
+    assert began.count("start") == 1
 
 
 @pytest.mark.parametrize(("name", "workers"), [("observations", 2), ("observations", 1), ("rewards", 2)])

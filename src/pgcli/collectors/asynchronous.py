@@ -1,6 +1,7 @@
 """Gradients from worker processes, each with its own environments, that read shared parameters without waiting.
 
     main process                                 worker process
+    start:   begin the processes            -->  make environments and a policy, say when ready
     collect: publish the parameters, "go"   -->  read them, play a segment, differentiate the loss
              take whichever gradient is next <--  send the gradient, wait to be told to go on
     update:  one optimiser step along it
@@ -95,11 +96,15 @@ class GradientCollector:
         self.replay_mismatch: str | None = None
         self.shared = Shared(None, [])
 
+    def start(self, policy: Any) -> None:
+        """Start the workers, unless they run, and wait until they are ready: seconds that are no part of collecting."""
+        if not self.workers:
+            self._start(sum(p.numel() for p in policy.parameters()))
+
     def collect(self, policy: Any) -> Gradients:
         """The next gradient. Raises RunError if a worker has died."""
+        self.start(policy)
         flat = torch.cat([p.detach().flatten() for p in policy.parameters()]).cpu().numpy()
-        if not self.workers:
-            self._start(flat.size)
         np.frombuffer(self.shared.parameters, dtype=np.float32)[:] = flat
         self.shared.updates.value = self.updates
         for number in sorted(self.waiting):
@@ -131,6 +136,8 @@ class GradientCollector:
                 process.start()
             theirs.close()
             self.workers.append(Remote(number, process, ours))
+        for worker in self.workers:
+            self._receive(worker)
 
     def _send(self, worker: Remote, command: str, argument: Any) -> None:
         try:
@@ -217,6 +224,7 @@ def serve(make: MakeWorker, number: int, shared: Shared, connection: Connection)
     parameters = np.frombuffer(shared.parameters, dtype=np.float32)
     try:
         worker = make(number)
+        connection.send("ready")
         while (message := connection.recv())[0] != "stop":
             command, argument = message
             match command:

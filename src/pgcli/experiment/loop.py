@@ -32,7 +32,7 @@ METRICS = (
         "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",
         "rollout/length_mean": "mean length of the training episodes that ended since the last row, in actions",
         "rollout/episodes": "number of training episodes that ended since the last row",
-        "time/collect": "seconds spent on collecting since the last row",
+        "time/collect": "seconds spent on collecting since the last row; a3c: with the workers' backward passes",
         "time/update": "seconds spent on updating since the last row",
         "time/evaluate": "seconds spent on evaluating since the last row",
         "time/write": "seconds spent on writing since the last row",
@@ -77,6 +77,8 @@ def run_loop(parts: Parts, writer: RunWriter, console: Console, progress: Progre
     clock = Clock(parts.device, progress.steps)
     pending = Pending()
     ended = progress.steps >= config.total_steps or progress.solved is not None or progress.doubtful is not None
+    if not ended and hasattr(parts.collector, "start"):  # a collector with worker processes
+        parts.collector.start(parts.policy)
     while not ended:
         with clock("collect"):
             rollout = parts.collector.collect(parts.behaviour())
