@@ -19,6 +19,7 @@ from pgcli.collectors.preferences import (
     LabelledData,
     PairData,
     other_prompts,
+    taken_apart,
 )
 from pgcli.errors import InputError
 from pgcli.types import ABSENT, Completions, Evaluation, TextSpec
@@ -176,7 +177,7 @@ def test_labelled_data_are_the_pairs_taken_apart_each_beside_anothers_completion
             return found._replace(log_probs=found.log_probs - observations["prompt"].float())
 
     pairs = dataset(decoding(), Uniform(), SURE, pairs=30, seed=0)
-    data = LabelledData(pairs, OfThePrompt())
+    data = LabelledData(*taken_apart(pairs), OfThePrompt())
     batch = data[torch.arange(len(data))]
     assert batch.desirable.tolist() == [True] * len(pairs.gold) + [False] * len(pairs.gold)
     assert torch.equal(batch.mismatched.observations["prompt"], batch.texts.observations["prompt"])

@@ -163,9 +163,14 @@ def given_pairs(task: TextTask, *, held_out: bool) -> tuple[Written, Written] | 
     return cast("Comparing", task).given_pairs(held_out=held_out) if hasattr(task, "given_pairs") else None
 
 
+def given_labels(task: TextTask, *, held_out: bool) -> tuple[Written, Tensor] | None:
+    """The task's own labelled completions, or None if it has none."""
+    return cast("Comparing", task).given_labels(held_out=held_out) if hasattr(task, "given_labels") else None
+
+
 def read_pairs(decoding: Decoding, policy: Any, preferred: Written, rejected: Written) -> Pairs:
     """A task's own pairs. Their labels count as the truth (gold 1), unless the task has a true reward."""
-    one, other = (_read(decoding, policy, written) for written in (preferred, rejected))
+    one, other = (_scored(decoding, read_texts(decoding, policy, written)) for written in (preferred, rejected))
     gold = (one.gold - other.gold).nan_to_num()
     if not getattr(decoding.task, "has_reward", True):
         gold = torch.ones_like(gold)
@@ -173,7 +178,8 @@ def read_pairs(decoding: Decoding, policy: Any, preferred: Written, rejected: Wr
 
 
 @torch.no_grad()
-def _read(decoding: Decoding, policy: Any, written: Written) -> Answers:
+def read_texts(decoding: Decoding, policy: Any, written: Written) -> Completions:
+    """Texts that no policy of this run wrote, with the log-probs that a frozen one gives to them."""
     task, device = decoding.task, decoding.device
     observations, actions = each_tensor(written, lambda x: x.to(device))
     end = actions == task.spec.end
@@ -182,8 +188,16 @@ def _read(decoding: Decoding, policy: Any, written: Written) -> Answers:
     for start in range(0, len(actions), CHUNK):
         rows = slice(start, start + CHUNK)
         found.append(policy(pick(observations, rows), actions[rows]).log_probs)
-    texts = Completions(observations, actions, mask, torch.where(mask, torch.cat(found), 0))
-    reward = task.rewards(observations, actions, mask)["reward"]
+    return Completions(observations, actions, mask, torch.where(mask, torch.cat(found), 0))
+
+
+def read_labels(decoding: Decoding, policy: Any, written: Written, right: Tensor) -> tuple[Completions, Tensor]:
+    """A task's own labelled completions, as `read_texts` reads them."""
+    return read_texts(decoding, policy, written), right.to(decoding.device)
+
+
+def _scored(decoding: Decoding, texts: Completions) -> Answers:
+    reward = decoding.task.rewards(texts.observations, texts.actions, texts.mask)["reward"]
     return Answers(texts, reward, reward)
 
 

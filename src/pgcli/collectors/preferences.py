@@ -79,18 +79,14 @@ def preferences(pairs: Pairs, numbers: Tensor) -> Preferences:
 
 
 class LabelledData:
-    """The same pairs as single completions: preferred ones are desirable, rejected ones are not, and the pairing is
-    dropped. Beside each completion stands one of another prompt, for KTO's reference point.
-    """
+    """Single completions, desirable or not. Beside each stands one of another prompt, for KTO's reference point."""
 
-    def __init__(self, pairs: Pairs, reference: Any) -> None:
-        if len(pairs.gold) < 2:
-            raise InputError("env.pairs: at least two are needed, because KTO compares with other prompts' completions")
-        self.texts: Completions = stack([pairs.preferred, pairs.rejected])
-        self.desirable = torch.arange(len(self.texts.mask), device=self.texts.mask.device) < len(pairs.gold)
-        others = other_prompts(pairs.preferred.observations["prompt"])
-        mismatched = pick(self.texts, torch.cat([others, others + len(pairs.gold)]))
-        self.mismatched = referred(mismatched._replace(observations=self.texts.observations), reference)
+    def __init__(self, texts: Completions, desirable: Tensor, reference: Any) -> None:
+        if len(desirable) < 2:
+            raise InputError("KTO compares with the completions of other prompts, and there is only one completion")
+        self.texts, self.desirable = texts, desirable
+        mismatched = pick(texts, other_prompts(texts.observations["prompt"]))
+        self.mismatched = referred(mismatched._replace(observations=texts.observations), reference)
 
     def __len__(self) -> int:
         return len(self.desirable)
@@ -99,6 +95,12 @@ class LabelledData:
         desirable = self.desirable[rows]
         metrics = {"preferences/desirable": float(desirable.float().mean())}
         return Labelled(pick(self.texts, rows), desirable, pick(self.mismatched, rows), metrics)
+
+
+def taken_apart(pairs: Pairs) -> tuple[Completions, Tensor]:
+    """The pairs' completions and whether each is desirable: preferred ones are, rejected ones are not."""
+    texts: Completions = stack([pairs.preferred, pairs.rejected])
+    return texts, torch.arange(len(texts.mask), device=texts.mask.device) < len(pairs.gold)
 
 
 def other_prompts(prompts: Tensor) -> Tensor:

@@ -177,10 +177,14 @@ class Completing(Protocol):
 
 
 class Comparing(Protocol):
-    """A text task that may have pairs of its own, already compared."""
+    """A text task that may have pairs of its own, already compared, and completions of its own, already labelled."""
 
     def given_pairs(self, *, held_out: bool) -> tuple[Written, Written] | None:
         """(preferred, rejected) completions of the same prompts; None if the task has no pairs."""
+        ...
+
+    def given_labels(self, *, held_out: bool) -> tuple[Written, Tensor] | None:
+        """Completions, and whether each is right, (N,) bool; None if the task has no labels."""
         ...
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,6 +91,14 @@ def test_a_prompt_is_held_out_even_where_there_are_two_and_one_alone_is_refused(
         ([{"completion": "a"}], "line 1: a row has a `prompt` or a `text`"),
         ([{"prompt": "a"}, {"prompt": "b" * 20}], "line 2: a prompt of 21 tokens, and env.prompt_length is 20"),
         ([{"prompt": "a", "answer": "12345"}], "line 1: a answer of 6 tokens, and env.completion_length is 5"),
+        (
+            [{"prompt": "a"}, {"prompt": "b", "answer": "c", "label": 1}],
+            "line 2: the `label` of a completion must be true",
+        ),
+        (
+            [{"prompt": "a", "completion": "c", "label": "true"}],
+            "line 1: the `label` of a completion must be true or fal",
+        ),
         ([], "has no rows"),
         ([{"prompt": "a"}, {"prompt": "\ud800"}], "line 2: `prompt` has half a character"),
         ([{"prompt": "a"}, '{"prompt": "b", "n": %s}' % ("1" * 5000)], "line 2: cannot be read"),
@@ -138,6 +147,37 @@ def test_pairs_share_their_prompt_and_each_is_read_once(tmp_path):
         assert [task.tokens.decode(row) for row in chosen.actions.tolist()] == asked
         assert rejected.actions[:, :3].tolist() == [[ord("y"), ord("y"), 257]] * len(asked)
     assert jsonl(tmp_path / "q.jsonl", SUMS).given_pairs(held_out=False) is None
+
+
+LABELLED = [
+    {"prompt": a, "completion": c, "label": a == c} for a in "abcdefgh" for c in (a, "y")
+]  # to say it again is right
+
+
+def test_labelled_completions_are_read_once_and_their_prompts_held_out(tmp_path):
+    others = [{"prompt": "z", "completion": "z"}, {"prompt": "a", "label": "mine"}, {"prompt": "z", "label": None}]
+    task = jsonl(tmp_path / "p.jsonl", [*LABELLED, *others])
+    found, sides = [], [task.given_labels(held_out=held_out) for held_out in (False, True)]
+    for given, right in sides:
+        said = [task.tokens.decode(row[: row.index(task.spec.end)]) for row in given.actions.tolist()]
+        found += zip(texts(task, given.observations), said, right.tolist(), strict=True)
+    assert sorted(found) == sorted((row["prompt"], row["completion"], row["label"]) for row in LABELLED)
+    trained, held_out = (set(texts(task, given.observations)) for given, _ in sides)
+    assert held_out
+    assert not trained & held_out
+    assert jsonl(tmp_path / "q.jsonl", SUMS).given_labels(held_out=False) is None
+
+
+def test_what_is_labelled_wrong_is_neither_a_demonstration_nor_a_text_nor_a_match(tmp_path):
+    rows = [{"prompt": "a", "completion": "x", "label": False}, {"prompt": "b", "completion": "u", "label": True}]
+    rows += [{"prompt": "c", "answer": "w", "label": False, "chosen": "v", "rejected": "w"}]
+    task = jsonl(tmp_path / "p.jsonl", rows, held_out=0.0)
+    observations, actions = task.demonstrations(range(20))
+    said = {(p, task.tokens.decode(row)) for p, row in zip(texts(task, observations), actions.tolist(), strict=True)}
+    assert said == {("b", "u"), ("c", "v")}
+    assert {task.tokens.decode(row) for row in task.corpus(range(20)).actions.tolist()} == {"bu", "cv"}
+    asked = task._asked(np.array([0, 1, 2]))
+    assert task.rewards(asked, *written(task, "x.", "u.", "w."))["exact_match"].tolist() == [0, 1, 0]
 
 
 def test_what_was_chosen_is_a_demonstration_where_there_is_no_other(tmp_path):
@@ -343,9 +383,26 @@ def test_pairs_of_the_file_are_learned_from(tmp_path, algo, texts_of_a_pair):
         assert last["eval/return_mean"] > 0.75, "of pairs that are held out, it knows which was preferred"
 
 
+def test_unpaired_labels_are_learned_from(tmp_path):
+    rows = [{"prompt": a + b, "completion": c, "label": c == a} for a in "abcde" for b in "abcde" for c in "abcde"]
+    task = jsonl(tmp_path / "p.jsonl", rows)
+    run = train(
+        "algo=kto", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.tokenizer=character",
+        "env.completion_length=2", "env.held_out=0.2", "total_steps=30000", "eval.episodes=4", "eval.every=30000",
+        "policy.width=32", "policy.layers=1", "policy.hidden=32", "device=cpu", "tuned=none",
+        "algo.learning_rate=3e-3", "algo.desirable_weight=4", run_dir=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    last = run.rows()[-1]
+    assert last["preferences/dataset"] == len(task.train)
+    assert last["preferences/desirable"] == pytest.approx(0.2, abs=0.1)
+    assert last["preferences/margin"] > 1
+
+
 def test_pairs_that_nobody_can_label_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"algo=dpo learns from pairs, and .*p.jsonl has no rows with chosen and"):
         build(compose(words(tmp_path, "algo=dpo")))
+    with pytest.raises(InputError, match=r"algo=kto learns from pairs, and .*, or with completion and label: add some"):
+        build(compose(words(tmp_path, "algo=kto")))
     with pytest.raises(InputError, match="algo=online_dpo learns from a reward, and env=jsonl has none"):
         build(compose(words(tmp_path, "algo=online_dpo")))
 

@@ -46,12 +46,19 @@ def read(path: Path) -> list[tuple[str, dict[str, Any]]]:
         torn = next((key for key in TEXTS if SURROGATE.search(row.get(key) or "")), None)
         if torn:
             raise InputError(f"{where}: `{torn}` has half a character (a lone surrogate), which no tokenizer reads")
+        if completed(row) and not isinstance(row.get("label"), bool | None):
+            raise InputError(f"{where}: the `label` of a completion must be true or false")
         if row.get("prompt") is None and row.get("text") is None:
             raise InputError(f"{where}: a row has a `prompt` or a `text`")
         rows.append((where, row))
     if not rows:
         raise InputError(f"{path} has no rows")
     return rows
+
+
+def completed(row: dict[str, Any]) -> bool:
+    """Whether a row has a completion. Without one, `label` is a key of the user's own."""
+    return row.get("completion") is not None or row.get("answer") is not None
 
 
 def digest(path: Path) -> str:

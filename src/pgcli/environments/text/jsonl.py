@@ -2,6 +2,7 @@
 
     {"prompt": "2 + 2 ="}                                           a reward function scores its completions
     {"prompt": "2 + 2 =", "completion": " 4"}                       a demonstration (`answer` is the same)
+    {"prompt": "2 + 2 =", "completion": " 5", "label": false}       true or false; a false one is no demonstration
     {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}         a pair; `chosen` is a demonstration too
     {"text": "two and two are four"}                                for pretraining
 
@@ -29,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pgcli.environments.text._reward_function import RewardFunction
-from pgcli.environments.text._rows import TEXTS, Ragged, digest, read
+from pgcli.environments.text._rows import TEXTS, Ragged, completed, digest, read
 from pgcli.environments.text.tokenizers import Bytes, Characters, HuggingFace, Tokenizer, Words
 from pgcli.errors import InputError
 from pgcli.seeding import keys_of
@@ -98,6 +99,8 @@ class Jsonl:
             encoded[0]["prompt"] = self._begun([]) or [self.tokens.end]
         self.prompt_tokens = Ragged([row.get("prompt", []) for row in encoded])
         self.answers = Ragged([row.get("completion", row.get("chosen", [])) for row in encoded])
+        self.wrong = Ragged([row.get("wrong", []) for row in encoded])
+        self.labelled = np.array([completed(row) and row.get("label") is not None for row in self.rows])
         self.chosen = Ragged([row.get("chosen", []) for row in encoded])
         self.rejected = Ragged([row.get("rejected", []) for row in encoded])
         self.train, self.held_out = self._split()
@@ -114,7 +117,10 @@ class Jsonl:
     # ------------------------------------------------------------ the file
 
     def _encoded(self, where: str, row: dict[str, Any]) -> dict[str, list[int]]:
-        """Each text of a row, encoded by itself. Raises InputError if it is too long."""
+        """Each text of a row, encoded by itself; a completion that is labelled false as `wrong`.
+
+        Raises InputError if one is too long.
+        """
         found = {}
         for key in TEXTS:
             if row.get(key) is None:
@@ -128,7 +134,8 @@ class Jsonl:
                 self._check(where, key, tokens, self.config.completion_length, "env.completion_length")
             if not tokens:
                 raise InputError(f"{where}: an empty {key}")
-            found["completion" if key == "answer" else key] = tokens
+            completion = "wrong" if row.get("label") is False else "completion"
+            found[completion if key in ("completion", "answer") else key] = tokens
         return found
 
     def _begun(self, tokens: list[int]) -> list[int]:
@@ -224,17 +231,32 @@ class Jsonl:
 
     def given_pairs(self, *, held_out: bool) -> tuple[Written, Written] | None:
         """(chosen, rejected) completions of the same prompts, each pair of the file once; None if it has none."""
-        both = (self.chosen.lengths > 0) & (self.rejected.lengths > 0)
-        if not both.any():
+        numbers = self._given((self.chosen.lengths > 0) & (self.rejected.lengths > 0), "pair", held_out=held_out)
+        if numbers is None:
             return None
-        side = self.held_out if held_out else self.train
-        numbers = side[both[side]]
-        if not len(numbers):
-            which = "held out" if held_out else "to train on"
-            raise InputError(f"{self.config.path}: none of the prompts {which} has a pair; change env.held_out")
         asked = self._asked(numbers)
         chosen, rejected = (self._completed(texts, numbers) for texts in (self.chosen, self.rejected))
         return Written(asked, chosen), Written(asked, rejected)
+
+    def given_labels(self, *, held_out: bool) -> tuple[Written, Tensor] | None:
+        """Completions of the file and whether each is right, (N,) bool, each once; None if it has no labels."""
+        numbers = self._given(self.labelled, "label", held_out=held_out)
+        if numbers is None:
+            return None
+        right = torch.from_numpy(self.wrong.lengths[numbers] == 0)
+        yes, no = self._completed(self.answers, numbers), self._completed(self.wrong, numbers)
+        return Written(self._asked(numbers), torch.where(right[:, None], yes, no)), right
+
+    def _given(self, has: np.ndarray, kind: str, *, held_out: bool) -> np.ndarray | None:
+        """The rows of one side that have it; None if no row of the file does."""
+        if not has.any():
+            return None
+        side = self.held_out if held_out else self.train
+        numbers = side[has[side]]
+        if not len(numbers):
+            which = "held out" if held_out else "to train on"
+            raise InputError(f"{self.config.path}: none of the prompts {which} has a {kind}; change env.held_out")
+        return numbers
 
     def corpus(self, seeds: Sequence[int]) -> Written:
         numbers = self._draw(seeds, np.arange(len(self.texts.lengths)), "text or a completion")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import Player
-from pgcli.collectors.pairs import Law, Pairs, dataset, given_pairs, write
+from pgcli.collectors.pairs import Law, Pairs, dataset, given_labels, given_pairs, read_labels, write
 from pgcli.collectors.preferences import (
     CheckedData,
     DataCollector,
@@ -18,6 +20,7 @@ from pgcli.collectors.preferences import (
     JudgedCollector,
     LabelledData,
     PairData,
+    taken_apart,
 )
 from pgcli.collectors.revisions import RevisionCollector
 from pgcli.errors import InputError
@@ -27,7 +30,7 @@ from pgcli.experiment.policy import refers
 from pgcli.experiment.worlds._world import World, whole
 from pgcli.registry import find
 from pgcli.seeding import episode_seeds, numpy_generator
-from pgcli.types import Collector
+from pgcli.types import Collector, Completions
 
 
 def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
@@ -48,9 +51,11 @@ def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Colle
 def _written_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Callable[[], Pairs]:
     if given_pairs(task, held_out=False) is None:
         if config.reward is None and hasattr(task, "given_pairs") and not task.has_reward:
+            labels = ", or with completion and label" if config.algo.name == "kto" else ""
             raise InputError(
                 f"algo={config.choices['algo']} learns from pairs, and {config.env.path} has no rows with chosen and "
-                "rejected: add some, or name a function to label what the policy writes, env.reward=my_rewards.py:score"
+                f"rejected{labels}: add some, or name a function to label what the policy writes, "
+                "env.reward=my_rewards.py:score"
             )
         _check_rewarded(task, config)
     decoding, law = Decoding(task, device=device), _law(config)
@@ -65,8 +70,14 @@ def _pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: An
 
 def _labelled(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
     algo: Any = config.algo
-    make = _written_pairs(task, config, device, writer)
-    return DataCollector(lambda: LabelledData(make(), writer), rows=algo.num_completions, seed=config.seed)
+    given = given_labels(task, held_out=False)
+    texts: Callable[[], tuple[Completions, Tensor]]
+    if given is None:
+        pairs = _written_pairs(task, config, device, writer)
+        texts = lambda: taken_apart(pairs())  # noqa: E731
+    else:
+        texts = partial(read_labels, Decoding(task, device=device), writer, *given)
+    return DataCollector(lambda: LabelledData(*texts(), writer), rows=algo.num_completions, seed=config.seed)
 
 
 def _checked(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Collector:
