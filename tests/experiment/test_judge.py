@@ -66,6 +66,15 @@ def test_on_completions_of_the_initial_policy_the_scores_have_mean_0_and_deviati
     assert 0.5 < found.aux["proxy"].std() < 1.1
 
 
+def test_a_task_without_a_reward_has_the_unit_of_its_judge(judge, monkeypatch):
+    monkeypatch.setattr("pgcli.environments.text.sort.Sort.has_reward", False, raising=False)
+    built = parts(judge, "algo=rloo", *SORT, "env.cut_reward=-0.5", "judge.calibration=200")
+    found = built.evaluator.play(built.policy, list(range(50)), np.random.default_rng(0))
+    cut, aux = found.truncated.any(1), found.aux
+    assert_close(aux["reward"][cut], aux["proxy"][cut].clamp(max=-0.5))
+    assert not {"gold", "gap"} & {*aux, *built.environment.COMPONENTS}
+
+
 def test_a_run_that_goes_on_keeps_the_unit_of_its_reference(judge, tmp_path):
     words = ("algo=sft", *SORT, "algo.num_demonstrations=64", "algo.learning_rate=1e-2", "total_steps=30_000")
     reference = train(*TINY, *words, run_dir=tmp_path / "sft", quiet=True)

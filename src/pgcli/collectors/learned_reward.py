@@ -1,4 +1,4 @@
-"""A trained reward in place of the task's own. The true reward is still reported beside it.
+"""A trained reward in place of the task's own. The true reward is still reported beside it, if the task has one.
 
         preference   the score at the last token, shifted and scaled to mean 0 and standard deviation 1 on completions
                      of the reference (else the initial) policy: a Bradley-Terry score has no zero and no unit
@@ -91,14 +91,17 @@ class Judge(nn.Module):
         """The function `worth`, calibrated."""
         return (worth(self.scorer, task, texts, self.reading) - self.mean) / self.std
 
-    def calibrate(self, task: Any, texts: Completions, gold: Tensor) -> None:
-        """On completions and their true rewards (N,). Probabilities stay as they are: they have a zero and a unit."""
+    def calibrate(self, task: Any, texts: Completions, gold: Tensor | None) -> None:
+        """On completions and their true rewards (N,), if the task has one. Probabilities stay as they are: they have a
+        zero and a unit.
+        """
         if self.reading == "preference":
             values = self.worth(task, texts)
             self.mean.copy_(values.mean(1, keepdim=True))
             self.std.copy_(values.std(1, keepdim=True).clamp(min=SMALLEST))
-            self.gold_mean.copy_(gold.mean())
-            self.gold_std.copy_(gold.std().clamp(min=SMALLEST))
+            if gold is not None:
+                self.gold_mean.copy_(gold.mean())
+                self.gold_std.copy_(gold.std().clamp(min=SMALLEST))
 
 
 def true_reward(parts: dict[str, Tensor], mask: Tensor) -> Tensor:
@@ -107,19 +110,26 @@ def true_reward(parts: dict[str, Tensor], mask: Tensor) -> Tensor:
     return found if found.dim() == 1 else masked_sum(found, mask, dim=1)
 
 
+def has_reward(task: Any) -> bool:
+    """Whether a text task has a reward of its own; a user's file may have none."""
+    return getattr(task, "has_reward", True)
+
+
 class LearnedReward:
-    """A text task whose reward comes from a judge."""
+    """A text task whose reward comes from a judge. If the task has none of its own, nothing is said of gold."""
 
     def __init__(self, task: Any, judge: Judge, *, combination: Combination, pessimism: float) -> None:
         self.task, self.judge, self.combination, self.pessimism = task, judge, combination, pessimism
         self.spec: TextSpec = task.spec
-        self.COMPONENTS = task.COMPONENTS | COMPONENTS
+        self.known = has_reward(task)
+        of_gold = () if self.known else ("gold", "gap")
+        self.COMPONENTS = task.COMPONENTS | {key: text for key, text in COMPONENTS.items() if key not in of_gold}
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         own = self.task.rewards(observations, completions, mask)
         members = self.judge.worth(self.task, Completions(observations, completions, mask, ABSENT))
         combined = self._combine(members)  # (N, 1) or (N, T)
-        proxy, gold = combined[:, -1], true_reward(own, mask)
+        proxy = combined[:, -1]
         mean, std = self.judge.gold_mean, self.judge.gold_std
         in_its_unit = proxy * std + mean  # the task's, which its limits are in
         settled = settle(getattr(self.task, "config", None), self.spec, completions, mask, in_its_unit)
@@ -130,8 +140,10 @@ class LearnedReward:
             reward = steps + last * taken[:, None]
         else:
             reward = proxy + taken
-        parts = own | settled | {"reward": reward, "proxy": proxy, "gold": gold}
-        parts["gap"] = proxy - (gold - mean) / std
+        parts = own | settled | {"reward": reward, "proxy": proxy}
+        if self.known:
+            parts["gold"] = true_reward(own, mask)
+            parts["gap"] = proxy - (parts["gold"] - mean) / std
         if self.judge.members > 1:
             parts["disagreement"] = members[..., -1].std(0, correction=0)
         return parts

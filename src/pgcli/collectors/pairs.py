@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pgcli.collectors.completions import Decoding
-from pgcli.collectors.learned_reward import true_reward
+from pgcli.collectors.learned_reward import has_reward, true_reward
 from pgcli.errors import InputError
 from pgcli.functional.completions import preference_probability
 from pgcli.functional.precision import widest
@@ -172,7 +172,7 @@ def read_pairs(decoding: Decoding, policy: Any, preferred: Written, rejected: Wr
     """A task's own pairs. Their labels count as the truth (gold 1), unless the task has a true reward."""
     one, other = (_scored(decoding, read_texts(decoding, policy, written)) for written in (preferred, rejected))
     gold = (one.gold - other.gold).nan_to_num()
-    if not getattr(decoding.task, "has_reward", True):
+    if not has_reward(decoding.task):
         gold = torch.ones_like(gold)
     return Pairs(one.texts, other.texts, gold, torch.ones_like(gold))
 

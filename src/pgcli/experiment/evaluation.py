@@ -35,7 +35,7 @@ METRICS = {
     "eval/kl_k1": "KL(policy || reference) of a sampled evaluation episode, estimated by the sum of its log-ratios; "
     "mean over episodes, nats",
     "eval/win_rate": "share of evaluation prompts that the policy completes better than the reference with the same "
-    "noise, by the gold reward if there is one, else by the return; a tie counts 1/2",
+    "noise, by the gold reward if there is one, else by the return; a tie counts 1/2; not where nothing is rewarded",
     "eval/pass@k": "chance that one of k completions of a prompt is an exact match, for k = 1, 2, 4 up to eval.samples",
 }
 GOLD = "gold"

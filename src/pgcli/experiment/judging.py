@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pgcli.collectors.completions import Decoding
-from pgcli.collectors.learned_reward import Judge
+from pgcli.collectors.learned_reward import Judge, has_reward
 from pgcli.collectors.pairs import write
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
@@ -53,4 +53,4 @@ def calibrate(config: ExperimentConfig, task: Any, judge: Judge, writer: Any, de
     """
     seeds = episode_seeds(config.seed, "calibration", range(config.judge.calibration))
     written = write(Decoding(task, device=device), writer, seeds, numpy_generator(config.seed, "calibration"))
-    judge.calibrate(task, written.texts, written.gold)
+    judge.calibrate(task, written.texts, written.gold if has_reward(task) else None)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pgcli import processes
 from pgcli.collectors import completions, episodes, informative, preferences, reference, revisions
+from pgcli.collectors.learned_reward import has_reward
 from pgcli.experiment import evaluation, gradients
 from pgcli.experiment.build import Parts
 from pgcli.experiment.signals import StopRequest
@@ -139,7 +140,8 @@ def _evaluate(parts: Parts, progress: Progress) -> tuple[Metrics, list[Sample]]:
         parts.evaluator, parts.policy, episodes=config.eval.episodes, seed=config.seed, stream="evaluate",
         samples=config.eval.samples, reference=parts.frozen.get("reference"),
     )  # fmt: skip
-    if "reference" in parts.frozen and rollout.aux:
+    paid = has_reward(parts.environment) or config.reward is not None
+    if "reference" in parts.frozen and rollout.aux and paid:
         if parts.standard is None:
             parts.standard = evaluation.play_once(
                 parts.evaluator, parts.frozen["reference"],

@@ -398,6 +398,22 @@ def test_unpaired_labels_are_learned_from(tmp_path):
     assert last["preferences/margin"] > 1
 
 
+def test_without_a_reward_of_ones_own_a_judge_decides_who_wins_and_nothing_is_called_gold(tmp_path):
+    jsonl(tmp_path / "p.jsonl", COPIES)
+    asked = ["env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.tokenizer=character", "env.completion_length=2",
+             "total_steps=2000", "eval.episodes=40", "eval.every=2000", "tuned=none", *TINY]  # fmt: skip
+    judge = train(*asked, "algo=reward_model", run_dir=tmp_path / "rm", quiet=True)
+    more = [f"reward={judge.path}", "judge.calibration=64", "algo.kl.measure=true", "total_steps=8000"]
+    paid = train(*asked, "algo=rloo", *more, "algo.learning_rate=1e-2", run_dir=tmp_path / "run", quiet=True)
+    last = paid.rows()[-1]
+    assert last["eval/proxy"] != last["eval/exact_match"]
+    assert not [key for key in last if "gold" in key or "gap" in key]
+    assert last["eval/win_rate"] != 0.5, "the judge distinguishes texts of which none is the file's"
+    unpaid = train(*asked, "algo=dpo", run_dir=tmp_path / "dpo", quiet=True)
+    assert "eval/kl_k1" in unpaid.rows()[-1]
+    assert "eval/win_rate" not in unpaid.rows()[-1]
+
+
 def test_pairs_that_nobody_can_label_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"algo=dpo learns from pairs, and .*p.jsonl has no rows with chosen and"):
         build(compose(words(tmp_path, "algo=dpo")))

@@ -12,6 +12,7 @@ from torch import Tensor
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import Player
+from pgcli.collectors.learned_reward import has_reward
 from pgcli.collectors.pairs import Law, Pairs, dataset, given_labels, given_pairs, read_labels, write
 from pgcli.collectors.preferences import (
     CheckedData,
@@ -50,7 +51,7 @@ def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Colle
 
 def _written_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Callable[[], Pairs]:
     if given_pairs(task, held_out=False) is None:
-        if config.reward is None and hasattr(task, "given_pairs") and not task.has_reward:
+        if config.reward is None and hasattr(task, "given_pairs") and not has_reward(task):
             labels = ", or with completion and label" if config.algo.name == "kto" else ""
             raise InputError(
                 f"algo={config.choices['algo']} learns from pairs, and {config.env.path} has no rows with chosen and "
@@ -133,7 +134,7 @@ def _law(config: ExperimentConfig) -> Law:
 
 
 def _check_rewarded(task: Any, config: ExperimentConfig) -> None:
-    if config.reward is None and not getattr(task, "has_reward", True):
+    if config.reward is None and not has_reward(task):
         raise InputError(
             f"algo={config.choices['algo']} learns from a reward, and env={config.choices['env']} has none: "
             "name a function, env.reward=my_rewards.py:score, or a trained judge, reward=<run>"
