@@ -119,6 +119,19 @@ def test_simpo_and_orpo_do_not_look_at_the_reference():
     assert terms("orpo", policy, batch)[0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_implicit_reward_is_what_the_loss_compares():
+    # As above: log-ratios 2 log 9/5 and log 3/5; averaged log-probs log 3/5 and log 1/5.
+    policy, texts = Table(LOG3, 0.0, 0.0), completions([0, 0], [1, -1])
+    for name, algorithm, expected in (
+        ("dpo", DPO, [2 * math.log(9 / 5), math.log(3 / 5)]),
+        ("dpo_norm", DPO, [math.log(9 / 5), math.log(3 / 5)]),
+        ("simpo", DPO, [math.log(3 / 5), math.log(1 / 5)]),
+        ("kto", KTO, [2 * math.log(9 / 5), math.log(3 / 5)]),
+    ):
+        found = of(algorithm, policy, name, "beta=0.5").implicit_reward(policy, texts)
+        torch.testing.assert_close(found, 0.5 * torch.tensor(expected))
+
+
 def test_the_loss_of_averages_is_refused_for_sums():
     with pytest.raises(Exception, match="the loss simpo is one of averaged log-probs"):
         settings("simpo", "length_normalised=false")

@@ -15,6 +15,7 @@ from pgcli.collectors.preferences import (
     CheckedData,
     DataCollector,
     HeldOutPairs,
+    HeldOutPreferences,
     JudgedCollector,
     LabelledData,
     PairData,
@@ -236,6 +237,21 @@ def test_judged_pairs_carry_the_log_probs_of_the_reference_and_not_of_who_wrote_
     assert found.texts.reference_log_probs.tolist() == [[-5, -1, 0]] * 8  # nothing is said of padding
     # The writer's first token has -log 3, its end 0: -log 3 - 0 + 5 + 1.
     assert found.metrics["kl/k1"] == pytest.approx(6 - math.log(3), abs=1e-6)
+
+
+# ---------------------------------------------------------------- held out
+
+
+def test_held_out_preferences_are_measured_pair_by_pair_and_of_labels_across():
+    # Scores 2, 1, 0 against 1, 1, 1: right, a tie and wrong; across, three right ones, three ties, three wrong ones.
+    # Scores 2, 2 against 0, 1, 3, 3: across, 2 + 2 of 8 are right; margin 2 - 7/4.
+    first, second = (lambda *rows: lambda: [answers(*row).texts for row in rows]), lambda t: t.actions[:, 0].float()
+    pairs = HeldOutPreferences(first((2, 1, 0), (1, 1, 1)), paired=True).measure(second)
+    assert pairs == {"eval/preference_accuracy": 0.5, "eval/preference_margin": 0}
+    pairs = HeldOutPreferences(first((2, 1, 2), (0, 1, 1)), paired=True).measure(second)
+    assert pairs["eval/preference_accuracy"] == pytest.approx(2.5 / 3)
+    labels = HeldOutPreferences(first((2, 2), (0, 1, 3, 3)), paired=False).measure(second)
+    assert labels == {"eval/preference_accuracy": 0.5, "eval/preference_margin": 0.25}
 
 
 # ---------------------------------------------------------------- outcomes

@@ -29,7 +29,7 @@ from pgcli.algorithms._update import LargeNetwork, Terms, Updater
 from pgcli.collectors.settings import FreshPairs
 from pgcli.functional import preference_loss
 from pgcli.functional.masked import masked_mean, masked_sum
-from pgcli.types import Metrics, Needs, PolicyFunction, Preferences, State, Stochastic
+from pgcli.types import Completions, Metrics, Needs, PolicyFunction, Preferences, State, Stochastic
 
 
 class DPO:
@@ -91,10 +91,7 @@ class DPO:
     def loss(self, policy: PolicyFunction, batch: Preferences, noise: None) -> tuple[Tensor, Terms]:
         c, texts = self.config, batch.texts
         new = policy(texts.observations, texts.actions)
-        ratios = new.log_probs - texts.reference_log_probs
-        of_a_text = masked_mean if c.length_normalised else masked_sum
-        measured = new.log_probs if c.loss in {"simpo", "orpo"} else ratios
-        chosen, rejected = of_a_text(measured, texts.mask, dim=1).chunk(2)  # (B,) each
+        chosen, rejected = self._measured(new.log_probs, texts).chunk(2)  # (B,) each
         match c.loss:
             case "dpo":
                 losses = preference_loss.dpo(chosen, rejected, beta=c.beta, label_smoothing=c.label_smoothing)
@@ -112,7 +109,8 @@ class DPO:
         loss = batch.mean(losses, over="pairs")
 
         with torch.no_grad():
-            chosen_ratio, rejected_ratio = masked_sum(ratios, texts.mask, dim=1).chunk(2)
+            ratios = masked_sum(new.log_probs - texts.reference_log_probs, texts.mask, dim=1)
+            chosen_ratio, rejected_ratio = ratios.chunk(2)
             terms = {
                 "loss/preference": loss.detach(),
                 "loss/likelihood": likelihood.detach(),
@@ -125,6 +123,15 @@ class DPO:
                 "policy/entropy": batch.mean(new.entropy, over="tokens"),
             }
         return loss + c.likelihood_coefficient * likelihood, terms
+
+    def _measured(self, log_probs: Tensor, texts: Completions) -> Tensor:
+        """(N,): what the loss compares, each completion's log-ratio, or its log-prob without a reference."""
+        measured = log_probs if self.config.loss in {"simpo", "orpo"} else log_probs - texts.reference_log_probs
+        return (masked_mean if self.config.length_normalised else masked_sum)(measured, texts.mask, dim=1)
+
+    def implicit_reward(self, policy: PolicyFunction, texts: Completions) -> Tensor:
+        """(N,)."""
+        return self.config.beta * self._measured(policy(texts.observations, texts.actions).log_probs, texts)
 
     def update(self, batch: Preferences) -> Metrics:
         return self.updater.draws(self.loss, [batch], steps=batch.steps)

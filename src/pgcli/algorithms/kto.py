@@ -105,6 +105,10 @@ class KTO:
         new = policy(texts.observations, texts.actions)
         return masked_sum(new.log_probs - texts.reference_log_probs, texts.mask, dim=1)
 
+    def implicit_reward(self, policy: PolicyFunction, texts: Completions) -> Tensor:
+        """(N,)."""
+        return self.config.beta * self._log_ratios(policy, texts)
+
     def update(self, batch: Labelled) -> Metrics:
         return self.updater.draws(self.loss, [self.prepare(batch)], steps=batch.steps)
 

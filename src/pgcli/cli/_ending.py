@@ -53,7 +53,18 @@ def _outcome(run: "Run") -> str:
     if "eval/return_mean" not in summary:  # interrupted between two evaluations
         return sentence
     means = [number(summary[f"eval/{kind}_mean"]) for kind in ("return", "greedy_return")]
-    return f"{sentence}: return {means[0]}, greedy {means[1]}"
+    said = [f"return {means[0]}, greedy {means[1]}"]
+    if "eval/preference_accuracy" in summary:
+        said = [
+            *(said if _rewarded(run) else []),
+            f"ranks {number(summary['eval/preference_accuracy'])} of held-out pairs as they are labelled",
+        ]
+    return f"{sentence}: {', '.join(said)}"
+
+
+def _rewarded(run: "Run") -> bool:
+    """A file of texts may have no reward."""
+    return bool(run.config["env"].get("reward", True) or run.config.get("reward"))
 
 
 OWN = ("algo", "env", "init", "reward", "seed", "stop_at", "runs_dir")
@@ -126,7 +137,7 @@ def _next(run: "Run") -> str:
     init = _named("init", run.path)
     start = f" {_named('init', config['init'])}" if config["init"] else ""
     judge = algo.endswith("_reward") or algo == "reward_model"
-    rewarded = bool(config["env"].get("reward", True) or config.get("reward"))  # a file of texts may have none
+    rewarded = _rewarded(run)
     lines = [f"pgcli {'sample' if run.info['unit'] == 'tokens' and not judge else 'eval'} {path}{trust}"]
     code = " --trust" if "--trust" in typed else ""
     if algo == "pretrain":

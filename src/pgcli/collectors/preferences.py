@@ -37,12 +37,16 @@ from pgcli.types import (
     Completions,
     Episode,
     Labelled,
+    Metrics,
     Preferences,
     Rollout,
     Sample,
     State,
 )
 
+LEAST = 200
+"""Held-out texts on which preferences and judges are evaluated at least, if there are so many: reading them is cheap
+beside the writing for which `eval.episodes` is meant."""
 METRICS = {
     "preferences/dataset": "pairs (or completions) in the dataset",
     "preferences/epoch": "passes over the dataset, this one included",
@@ -227,6 +231,33 @@ class JudgedCollector:
         self.begun = state["begun"]
         self.noise.bit_generator.state = state["noise"]
         self.labels.bit_generator.state = state["labels"]
+
+
+class HeldOutPreferences:
+    """Evaluates a policy that is its own reward model on texts of held-out prompts, read at first use.
+
+    Pairs are compared row by row; labelled completions, each desirable one with each of the others.
+    """
+
+    def __init__(self, read: Callable[[], list[Completions]], *, paired: bool) -> None:
+        self.read, self.paired = read, paired
+        self.texts: list[Completions] | None = None
+
+    @torch.no_grad()
+    def measure(self, implicit_reward: Callable[[Completions], Tensor]) -> Metrics:
+        if self.texts is None:
+            self.texts = self.read()
+        chosen, rejected = (
+            torch.cat([
+                implicit_reward(pick(texts, slice(start, start + CHUNK))) for start in range(0, len(texts.mask), CHUNK)
+            ])
+            for texts in self.texts
+        )  # fmt: skip
+        margins = chosen - rejected if self.paired else chosen[:, None] - rejected
+        return {
+            "eval/preference_accuracy": agreement(margins.flatten()),
+            "eval/preference_margin": float(margins.mean()),
+        }
 
 
 JUDGED = {

@@ -11,6 +11,7 @@ from typing import Any
 from pgcli import algorithms, processes
 from pgcli.collectors.episodes import Player
 from pgcli.collectors.learned_reward import LearnedReward
+from pgcli.collectors.preferences import HeldOutPreferences
 from pgcli.collectors.reference import Referenced
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
@@ -19,10 +20,10 @@ from pgcli.experiment.judging import calibrate, make_judge
 from pgcli.experiment.policy import initialise, make_policy, make_reference, refers
 from pgcli.experiment.sources import NO_SOURCES, Sources
 from pgcli.experiment.worlds import WORLDS, World
-from pgcli.experiment.worlds.text import held_out_pairs
+from pgcli.experiment.worlds.text import held_out_pairs, held_out_preferences
 from pgcli.registry import find
 from pgcli.seeding import derive
-from pgcli.types import Algorithm, Collector, Continuous, Rollout, Spec, State, Stochastic, TextSpec
+from pgcli.types import Algorithm, Collector, Continuous, Metrics, Rollout, Spec, State, Stochastic, TextSpec
 
 SAMPLED = ("segments", "episodes", "groups")
 """Ways of collecting whose rollouts hold the policy's own actions."""
@@ -51,6 +52,15 @@ class Parts:
     """Frozen modules by name, if used: the `reference` policy, the `reward` model, the `writer` of a judge's pairs."""
     standard: Rollout | None = None
     """The reference's completions of the evaluation prompts, cached for the win rate."""
+    preferences: HeldOutPreferences | None = None
+    """Of a method that makes the policy its own reward model, on a task that has held-out pairs or labels."""
+
+    def preferred(self) -> Metrics:
+        """Whether the policy prefers what is held out as its labels do."""
+        if self.preferences is None:
+            return {}
+        algorithm: Any = self.algorithm
+        return self.preferences.measure(partial(algorithm.implicit_reward, self.policy))
 
     def state_dict(self) -> State:
         state = {
@@ -132,11 +142,14 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
     if "writer" in frozen:
         evaluator = held_out_pairs(environment, config, device.torch, frozen["writer"])
+    preferences = None
+    if hasattr(algorithm, "implicit_reward") and "reference" in frozen:
+        preferences = held_out_preferences(environment, config, device.torch, frozen["reference"])
     close = partial(_close, collector, world.close, environment, evaluator)
     behaviour = getattr(algorithm, "behaviour", lambda: policy)
     return Parts(
         config, device, environment.spec, policy, behaviour, algorithm, collector, environment, world.unit, close,
-        evaluator, frozen,
+        evaluator, frozen, preferences=preferences,
     )  # fmt: skip
 
 

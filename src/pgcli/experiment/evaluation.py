@@ -36,6 +36,10 @@ METRICS = {
     "mean over episodes, nats",
     "eval/win_rate": "share of evaluation prompts that the policy completes better than the reference with the same "
     "noise, by the gold reward if there is one, else by the return; a tie counts 1/2; not where nothing is rewarded",
+    "eval/preference_accuracy": "share of the task's held-out pairs whose preferred completion has the larger implicit "
+    "reward (labels without pairs: of all pairs of a desirable completion and another); a tie counts 1/2",
+    "eval/preference_margin": "implicit reward of the task's held-out preferred (or desirable) completions minus that "
+    "of the others, mean",
     "eval/pass@k": "chance that one of k completions of a prompt is an exact match, for k = 1, 2, 4 up to eval.samples",
 }
 GOLD = "gold"

@@ -148,6 +148,7 @@ def _evaluate(parts: Parts, progress: Progress) -> tuple[Metrics, list[Sample]]:
                 episodes=config.eval.episodes, seed=config.seed, stream="evaluate", greedy=False,
             )  # fmt: skip
         metrics["eval/win_rate"] = evaluation.win_rate(rollout, parts.standard)
+    metrics |= parts.preferred()
     if config.eval.gradients:
         metrics |= gradients.measure(parts, config.eval.gradients)
     samples = parts.evaluator.describe(rollout, config.eval.texts)

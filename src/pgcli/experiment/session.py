@@ -159,8 +159,8 @@ def evaluate(
 
     Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval"}, "stochastic": {...}, "metrics": {...}}.
     The interval is a 95 % interval of the mean over episodes of this one policy: it does not cover other seeds. The
-    metrics are those of the stochastic policy's completions: components, lengths, KL to the reference (of the policy
-    without narrowing), pass@k.
+    metrics are those of the stochastic policy's completions: components, lengths, pass@k; and of the policy
+    without narrowing, KL to the reference and preferences on held-out pairs.
     """
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {episodes}")
@@ -174,6 +174,7 @@ def evaluate(
         sampled, metrics, rollout = evaluation.play_sampled(player, writer, **given, samples=samples)
         if writer is policy and "reference" in parts.frozen:
             metrics |= evaluation.diverge(policy, parts.frozen["reference"], rollout)
+        metrics |= parts.preferred()
     results = {"greedy": greedy, "stochastic": sampled}
     spelled = {name: {"mean": x.mean, "std": x.std, "interval": x.interval} for name, x in results.items()}
     short = {key.removeprefix("eval/"): value for key, value in metrics.items()}

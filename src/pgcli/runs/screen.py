@@ -17,8 +17,9 @@ PART_KEYS = tuple(f"time/{part}" for part in PARTS)
 PART_STYLES = ("cyan", "green", "yellow", "magenta")
 COLUMNS = (("policy/",), ("loss/",), ("value/", "optimiser/"))
 """The screen's columns of metrics, by prefix; a narrow terminal drops them from the right."""
-BESIDE = {"eval/gold": "gold", "eval/kl": "KL to reference"}
-"""Shown after an evaluation's returns, if measured: the true reward, and the KL to the reference."""
+BESIDE = {"eval/gold": "gold", "eval/kl": "KL to reference", "eval/preference_accuracy": "preferences"}
+"""Shown after an evaluation's returns, if measured: the true reward, the KL to the reference, and the share of held-out
+pairs that are ranked as they are labelled."""
 LABELS = {
     "policy/approx_kl": "KL",
     "policy/kl": "KL",
@@ -153,7 +154,7 @@ def plain_line(progress: Progress, now: float) -> str:
 
 
 def beside(latest: Mapping[str, float]) -> list[str]:
-    """`gold 1.57`, if training maximises another reward, and `KL to reference 3.43`."""
+    """`gold 1.57`, if training maximises another reward, `KL to reference 3.43`, and so on."""
     shown = [
         key for key in BESIDE if key in latest and (key != "eval/gold" or latest[key] != latest["eval/return_mean"])
     ]

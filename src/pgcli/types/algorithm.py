@@ -27,10 +27,12 @@ class Algorithm(Protocol):
     def update(self, rollout: Any) -> Metrics:
         """Learn from the collector's data. An algorithm may also have `behaviour()`: the policy that acts in training,
         if it is not the policy itself (an exploring one, a population); `warnings(config)`: problems of settings that
-        run nevertheless. Two more say what `pgcli verify` should expect of it: if a policy gradient is biased on
-        purpose, `expected_credit(config, rollout)`: (N, T), the credit of each action, E[-grad L] =
-        E[sum_t credit_t grad log pi(a_t | s_t)]; and if action values are learned for another policy than the greedy
-        one, `expected_values(config, values)`: (S,), the value of each state with these action values, (S, n).
+        run nevertheless; `implicit_reward(policy, texts)`: (N,), if it makes the policy its own reward model, which is
+        then evaluated on what a task holds out of its pairs. Two more say what `pgcli verify` should expect of it: if a
+        policy gradient is biased on purpose, `expected_credit(config, rollout)`: (N, T), the credit of each action,
+        E[-grad L] = E[sum_t credit_t grad log pi(a_t | s_t)]; and if action values are learned for another policy than
+        the greedy one, `expected_values(config, values)`: (S,), the value of each state with these action values,
+        (S, n).
         """
         ...
 

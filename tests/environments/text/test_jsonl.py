@@ -9,7 +9,7 @@ from pgcli.cli import main
 from pgcli.environments.text._rows import read
 from pgcli.environments.text.jsonl import Jsonl
 from pgcli.errors import InputError, RunError
-from pgcli.experiment import check, resume, train
+from pgcli.experiment import check, evaluate, resume, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, dump, load
 from pgcli.runs import Run
@@ -379,7 +379,10 @@ def test_pairs_of_the_file_are_learned_from(tmp_path, algo, texts_of_a_pair):
     last = run.rows()[-1]
     assert last["preferences/dataset"] == texts_of_a_pair * len(task.train)
     assert last["preferences/gold_agreement"] == 1 if algo != "kto" else last["preferences/desirable"] > 0
-    if algo == "reward_model":
+    if algo != "reward_model":
+        assert last["eval/preference_accuracy"] > 0.75, "of pairs that are held out, it ranks most as they are"
+        assert last["eval/preference_margin"] > 0
+    else:
         assert last["eval/return_mean"] > 0.75, "of pairs that are held out, it knows which was preferred"
 
 
@@ -396,6 +399,11 @@ def test_unpaired_labels_are_learned_from(tmp_path):
     assert last["preferences/dataset"] == len(task.train)
     assert last["preferences/desirable"] == pytest.approx(0.2, abs=0.1)
     assert last["preferences/margin"] > 1
+    assert last["eval/preference_accuracy"] > 0.75
+    assert evaluate(run.path)["metrics"]["preference_accuracy"] == last["eval/preference_accuracy"]
+    assert jsonl(tmp_path / "p.jsonl", [row | {"label": True} for row in rows]).given_labels(held_out=True)
+    asked = ["algo=kto", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.held_out=0.2", *TINY]
+    assert build(compose(asked)).preferences is None, "what is desirable has nothing to be compared with"
 
 
 def test_without_a_reward_of_ones_own_a_judge_decides_who_wins_and_nothing_is_called_gold(tmp_path):

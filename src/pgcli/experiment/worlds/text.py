@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,13 @@ from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import Player
 from pgcli.collectors.learned_reward import has_reward
-from pgcli.collectors.pairs import Law, Pairs, dataset, given_labels, given_pairs, read_labels, write
+from pgcli.collectors.pairs import Law, Pairs, dataset, given_labels, given_pairs, pick, read_labels, read_texts, write
 from pgcli.collectors.preferences import (
+    LEAST,
     CheckedData,
     DataCollector,
     HeldOutPairs,
+    HeldOutPreferences,
     JudgedCollector,
     LabelledData,
     PairData,
@@ -31,7 +34,7 @@ from pgcli.experiment.policy import refers
 from pgcli.experiment.worlds._world import World, whole
 from pgcli.registry import find
 from pgcli.seeding import episode_seeds, numpy_generator
-from pgcli.types import Collector, Completions
+from pgcli.types import Collector, Completions, Written
 
 
 def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
@@ -116,6 +119,35 @@ def _revisions(task: Any, config: ExperimentConfig, device: torch.device, refere
     return RevisionCollector(
         Decoding(task, device=device), task, writer, rows=algo.num_prompts, rounds=algo.rounds, seed=config.seed
     )
+
+
+def held_out_preferences(
+    task: Any, config: ExperimentConfig, device: torch.device, reference: Any
+) -> HeldOutPreferences | None:
+    """Evaluates a policy that is its own reward model on what it does not learn of the task's labels or pairs."""
+    algorithm_class: Any = find("algo", config.algo.name)
+    labels = pairs = None
+    with suppress(InputError):  # it has some, but none is held out
+        labels = given_labels(task, held_out=True) if "labelled" in algorithm_class.collects else None
+        pairs = given_pairs(task, held_out=True) if labels is None else None
+    if labels is not None:
+        texts, right = labels
+        sides = (texts, right), (texts, ~right)
+    elif pairs is not None:
+        differ = (pairs[0].actions != pairs[1].actions).any(1)
+        sides = (pairs[0], differ), (pairs[1], differ)
+    else:
+        return None
+
+    def some(texts: Written, among: Tensor) -> Written:
+        rows = among.nonzero().squeeze(1)
+        order = numpy_generator(config.seed, "held out").permutation(len(rows))  # the same on either side of pairs
+        return pick(texts, rows[torch.from_numpy(order[: max(config.eval.episodes, LEAST)])])
+
+    if not all(among.any() for _, among in sides):
+        return None
+    read = partial(read_texts, Decoding(task, device=device), reference)
+    return HeldOutPreferences(lambda: [read(some(*side)) for side in sides], paired=labels is None)
 
 
 def held_out_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Player:
