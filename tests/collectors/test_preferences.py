@@ -14,6 +14,7 @@ from pgcli.collectors.pairs import Answers, Law, agreement, compare, dataset
 from pgcli.collectors.preferences import (
     CheckedData,
     DataCollector,
+    HeldOutLabels,
     HeldOutPairs,
     HeldOutPreferences,
     JudgedCollector,
@@ -282,6 +283,37 @@ def test_an_outcome_between_right_and_wrong_is_refused(reward):
         outcomes(1.0, 0.0, reward)
 
 
+def test_a_judge_of_correctness_is_evaluated_label_by_label():
+    class Halves(torch.nn.Module):
+        """Two members, whose chances are 0.9 and 0.7 after a 2, 0.1 and 0.7 after any other token."""
+
+        def forward(self, observations, actions):
+            return torch.stack([torch.where(actions == 2, 0.9, 0.1), torch.full(actions.shape, 0.7)]).logit()
+
+    # Steps 2 (right), 1 and 0 (wrong), then 2: the mean chances are 0.8, 0.4, 0.4, 0.8.
+    steps = CheckedData(Digits(), Answers(texts([2, 1, END], [0, 2, END]), None, None), "process")
+    player = HeldOutLabels(decoding(), lambda seeds: steps)
+    found = player.play(Halves(), [0, 1], None, held_out=True)
+    assert [episode.total for episode in found.episodes] == [1, 1, 1, 1]
+    torch.testing.assert_close(found.aux["brier"].sort().values, torch.tensor([0.04, 0.04, 0.16, 0.16]))
+    assert found.aux["right"].mean() == 0.5
+    torch.testing.assert_close(found.aux["disagreement"].sort().values, torch.tensor([0.1, 0.1, 0.3, 0.3]))
+    # An outcome is read at its last token: right after a 1 is missed, wrong after a 2 is taken for right.
+    wrong, said = texts([0, 1, PAD], [0, 0, 2], [2, 0, 2], [1, PAD, PAD]), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    outcomes = CheckedData(Digits(), Answers(wrong, said, said), "outcome")
+    found = HeldOutLabels(decoding(), lambda seeds: outcomes).play(Halves(), [0], np.random.default_rng(0))
+    assert sorted(episode.total for episode in found.episodes) == [0, 0, 1, 1]
+
+
+def test_judges_are_evaluated_on_more_texts_than_a_policy_is_on_prompts():
+    asked = []
+    HeldOutLabels(decoding(), lambda seeds: asked.append(seeds) or outcomes(1.0, 0.0)).play(Reads(), [7, 8], None)
+    assert asked[0][:2] == [7, 8]
+    assert len(set(asked[0])) == 200
+    written = HeldOutPairs(decoding(), Uniform(), SURE, "preference").play(Reads(), [7, 8], None, held_out=True)
+    assert 100 < len(written.episodes) < 200  # one pair in three is the same text twice
+
+
 # ---------------------------------------------------------------- judges
 
 
@@ -387,6 +419,24 @@ def test_a_judge_is_evaluated_against_labels_and_against_the_truth():
     assert labels.aux["reward"].mean() == pytest.approx(0.8, abs=0.07)
     assert labels.aux["ceiling"].mean() == pytest.approx(0.8, abs=0.03)
     assert {e.total for e in players.play(Noisy(), seeds, None, held_out=True).episodes} == {0.0}
+
+
+def test_pairs_whose_label_is_a_coin_say_nothing_of_a_judge():
+    class Sometimes(Digits):
+        """Only a 2 is rewarded: of 0 and 1 neither is better."""
+
+        def rewards(self, observations, completions, mask):
+            return {"reward": (completions[:, 0] == 2).float()}
+
+    class Likes(torch.nn.Module):
+        def forward(self, observations, actions):
+            return actions[None, :, :1].float().expand(1, *actions.shape)
+
+    players = HeldOutPairs(Decoding(Sometimes(), device=CPU), Uniform(), SURE, "preference")
+    for noise in (None, np.random.default_rng(0)):
+        found = players.play(Likes(), list(range(60)), noise, held_out=True)
+        assert {episode.total for episode in found.episodes} == {1.0}
+        assert (found.actions[:, 0] == 2).all()
 
 
 def test_a_judge_is_evaluated_on_prompts_that_are_held_out():

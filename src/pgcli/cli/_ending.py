@@ -53,6 +53,10 @@ def _outcome(run: "Run") -> str:
     if "eval/return_mean" not in summary:  # interrupted between two evaluations
         return sentence
     means = [number(summary[f"eval/{kind}_mean"]) for kind in ("return", "greedy_return")]
+    if "eval/brier" in summary:
+        return f"{sentence}: right about {means[0]} of held-out labels, Brier score {number(summary['eval/brier'])}"
+    if "eval/margin" in summary:
+        return f"{sentence}: agrees with {means[0]} of held-out labels, with the true reward in {means[1]} of pairs"
     said = [f"return {means[0]}, greedy {means[1]}"]
     if "eval/preference_accuracy" in summary:
         said = [

@@ -20,7 +20,7 @@ from pgcli.experiment.judging import calibrate, make_judge
 from pgcli.experiment.policy import initialise, make_policy, make_reference, refers
 from pgcli.experiment.sources import NO_SOURCES, Sources
 from pgcli.experiment.worlds import WORLDS, World
-from pgcli.experiment.worlds.text import held_out_pairs, held_out_preferences
+from pgcli.experiment.worlds.text import held_out_preferences, judge_evaluator
 from pgcli.registry import find
 from pgcli.seeding import derive
 from pgcli.types import Algorithm, Collector, Continuous, Metrics, Rollout, Spec, State, Stochastic, TextSpec
@@ -141,7 +141,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
             collector = Referenced(collector, frozen["reference"])
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
     if "writer" in frozen:
-        evaluator = held_out_pairs(environment, config, device.torch, frozen["writer"])
+        evaluator = judge_evaluator(environment, config, device.torch, frozen["writer"])
     preferences = None
     if hasattr(algorithm, "implicit_reward") and "reference" in frozen:
         preferences = held_out_preferences(environment, config, device.torch, frozen["reference"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pgcli.cli import main
+from pgcli.cli._ending import _outcome
 from pgcli.environments.text._rows import read
 from pgcli.environments.text.jsonl import Jsonl
 from pgcli.errors import InputError, RunError
@@ -404,6 +405,23 @@ def test_unpaired_labels_are_learned_from(tmp_path):
     assert jsonl(tmp_path / "p.jsonl", [row | {"label": True} for row in rows]).given_labels(held_out=True)
     asked = ["algo=kto", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.held_out=0.2", *TINY]
     assert build(compose(asked)).preferences is None, "what is desirable has nothing to be compared with"
+
+
+def test_labels_of_the_file_are_outcomes_and_the_held_out_ones_evaluate_their_judge(tmp_path):
+    rows = [{"prompt": a + b, "completion": c, "label": c == a} for a in "abcde" for b in "abcde" for c in "abcde"]
+    task = jsonl(tmp_path / "p.jsonl", rows)
+    run = train(
+        "algo=outcome_reward", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.tokenizer=character",
+        "env.completion_length=2", "env.held_out=0.2", "total_steps=30000", "eval.episodes=4", "eval.every=30000",
+        "policy.width=32", "policy.layers=1", "policy.hidden=32", "device=cpu", "tuned=none",
+        "algo.learning_rate=3e-3", run_dir=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    last = run.rows()[-1]
+    assert last["preferences/dataset"] == len(task.train)
+    assert last["eval/right"] == pytest.approx(0.2), "all that are held out, of which one in five is right"
+    assert last["eval/return_mean"] == last["eval/greedy_return_mean"] > 0.85
+    assert last["eval/brier"] < 0.14, "0.16 is what one knows who says 1/5 of all"
+    assert _outcome(run).partition("tokens")[2].partition(": ")[2].startswith("right about ")
 
 
 def test_without_a_reward_of_ones_own_a_judge_decides_who_wins_and_nothing_is_called_gold(tmp_path):

@@ -14,11 +14,23 @@ from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import Player
 from pgcli.collectors.learned_reward import has_reward
-from pgcli.collectors.pairs import Law, Pairs, dataset, given_labels, given_pairs, pick, read_labels, read_texts, write
+from pgcli.collectors.pairs import (
+    Answers,
+    Law,
+    Pairs,
+    dataset,
+    given_labels,
+    given_pairs,
+    pick,
+    read_labels,
+    read_texts,
+    write,
+)
 from pgcli.collectors.preferences import (
     LEAST,
     CheckedData,
     DataCollector,
+    HeldOutLabels,
     HeldOutPairs,
     HeldOutPreferences,
     JudgedCollector,
@@ -33,7 +45,7 @@ from pgcli.experiment.evaluation import SUCCESS
 from pgcli.experiment.policy import refers
 from pgcli.experiment.worlds._world import World, whole
 from pgcli.registry import find
-from pgcli.seeding import episode_seeds, numpy_generator
+from pgcli.seeding import derive, episode_seeds, numpy_generator
 from pgcli.types import Collector, Completions, Written
 
 
@@ -91,14 +103,27 @@ def _checked(task: Any, config: ExperimentConfig, device: torch.device, writer: 
         raise InputError(f"algo={config.choices['algo']} learns which steps are right; env={name} does not check steps")
     if SUCCESS not in task.COMPONENTS:
         raise InputError(f"algo={config.choices['algo']} learns what is right; env={name} has no {SUCCESS}")
-    decoding = Decoding(task, device=device)
+    if algo.labels == "outcome":
+        given_labels(task, held_out=True)  # a file that holds none of its labels out is refused now
+    make = partial(_labels_of, Decoding(task, device=device), config, writer)
+    seeds = 2 * episode_seeds(config.seed, "pairs", range(config.env.pairs))
+    return DataCollector(lambda: make(seeds, config.seed), rows=algo.num_completions, seed=config.seed)
 
-    def make() -> CheckedData:
-        seeds = 2 * episode_seeds(config.seed, "pairs", range(config.env.pairs))
-        written = write(decoding, writer, seeds, numpy_generator(config.seed, "checked"))
-        return CheckedData(task, written, algo.labels)
 
-    return DataCollector(make, rows=algo.num_completions, seed=config.seed)
+def _labels_of(
+    decoding: Decoding, config: ExperimentConfig, writer: Any, seeds: list[int], seed: int, *, held_out: bool = False
+) -> CheckedData:
+    """The task's own labels of outcomes, if it has some; or else completions of the seeds' prompts, and the task's
+    labels of them.
+    """
+    algo: Any = config.algo
+    given = given_labels(decoding.task, held_out=held_out) if algo.labels == "outcome" else None
+    if given is None:
+        written = write(decoding, writer, seeds, numpy_generator(seed, "checked"), held_out=held_out)
+    else:
+        texts, right = read_labels(decoding, writer, *given)
+        written = Answers(texts, right.float(), right.float())
+    return CheckedData(decoding.task, written, algo.labels)
 
 
 def _judged(task: Any, config: ExperimentConfig, device: torch.device, reference: Any) -> Collector:
@@ -150,10 +175,14 @@ def held_out_preferences(
     return HeldOutPreferences(lambda: [read(some(*side)) for side in sides], paired=labels is None)
 
 
-def held_out_pairs(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Player:
-    """Evaluates a judge on pairs written by `writer`; the algorithm's `reads` says what its scores mean."""
+def judge_evaluator(task: Any, config: ExperimentConfig, device: torch.device, writer: Any) -> Player:
+    """Evaluates a judge on texts written by `writer`; the algorithm's `reads` says what its scores mean."""
     algorithm_class: Any = find("algo", config.algo.name)
-    return HeldOutPairs(Decoding(task, device=device), writer, _law(config), algorithm_class.reads(config.algo))
+    decoding = Decoding(task, device=device)
+    if "checked" in algorithm_class.collects:
+        make = partial(_labels_of, decoding, config, writer, held_out=True)
+        return HeldOutLabels(decoding, lambda seeds: make(seeds, derive(seeds[0], "held out")))
+    return HeldOutPairs(decoding, writer, _law(config), algorithm_class.reads(config.algo))
 
 
 def _law(config: ExperimentConfig) -> Law:
