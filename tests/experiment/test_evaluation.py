@@ -8,7 +8,7 @@ from pgcli.errors import InputError
 from pgcli.experiment import evaluate, resume, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
-from pgcli.experiment.evaluation import Evaluation, evaluate_both, play, win_rate
+from pgcli.experiment.evaluation import Evaluation, evaluate_both, join, play, read, win_rate
 from pgcli.types import Episode, Rollout
 
 
@@ -24,6 +24,34 @@ def test_one_episode_says_nothing_of_the_spread():
     found = Evaluation(np.array([7.0]), np.ones(1))
     assert found.mean == 7
     assert found.interval is None
+
+
+def test_a_prompt_that_comes_again_is_no_further_observation():
+    # Prompts a, a, a, b, c with returns 1, 1, 1, 0, 0: mean 3/5; sums of deviations 6/5, -3/5, -3/5, squares 54/25;
+    # sqrt(3/2 * 54/25) / 5 = 0.36; t(2, 97.5 %) = 4.3027.
+    returns, prompts = np.array([1.0, 1.0, 1.0, 0.0, 0.0]), np.array([[5, 1], [5, 1], [5, 1], [5, 2], [4, 1]])
+    found = Evaluation(returns, np.ones(5), prompts=prompts)
+    assert found.independent == 3
+    assert found.interval == pytest.approx((0.6 - 1.54896, 0.6 + 1.54896), abs=1e-4)
+    # However often the same three come again.
+    often = Evaluation(np.tile(returns, 50), np.ones(250), prompts=np.tile(prompts, (50, 1)))
+    assert often.interval == pytest.approx(found.interval)
+    assert Evaluation(returns[:3], np.ones(3), prompts=prompts[:3]).interval is None
+    different = Evaluation(returns, np.ones(5), prompts=np.arange(5)[:, None])
+    assert different.interval == pytest.approx(Evaluation(returns, np.ones(5)).interval)
+
+
+def test_what_is_evaluated_counts_different_prompts_and_leaves_out_what_has_no_score():
+    nan = float("nan")
+    prompts = torch.tensor([[1, 2], [1, 2], [3, 4], [3, 4]])
+    rollout = Rollout(
+        {"prompt": prompts, "row": torch.arange(4)}, *[None] * 2, *[torch.zeros(4, 1)] * 2, torch.ones(4, 1),
+        aux={"reward": torch.tensor([1.0, 0.0, nan, nan])},
+        episodes=[Episode(total, 1, 0) for total in (1.0, 0.0, nan, nan)],
+    )  # fmt: skip
+    found = read(rollout)
+    assert (len(found.returns), found.independent, found.interval) == (2, 1, None)
+    assert join([found, found]).independent == 1
 
 
 @pytest.fixture(scope="module")

@@ -31,10 +31,14 @@ def evaluate(
         return
     from pgcli.runs.numbers import number
 
-    fresh = "1 fresh episode" if episodes == 1 else f"{episodes} fresh episodes"
     for name in ("greedy", "stochastic"):
         interval = found[name]["interval"]
         spread = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
-        typer.echo(f"{name:10}  {number(found[name]['mean'])}{spread}   {fresh}")
+        counted, prompts = found[name]["episodes"], found[name]["prompts"]
+        fresh = "1 fresh episode" if counted == 1 else f"{counted} fresh episodes"
+        of = ""
+        if prompts is not None and prompts < counted:
+            of = " of one prompt" if prompts == 1 else f" of {prompts} different prompts"
+        typer.echo(f"{name:10}  {number(found[name]['mean'])}{spread}   {fresh}{of}")
     if found["metrics"]:
         typer.echo("sampled     " + "  ".join(f"{key} {number(value)}" for key, value in found["metrics"].items()))

@@ -51,7 +51,7 @@ SUCCESS = "exact_match"
 @dataclass(frozen=True)
 class Evaluation:
     """Returns of those episodes that could be scored. The interval is Student's 95 % interval of the mean over episodes
-    of this one policy.
+    of this one policy, or over the different prompts of a text task: a prompt that comes again says little more.
     """
 
     returns: np.ndarray
@@ -60,6 +60,8 @@ class Evaluation:
     """Text tasks: the components of the reward, and values reported beside it."""
     finished: np.ndarray | None = None
     """Text tasks: which completions ended by themselves."""
+    prompts: np.ndarray | None = None
+    """Text tasks: the prompt of each return, (N, P) tokens."""
 
     @property
     def mean(self) -> float:
@@ -71,11 +73,30 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """None for a single episode, which has no spread."""
-        if len(self.returns) < 2:
+        """None for a single episode or prompt, which has no spread.
+
+            variance = G / (G - 1) sum_g (n_g (m_g - mean))^2 / N^2      over G prompts, of n_g episodes with mean m_g
+
+        With one episode of each prompt it is the usual one, s^2 / N. Source: the cluster-robust variance of a mean,
+        Cameron & Miller 2015.
+        """
+        if self.independent < 2:
             return None
-        half = student_quantile(0.975, len(self.returns) - 1) * self.std / math.sqrt(len(self.returns))
+        sums = np.bincount(self._prompt_numbers(), self.returns - self.mean)
+        error = math.sqrt(len(sums) / (len(sums) - 1) * float((sums**2).sum())) / len(self.returns)
+        half = student_quantile(0.975, len(sums) - 1) * error
         return self.mean - half, self.mean + half
+
+    @property
+    def independent(self) -> int:
+        """Number of different prompts, or of episodes in control."""
+        return int(self._prompt_numbers().max()) + 1
+
+    def _prompt_numbers(self) -> np.ndarray:
+        """(N,): which returns have the same prompt."""
+        if self.prompts is None:
+            return np.arange(len(self.returns))
+        return np.unique(self.prompts, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def play(player: Player, policy: Any, *, episodes: int, seed: int, stream: str, greedy: bool) -> Evaluation:
@@ -141,11 +162,13 @@ def read(rollout: Rollout) -> Evaluation:
     totals = np.array([episode.total for episode in rollout.episodes])
     if np.isnan(totals).all():
         raise RunError("no episode of the evaluation could be scored")
+    scored, asked = ~np.isnan(totals), rollout.observations
     return Evaluation(
-        totals[~np.isnan(totals)],
+        totals[scored],
         np.array([episode.length for episode in rollout.episodes]),
         {name: value.cpu().double().numpy() for name, value in rollout.aux.items()},
         rollout.terminated.any(1).cpu().numpy() if rollout.aux else None,
+        asked["prompt"].cpu().numpy()[scored] if isinstance(asked, dict) else None,
     )
 
 
@@ -155,6 +178,7 @@ def join(parts: list[Evaluation]) -> Evaluation:
         np.concatenate([part.lengths for part in parts]),
         {name: np.concatenate([part.components[name] for part in parts]) for name in parts[0].components},
         None if parts[0].finished is None else np.concatenate([part.finished for part in parts]),
+        None if parts[0].prompts is None else np.concatenate([part.prompts for part in parts]),
     )
 
 

@@ -157,8 +157,10 @@ def evaluate(
         samples: stochastic completions of each prompt; 2 or more also give pass@k of a task with right answers.
         temperature, top_k, top_p: narrow what the stochastic policy writes.
 
-    Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval"}, "stochastic": {...}, "metrics": {...}}.
-    The interval is a 95 % interval of the mean over episodes of this one policy: it does not cover other seeds. The
+    Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval", "episodes", "prompts"}, "stochastic":
+    {...}, "metrics": {...}}. Those that could be scored are counted; `prompts`: different ones, None in control. The
+    interval is a 95 % interval of the mean over episodes of this one policy, of texts over prompts: it does not cover
+    other seeds. The
     metrics are those of the stochastic policy's completions: components, lengths, pass@k; and of the policy
     without narrowing, KL to the reference and preferences on held-out pairs.
     """
@@ -176,7 +178,13 @@ def evaluate(
             metrics |= evaluation.diverge(policy, parts.frozen["reference"], rollout)
         metrics |= parts.preferred()
     results = {"greedy": greedy, "stochastic": sampled}
-    spelled = {name: {"mean": x.mean, "std": x.std, "interval": x.interval} for name, x in results.items()}
+    spelled = {
+        name: {
+            "mean": x.mean, "std": x.std, "interval": x.interval,
+            "episodes": len(x.returns), "prompts": None if x.prompts is None else x.independent,
+        }
+        for name, x in results.items()
+    }  # fmt: skip
     short = {key.removeprefix("eval/"): value for key, value in metrics.items()}
     return {"run": str(found.path), "step": step, "episodes": episodes, **spelled, "metrics": short}
 
