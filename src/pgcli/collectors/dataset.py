@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from pgcli.seeding import episode_seeds
+from pgcli.seeding import episode_seeds, numpy_generator
 from pgcli.types import Rollout, State, Written, each_tensor
 
 
 class DatasetCollector:
-    """A fresh batch each time, of right answers or of a corpus; it never contains a held-out prompt."""
+    """A fresh batch each time, of right answers or of a corpus; it never contains a held-out prompt.
+
+    source: from seeds; or, with a `count`, from numbers below it, each of which comes once in each pass, in another
+        order.
+    """
 
     def __init__(
-        self, source: Callable[[Sequence[int]], Written], *, end: int, rows: int, seed: int, device: torch.device,
-        reply_length: int = 0,
+        self, source: Callable[[Any], Written], *, end: int, rows: int, seed: int, device: torch.device,
+        reply_length: int = 0, count: int | None = None,
     ) -> None:  # fmt: skip
         self.source, self.end, self.rows, self.seed, self.device = source, end, rows, seed, device
-        self.reply_length = reply_length
+        self.reply_length, self.count = reply_length, count
         self.drawn = 0
 
     def collect(self, policy: Any) -> Rollout:
@@ -27,7 +32,10 @@ class DatasetCollector:
         del policy
         numbers = range(self.drawn, self.drawn + self.rows)
         self.drawn += self.rows
-        written = self.source(episode_seeds(self.seed, "train", numbers))
+        if self.count is None:
+            written = self.source(episode_seeds(self.seed, "train", numbers))
+        else:
+            written = self.source(shuffled(numbers, self.count, self.seed))
         actions = written.actions.to(self.device)
         end = actions == self.end
         turn = end.cumsum(1) - end.long()  # turns that ended before this token
@@ -46,3 +54,10 @@ class DatasetCollector:
 
     def load_state_dict(self, state: State) -> None:
         self.drawn = state["drawn"]
+
+
+def shuffled(numbers: range, count: int, seed: int) -> np.ndarray:
+    """Running numbers -> numbers below `count`, each once in each pass, in another order."""
+    passes, places = np.divmod(np.array(numbers), count)
+    orders = {n: numpy_generator(seed, "epoch", int(n)).permutation(count) for n in np.unique(passes)}
+    return np.array([orders[n][place] for n, place in zip(passes, places, strict=True)])

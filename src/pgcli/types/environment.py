@@ -157,6 +157,18 @@ class TextTask(Protocol):
     def decode(self, tokens: Sequence[int]) -> str: ...
 
 
+class Listing(Protocol):
+    """A text task whose `demonstrations` and `corpus` draw from lists, which can also be gone through."""
+
+    def count(self, source: str) -> int:
+        """How many there are of the source of that name."""
+        ...
+
+    def listed(self, source: str, numbers: np.ndarray) -> Written:
+        """Those with these numbers, from 0."""
+        ...
+
+
 class Replying(Protocol):
     """A text task of two turns (`spec.reply_length` > 0). It replies when the policy's first turn has ended."""
 

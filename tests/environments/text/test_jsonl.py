@@ -189,6 +189,29 @@ def test_what_was_chosen_is_a_demonstration_where_there_is_no_other(tmp_path):
     assert said == {("a", "x"), ("b", "u")}
 
 
+@pytest.mark.parametrize("algo", ["sft", "pretrain"])
+def test_each_pass_over_the_file_reads_each_text_once_in_another_order(tmp_path, algo):
+    def collector():
+        rows = [row | {"completion": "5"} for row in SUMS]
+        jsonl(tmp_path / "p.jsonl", rows)
+        asked = ["env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.held_out=0.08", "env.completion_length=6"]
+        return build(compose([f"algo={algo}", *asked, "algo.num_demonstrations=23", *TINY])).collector
+
+    source = collector()
+    batches = [source.collect(None) for _ in range(9)]
+    read = [
+        tuple(row) for batch in batches for row in torch.cat([batch.observations["prompt"], batch.actions], 1).tolist()
+    ]
+    count = source.count
+    assert 80 < count < 100, "all but those that are held out"
+    first, second = read[:count], read[count : 2 * count]
+    assert len(set(first)) == len(set(second)) == count
+    assert first != second
+    later = collector()
+    later.load_state_dict(source.state_dict())
+    assert torch.equal(later.collect(None).actions, source.collect(None).actions)
+
+
 def test_pretraining_reads_long_texts_in_pieces_and_prompts_with_their_completions(tmp_path):
     rows = [{"text": "abcdefg"}, {"prompt": "p", "completion": "q"}]
     task = jsonl(tmp_path / "p.jsonl", rows, held_out=0.0)

@@ -104,6 +104,7 @@ class Jsonl:
         self.chosen = Ragged([row.get("chosen", []) for row in encoded])
         self.rejected = Ragged([row.get("rejected", []) for row in encoded])
         self.train, self.held_out = self._split()
+        self.demonstrated = self.train[self.answers.lengths[self.train] > 0]
         hidden = set(self.held_out) - set(self.train)
         self.texts = Ragged(list(self._pieces(row for number, row in enumerate(encoded) if number not in hidden)))
         self.spec = TextSpec(
@@ -225,9 +226,8 @@ class Jsonl:
         return parts | {"exact_match": match}
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
-        usable = self.train[self.answers.lengths[self.train] > 0]
-        numbers = self._draw(seeds, usable, "completion")
-        return Written(self._asked(numbers), self._completed(self.answers, numbers))
+        numbers = self._draw(seeds, np.arange(self.count("demonstrations")), "completion")
+        return self.listed("demonstrations", numbers)
 
     def given_pairs(self, *, held_out: bool) -> tuple[Written, Written] | None:
         """(chosen, rejected) completions of the same prompts, each pair of the file once; None if it has none."""
@@ -259,9 +259,18 @@ class Jsonl:
         return numbers
 
     def corpus(self, seeds: Sequence[int]) -> Written:
-        numbers = self._draw(seeds, np.arange(len(self.texts.lengths)), "text or a completion")
-        text = self._completed(self.texts, numbers, self.config.completion_length + 1)
-        return Written({"prompt": text[:, :1]}, text[:, 1:])
+        numbers = self._draw(seeds, np.arange(self.count("corpus")), "text or a completion")
+        return self.listed("corpus", numbers)
+
+    def count(self, source: str) -> int:
+        return len(self.texts.lengths if source == "corpus" else self.demonstrated)
+
+    def listed(self, source: str, numbers: np.ndarray) -> Written:
+        if source == "corpus":
+            text = self._completed(self.texts, numbers, self.config.completion_length + 1)
+            return Written({"prompt": text[:, :1]}, text[:, 1:])
+        rows = self.demonstrated[numbers]
+        return Written(self._asked(rows), self._completed(self.answers, rows))
 
     def encode(self, text: str) -> list[int]:
         return self._begun(self.tokens.encode(text))

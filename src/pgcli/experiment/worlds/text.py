@@ -58,9 +58,12 @@ def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Colle
     algo: Any = config.algo
     source = task.corpus if algo.source == "corpus" else task.demonstrations
     source([0])  # a task without them raises its error now
+    count = None
+    if hasattr(task, "listed"):
+        count, source = task.count(algo.source), partial(task.listed, algo.source)
     return DatasetCollector(
         source, end=task.spec.end, rows=algo.num_demonstrations, seed=config.seed, device=device,
-        reply_length=task.spec.reply_length,
+        reply_length=task.spec.reply_length, count=count,
     )  # fmt: skip
 
 
