@@ -399,6 +399,12 @@ def test_calibration_gives_each_member_mean_0_and_deviation_1_and_the_gap_the_sa
     assert found["gap"].tolist() == pytest.approx([-0.2])
 
 
+def test_the_unit_of_the_true_reward_is_that_of_what_could_be_scored():
+    judge, given = Judge(Reads(), "preference", members=2), texts([0, 0, 0], [1, 1, 1], [2, 2, 2], [2, 2, 2])
+    judge.calibrate(Digits(), given, torch.tensor([0.0, math.nan, 20.0, 10.0]))
+    assert (judge.gold_mean, judge.gold_std) == (10, 10)
+
+
 def test_a_judge_is_evaluated_against_labels_and_against_the_truth():
     class Likes(torch.nn.Module):
         """Scores every token by the first one: as the task does."""

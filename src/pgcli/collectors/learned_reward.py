@@ -99,9 +99,10 @@ class Judge(nn.Module):
             values = self.worth(task, texts)
             self.mean.copy_(values.mean(1, keepdim=True))
             self.std.copy_(values.std(1, keepdim=True).clamp(min=SMALLEST))
-            if gold is not None:
-                self.gold_mean.copy_(gold.mean())
-                self.gold_std.copy_(gold.std().clamp(min=SMALLEST))
+            if gold is not None and (~gold.isnan()).sum() > 1:
+                scored = gold[~gold.isnan()]
+                self.gold_mean.copy_(scored.mean())
+                self.gold_std.copy_(scored.std().clamp(min=SMALLEST))
 
 
 def true_reward(parts: dict[str, Tensor], mask: Tensor) -> Tensor:
