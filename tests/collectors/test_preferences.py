@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from pgcli.collectors.completions import Decoding
+from pgcli.collectors.held_out import HeldOutLabels, HeldOutPairs, HeldOutPreferences
 from pgcli.collectors.learned_reward import Judge, LearnedReward, worth
 from pgcli.collectors.pairs import Answers, Law, agreement, compare, dataset
 from pgcli.collectors.preferences import (
     CheckedData,
     DataCollector,
-    HeldOutLabels,
-    HeldOutPairs,
-    HeldOutPreferences,
     JudgedCollector,
     LabelledData,
     PairData,

@@ -130,7 +130,7 @@ class DPO:
         return (masked_mean if self.config.length_normalised else masked_sum)(measured, texts.mask, dim=1)
 
     def implicit_reward(self, policy: PolicyFunction, texts: Completions) -> Tensor:
-        """(N,)."""
+        """(N,): the reward that this policy is the best one for, up to a constant of the prompt; section 4."""
         return self.config.beta * self._measured(policy(texts.observations, texts.actions).log_probs, texts)
 
     def update(self, batch: Preferences) -> Metrics:

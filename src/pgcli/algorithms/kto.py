@@ -106,7 +106,7 @@ class KTO:
         return masked_sum(new.log_probs - texts.reference_log_probs, texts.mask, dim=1)
 
     def implicit_reward(self, policy: PolicyFunction, texts: Completions) -> Tensor:
-        """(N,)."""
+        """(N,): as of DPO."""
         return self.config.beta * self._log_ratios(policy, texts)
 
     def update(self, batch: Labelled) -> Metrics:

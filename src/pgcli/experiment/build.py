@@ -10,8 +10,8 @@ from typing import Any
 
 from pgcli import algorithms, processes
 from pgcli.collectors.episodes import Player
+from pgcli.collectors.held_out import HeldOutPreferences
 from pgcli.collectors.learned_reward import LearnedReward
-from pgcli.collectors.preferences import HeldOutPreferences
 from pgcli.collectors.reference import Referenced
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pgcli import processes
-from pgcli.collectors import completions, episodes, informative, preferences, reference, revisions
+from pgcli.collectors import completions, episodes, held_out, informative, preferences, reference, revisions
 from pgcli.collectors.learned_reward import has_reward
 from pgcli.experiment import evaluation, gradients
 from pgcli.experiment.build import Parts
@@ -27,7 +27,7 @@ METRICS = (
     | gradients.METRICS
     | informative.METRICS
     | preferences.METRICS
-    | preferences.JUDGED
+    | held_out.METRICS
     | revisions.METRICS
     | {
         "rollout/return_mean": "mean undiscounted return of the training episodes that ended since the last row",

@@ -160,9 +160,8 @@ def evaluate(
     Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval", "episodes", "prompts"}, "stochastic":
     {...}, "metrics": {...}}. Those that could be scored are counted; `prompts`: different ones, None in control. The
     interval is a 95 % interval of the mean over episodes of this one policy, of texts over prompts: it does not cover
-    other seeds. The
-    metrics are those of the stochastic policy's completions: components, lengths, pass@k; and of the policy
-    without narrowing, KL to the reference and preferences on held-out pairs.
+    other seeds. The metrics are those of the stochastic policy's completions: components, lengths, pass@k; and of the
+    policy without narrowing, KL to the reference and preferences on held-out pairs.
     """
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {episodes}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.dataset import DatasetCollector
 from pgcli.collectors.episodes import Player
+from pgcli.collectors.held_out import LEAST, HeldOutLabels, HeldOutPairs, HeldOutPreferences
 from pgcli.collectors.learned_reward import has_reward
 from pgcli.collectors.pairs import (
     Answers,
@@ -27,12 +28,8 @@ from pgcli.collectors.pairs import (
     write,
 )
 from pgcli.collectors.preferences import (
-    LEAST,
     CheckedData,
     DataCollector,
-    HeldOutLabels,
-    HeldOutPairs,
-    HeldOutPreferences,
     JudgedCollector,
     LabelledData,
     PairData,
