@@ -126,6 +126,7 @@ class Box(nn.Module):
             )
         self.low, self.high = (np.asarray(bound, np.float32) for bound in (actions.low, actions.high))
         self.array = (self.low + self.high) / 2, (self.high - self.low) / 2
+        self.is_unit = bool((self.low == -1).all() and (self.high == 1).all())
         self.register_buffer("centre", torch.from_numpy(self.array[0]), persistent=False)
         self.register_buffer("reach", torch.from_numpy(self.array[1]), persistent=False)
 
@@ -140,11 +141,11 @@ class Box(nn.Module):
 
     def scaled(self, unit: Tensor) -> Tensor:
         """[-1, 1]^A -> the box, in torch."""
-        return self.centre + self.reach * unit
+        return unit if self.is_unit else self.centre + self.reach * unit
 
     def unit(self, actions: Tensor) -> Tensor:
         """The box -> [-1, 1]^A."""
-        return (actions - self.centre) / self.reach
+        return actions if self.is_unit else (actions - self.centre) / self.reach
 
 
 NEAR_ONE = 1 - 1e-6
