@@ -113,8 +113,6 @@ def test_the_version_is_the_distributions(run):
         (["train", "seed="], "error: `seed=` has no value; leave it out to keep the default"),
         (["train", "+algo.extra=1"], "error: `+algo.extra=1` is refused: settings are set (key=value), not added"),
         (["train", "seed=1,2"], "error: `seed=1,2` is a sweep: use `pgcli sweep`"),
-        (["train", "seed=1", "seed=2"], "error: `seed=1` and `seed=2`: a setting has one value"),
-        (["sweep", "seed=1,2", "seed=3,4"], "error: `seed=1,2` and `seed=3,4`: a setting has one value"),
         (["train", "--config-dir", "nowhere"], "error: config folder "),
         (["train", "--config", "nowhere.yaml"], "error: nowhere.yaml does not exist"),
         (["train", "-x"], "error: No such option: -x   (pgcli train --help)"),

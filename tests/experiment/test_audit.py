@@ -107,7 +107,7 @@ def test_a_config_that_was_tampered_with(copy, old, new, name):
     assert name in failed(copy)
 
 
-def test_of_a_setting_that_a_pipeline_sets_twice_the_last_value_counts(copy):
+def test_of_a_setting_that_was_typed_twice_the_last_value_counts(copy):
     (copy / "overrides.txt").write_text("algo=grpo\nalgo.group_size=3\nalgo.group_size=4\n")
     assert "the config is what was typed" not in failed(copy)
     (copy / "overrides.txt").write_text("algo=grpo\nalgo.group_size=4\nalgo.group_size=3\n")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pgcli.experiment.build import build, warnings
+from pgcli.experiment.build import build, untaught
 from pgcli.experiment.config import compose
 
 
@@ -38,4 +38,4 @@ def test_a_policy_does_not_depend_on_how_many_threads_torch_had(threads, policy)
     ],
 )
 def test_who_has_learned_nothing_is_told_that_rewards_will_be_rare(words, warned):
-    assert any("begins with random weights" in line for line in warnings(compose(words))) == warned
+    assert any("begins with random weights" in line for line in untaught(compose(words))) == warned

@@ -140,7 +140,7 @@ def test_eval_tells_what_texts_are_made_of_and_how_often_one_of_k_is_right(taugh
     with pytest.raises(SystemExit):
         main(["eval", str(taught.path), "--episodes", "4", "--samples", "2"])
     said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith(" 4 fresh episodes")
+    assert " 4 fresh episodes" in said[0]
     assert "pass@2 " in said[2]
     with pytest.raises(SystemExit):
         main(["eval", str(taught.path), "--episodes", "1"])

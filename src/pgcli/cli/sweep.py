@@ -55,14 +55,12 @@ def sweep(
 ) -> None:
     """Run every combination of the overrides, and record how each ended."""
     from pgcli.errors import InputError
-    from pgcli.experiment.overrides import refuse_repeats
     from pgcli.runs.console import Stream, is_plain
     from pgcli.sweeps import ledger, resume_sweep
     from pgcli.sweeps import sweep as start
 
     if resume is None and not overrides:
         raise InputError("nothing to sweep; for example: pgcli sweep algo=ppo,a2c env=cartpole 'seed=range(0,5)'")
-    refuse_repeats(overrides or ())
     if resume is not None and (overrides or config_dir):
         raise InputError(f"{resume} remembers its runs: --resume takes no overrides and no --config-dir")
     if resume == Path("latest"):

@@ -29,9 +29,7 @@ def train(
 ) -> None:
     """Train a policy, with the tuned settings for this algorithm and environment if there are any."""
     from pgcli.experiment import train as start
-    from pgcli.experiment.overrides import refuse_repeats
 
-    refuse_repeats(overrides or ())
     run = start(
         *(overrides or []),
         config=config,

@@ -122,7 +122,7 @@ def _config(run: Run) -> Check:
     except (OSError, UnicodeDecodeError, InputError) as error:
         return Check(name, f"overrides.txt: {error}", False)
     wrong = []
-    words = list({word.key: word for word in words}.values())  # of a pipeline's words the last one counts
+    words = list({word.key: word for word in words}.values())  # of two for one setting the last one counts
     for key, value, text in words:
         if key in (*EXTENSIBLE, "tuned"):
             continue

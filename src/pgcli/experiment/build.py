@@ -159,15 +159,21 @@ def network_size(policy: Any) -> int:
 
 
 def warnings(config: ExperimentConfig) -> list[str]:
-    """Warnings about settings that run nevertheless: the algorithm's, and of what can hardly be learned."""
+    """An algorithm's warnings about settings that it runs nevertheless."""
+    return getattr(find("algo", config.algo.name), "warnings", lambda algo: [])(config.algo)
+
+
+def untaught(config: ExperimentConfig) -> list[str]:
+    """A warning where a language model is to learn from rewards that it will hardly ever earn."""
     algorithm: Any = find("algo", config.algo.name)
-    found: list[str] = getattr(algorithm, "warnings", lambda algo: [])(config.algo)
     environment: Any = find("env", config.env.name)
-    untaught = config.init is None and getattr(config.policy, "path", None) is None
-    if environment.world == "text" and untaught and set(algorithm.collects) & set(SAMPLED):
-        found = [*found, "without init= it begins with random weights, whose completions are hardly ever rewarded: "
-                 "teach it first (algo=sft), or name a run"]  # fmt: skip
-    return found
+    fresh = config.init is None and getattr(config.policy, "path", None) is None
+    if environment.world != "text" or not fresh or not set(algorithm.collects) & set(SAMPLED):
+        return []
+    return [
+        "without init= it begins with random weights, whose completions are hardly ever rewarded: teach it first "
+        "(algo=sft), or name a run"
+    ]
 
 
 def _close(collector: Any, close_world: Callable[[Any, Any], None], environment: Any, evaluator: Any) -> None:

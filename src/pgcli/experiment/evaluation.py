@@ -168,7 +168,7 @@ def read(rollout: Rollout) -> Evaluation:
         np.array([episode.length for episode in rollout.episodes]),
         {name: value.cpu().double().numpy() for name, value in rollout.aux.items()},
         rollout.terminated.any(1).cpu().numpy() if rollout.aux else None,
-        asked["prompt"].cpu().numpy()[scored] if isinstance(asked, dict) else None,
+        asked["prompt"].cpu().numpy()[scored] if isinstance(asked, dict) and "prompt" in asked else None,
     )
 
 

@@ -43,16 +43,6 @@ def parse(overrides: Sequence[str]) -> list[Assignment]:
     return assignments
 
 
-def refuse_repeats(words: Iterable[str]) -> None:
-    """Refuses a key that was typed twice, of which only the last value would count."""
-    seen: dict[str, str] = {}
-    for word in words:
-        key = word.partition("=")[0]
-        if key in seen:
-            raise InputError(f"`{seen[key]}` and `{word}`: a setting has one value")
-        seen[key] = word
-
-
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """The product of the alternatives `a,b`, `range(0,5)`, `[64,64],[32,32]`; the last one varies fastest."""
     alternatives = [_alternatives(text) for text in overrides]

@@ -15,7 +15,7 @@ from pgcli.collectors.narrowed import narrowed
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError, PgcliError
 from pgcli.experiment import evaluation, gradients
-from pgcli.experiment.build import Parts, build, warnings
+from pgcli.experiment.build import Parts, build, untaught, warnings
 from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
@@ -63,7 +63,7 @@ def train(
         if settings.eval.gradients:
             gradients.check(parts)
         writer = _create(settings, parts, list(overrides), run_dir)
-        _warn(writer, warnings(settings))
+        _warn(writer, [*warnings(settings), *untaught(settings)])
         progress = Progress()
         with _failing(writer):
             save(parts, writer, progress, {})  # before the first action, so that a kill at any moment can be resumed
