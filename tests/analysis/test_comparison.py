@@ -436,6 +436,10 @@ def test_greedy_policies_beside_sampling_ones_are_named(write_run):
     assert not notes(compare(greedy + sampling, metric="eval/greedy_return_mean"), "sampl")
     assert not notes(compare(sampling), "sampl")
     assert not notes(compare([*greedy, run("reinforce", 0, 1.0, 2.0)]), "sampl")
+    for path in greedy:
+        info = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps(info | {"unit": "tokens"}))
+    assert not notes(compare(greedy + sampling), "sampl"), "texts that are never rewarded"
 
 
 def test_a_metric_that_the_last_evaluation_lacks_is_said_to_be_old(write_run):

@@ -342,9 +342,13 @@ def unlike_policies(groups: list[Group]) -> list[str]:
 
 
 def is_deterministic(group: Group) -> bool:
-    """Whether each evaluation's return is the greedy policy's, to the last digit."""
-    rows = [row for result in group.results for curve in result.curves for row in curve.run.rows(RETURN)]
-    return all(row[RETURN] == row.get(GREEDY_RETURN) for row in rows)
+    """Whether each evaluation's return is the greedy policy's, to the last digit. (Texts are always sampled, however
+    often nobody's are rewarded.)
+    """
+    runs = [curve.run for result in group.results for curve in result.curves]
+    if any(run.info.get("unit") == "tokens" for run in runs):
+        return False
+    return all(row[RETURN] == row.get(GREEDY_RETURN) for run in runs for row in run.rows(RETURN))
 
 
 def logged(curves: list[Curve], key: str) -> bool:
