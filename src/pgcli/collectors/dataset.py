@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,10 @@ class DatasetCollector:
 
 def shuffled(numbers: range, count: int, seed: int) -> np.ndarray:
     """Running numbers -> numbers below `count`, each once in each pass, in another order."""
-    passes, places = np.divmod(np.array(numbers), count)
-    orders = {n: numpy_generator(seed, "epoch", int(n)).permutation(count) for n in np.unique(passes)}
-    return np.array([orders[n][place] for n, place in zip(passes, places, strict=True)])
+    return np.array([_order(number // count, count, seed)[number % count] for number in numbers])
+
+
+@lru_cache(maxsize=2)  # a batch may reach into the next pass; of a large file an order takes longer than a batch
+def _order(number: int, count: int, seed: int) -> np.ndarray:
+    """Pass number `number`."""
+    return numpy_generator(seed, "epoch", number).permutation(count)

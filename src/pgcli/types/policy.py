@@ -105,7 +105,9 @@ PolicyFunction: TypeAlias = Callable[[Observations, Tensor], Evaluation]
 
 
 class Policy(Protocol):
-    """A module that any algorithm can train. `unit`: into what a batch is cut for minibatches."""
+    """A module that any algorithm can train. `unit`: into what a batch is cut for minibatches. One whose actions have
+    no noise may say `deterministic = True`: then its sampled episodes are its greedy ones.
+    """
 
     unit: ClassVar[str]
     """`action` (no memory) or `sequence`."""

@@ -410,14 +410,18 @@ def test_pairs_of_the_file_are_learned_from(tmp_path, algo, texts_of_a_pair):
         assert last["eval/return_mean"] > 0.75, "of pairs that are held out, it knows which was preferred"
 
 
+LABELLED = [{"prompt": a + b, "completion": c, "label": c == a} for a in "abcde" for b in "abcde" for c in "abcde"]
+SMALL = (
+    "env.completion_length=2", "env.held_out=0.2", "total_steps=30000", "eval.episodes=4", "eval.every=30000",
+    "policy.width=32", "policy.layers=1", "policy.hidden=32", "device=cpu", "tuned=none", "algo.learning_rate=3e-3",
+)  # fmt: skip
+
+
 def test_unpaired_labels_are_learned_from(tmp_path):
-    rows = [{"prompt": a + b, "completion": c, "label": c == a} for a in "abcde" for b in "abcde" for c in "abcde"]
-    task = jsonl(tmp_path / "p.jsonl", rows)
+    task = jsonl(tmp_path / "p.jsonl", LABELLED)
     run = train(
         "algo=kto", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.tokenizer=character",
-        "env.completion_length=2", "env.held_out=0.2", "total_steps=30000", "eval.episodes=4", "eval.every=30000",
-        "policy.width=32", "policy.layers=1", "policy.hidden=32", "device=cpu", "tuned=none",
-        "algo.learning_rate=3e-3", "algo.desirable_weight=4", run_dir=tmp_path / "run", quiet=True,
+        *SMALL, "algo.desirable_weight=4", run_dir=tmp_path / "run", quiet=True,
     )  # fmt: skip
     last = run.rows()[-1]
     assert last["preferences/dataset"] == len(task.train)
@@ -425,19 +429,16 @@ def test_unpaired_labels_are_learned_from(tmp_path):
     assert last["preferences/margin"] > 1
     assert last["eval/preference_accuracy"] > 0.75
     assert evaluate(run.path)["metrics"]["preference_accuracy"] == last["eval/preference_accuracy"]
-    assert jsonl(tmp_path / "p.jsonl", [row | {"label": True} for row in rows]).given_labels(held_out=True)
+    assert jsonl(tmp_path / "p.jsonl", [row | {"label": True} for row in LABELLED]).given_labels(held_out=True)
     asked = ["algo=kto", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.held_out=0.2", *TINY]
     assert build(compose(asked)).preferences is None, "what is desirable has nothing to be compared with"
 
 
 def test_labels_of_the_file_are_outcomes_and_the_held_out_ones_evaluate_their_judge(tmp_path):
-    rows = [{"prompt": a + b, "completion": c, "label": c == a} for a in "abcde" for b in "abcde" for c in "abcde"]
-    task = jsonl(tmp_path / "p.jsonl", rows)
+    task = jsonl(tmp_path / "p.jsonl", LABELLED)
     run = train(
         "algo=outcome_reward", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.tokenizer=character",
-        "env.completion_length=2", "env.held_out=0.2", "total_steps=30000", "eval.episodes=4", "eval.every=30000",
-        "policy.width=32", "policy.layers=1", "policy.hidden=32", "device=cpu", "tuned=none",
-        "algo.learning_rate=3e-3", run_dir=tmp_path / "run", quiet=True,
+        *SMALL, run_dir=tmp_path / "run", quiet=True,
     )  # fmt: skip
     last = run.rows()[-1]
     assert last["preferences/dataset"] == len(task.train)
