@@ -60,6 +60,31 @@ def test_the_fast_passes_have_the_plain_values_and_gradients(critics, activation
     assert_close(fast, slow, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("stochastic", "std"), [(True, "network"), (True, "parameter"), (False, "network")])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_both_sets_of_actions_are_those_of_two_passes(stochastic, std, activation):
+    policy = actor_q(stochastic=stochastic, std=std, activation=activation)
+    x, _, z = data()
+    following, other_z = x.flip(0) + 1, -z.flip(1)
+    view = policy.once_differentiable()
+
+    def result(drawn):
+        actions, log_probs = drawn
+        weights = torch.linspace(-1, 1, actions.numel()).view_as(actions)
+        policy.zero_grad()
+        ((actions * weights).sum() + (log_probs.square().sum() if stochastic else 0)).backward()
+        return drawn, [p.grad.clone() for p in policy.actor_parameters()]
+
+    for both in (view.act_now_and_next, policy.act_now_and_next):
+        drawn, others = both(x, following, z, other_z)
+        (ours, found), (plain, slow) = result(drawn), result(policy.act(x, z))
+        assert_close(ours, plain, atol=2e-6, rtol=1e-5)
+        assert_close(found, slow, atol=2e-5, rtol=1e-4)
+        with torch.no_grad():
+            assert_close(others, policy.act(following, other_z), atol=2e-6, rtol=1e-5)
+        assert not any(y is not None and y.requires_grad for y in others)
+
+
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_each_pass_has_the_gradient_that_it_says_and_no_other(stochastic, fast):

@@ -27,7 +27,7 @@ from pgcli.algorithms._off_policy import Averages, OffPolicySettings
 from pgcli.algorithms._update import Terms
 from pgcli.collectors.settings import Replay as ReplaySettings
 from pgcli.functional.temporal_difference import bellman_target, follow, soft_value, squared, temperature_loss
-from pgcli.types import ActorCritics, ActorWithQ, Metrics, Needs, Replay, State, Transitions
+from pgcli.types import ActorCritics, ActorWithQ, Drawn, Metrics, Needs, Replay, State, Transitions
 
 
 class Noise(NamedTuple):
@@ -78,10 +78,11 @@ class SAC:
         self.generator = torch.Generator().manual_seed(seed)
         self.updates, self.steps = 0, 0
 
-    def critic_loss(self, policy: ActorCritics, batch: Transitions, noise: Noise) -> tuple[Tensor, Terms]:
+    def critic_loss(self, policy: ActorCritics, batch: Transitions, drawn: Drawn) -> tuple[Tensor, Terms]:
+        """drawn: a' of the policy in s'. Nothing is differentiated through them."""
         c = self.config
         with torch.no_grad():
-            next_actions, next_log_probs = policy.act(batch.next_observations, noise.next)
+            next_actions, next_log_probs = drawn
             judged = policy.target_values(batch.next_observations, next_actions)
             next_values = soft_value(judged, next_log_probs, self.log_temperature.exp())
             targets = bellman_target(c.reward_scale * batch.rewards, next_values, batch.terminated, gamma=c.gamma)
@@ -93,9 +94,9 @@ class SAC:
             "value/target": batch.mean(targets),
         }
 
-    def actor_loss(self, policy: ActorCritics, batch: Transitions, noise: Noise) -> tuple[Tensor, Terms]:
-        """Losses of the actor and of the temperature, on the same actions."""
-        actions, log_probs = policy.act(batch.observations, noise.now)
+    def actor_loss(self, policy: ActorCritics, batch: Transitions, drawn: Drawn) -> tuple[Tensor, Terms]:
+        """Losses of the actor and of the temperature, both on `drawn`, a~ of the policy in s."""
+        actions, log_probs = drawn
         judged = policy.fixed_values(batch.observations, actions)
         temperature = self.log_temperature.detach().exp()
         actor = -batch.mean(soft_value(judged, log_probs, temperature))
@@ -109,8 +110,9 @@ class SAC:
 
     def loss(self, policy: ActorCritics, batch: Transitions, noise: Noise) -> tuple[Tensor, Terms]:
         """No term has a gradient for another's parameters."""
-        critic, critic_terms = self.critic_loss(policy, batch, noise)
-        actor, actor_terms = self.actor_loss(policy, batch, noise)
+        drawn, following = policy.act_now_and_next(batch.observations, batch.next_observations, *noise)
+        critic, critic_terms = self.critic_loss(policy, batch, following)
+        actor, actor_terms = self.actor_loss(policy, batch, drawn)
         return critic + actor, critic_terms | actor_terms
 
     def update(self, replay: Replay) -> Metrics:

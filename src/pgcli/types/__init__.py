@@ -40,6 +40,7 @@ from pgcli.types.policy import (
     ActorCritics,
     ActorWithQ,
     Distribution,
+    Drawn,
     Evaluation,
     Memoryless,
     Needs,

@@ -120,16 +120,26 @@ class Policy(Protocol):
         ...
 
 
+Drawn: TypeAlias = tuple[Tensor, Tensor]
+"""Actions (B, A) and their log-probs (B,)."""
+
+
 class ActorCritics(Protocol):
     """What an off-policy loss needs of an actor with K critics; each method says which gradient it has.
 
     observations (B, *shape), actions and noise (B, A).
     """
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def act(self, observations: Tensor, noise: Tensor) -> Drawn:
         """Actions from standard normal noise, (B, A), and their log-probs (B,), densities in the unit box: the actor's
         gradient. A deterministic actor has no log-probs (ABSENT) and does not look at the noise.
         """
+        ...
+
+    def act_now_and_next(
+        self, observations: Tensor, next_observations: Tensor, noise: Tensor, next_noise: Tensor
+    ) -> tuple[Drawn, Drawn]:
+        """`act` in the states and in those that followed them, the latter without a gradient."""
         ...
 
     def target_act(self, observations: Tensor, noise: Tensor) -> Tensor:

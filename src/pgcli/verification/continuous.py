@@ -29,7 +29,7 @@ from pgcli.experiment.config import compose
 from pgcli.functional.distributions import gauss_hermite
 from pgcli.functional.temporal_difference import soft_value
 from pgcli.registry import find
-from pgcli.types import ABSENT, ActorWithQ, Transitions
+from pgcli.types import ABSENT, ActorWithQ, Drawn, Transitions
 from pgcli.verification.check import Check, along, equal, of_each
 from pgcli.verification.method import Method
 
@@ -117,7 +117,7 @@ class LinearQuadratic(nn.Module):
     def actor_parameters(self) -> list[nn.Parameter]:
         return list(self.actor.parameters())
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def act(self, observations: Tensor, noise: Tensor) -> Drawn:
         gain, *deviation = self.actor.tensors
         mean = -observations @ gain.T
         if not deviation:
@@ -125,6 +125,13 @@ class LinearQuadratic(nn.Module):
         lower = deviation[0].tril()
         normal = -0.5 * noise.square().sum(1) - math.log(2 * math.pi)
         return mean + noise @ lower.T, normal - lower.diagonal().log().sum()
+
+    def act_now_and_next(
+        self, observations: Tensor, next_observations: Tensor, noise: Tensor, next_noise: Tensor
+    ) -> tuple[Drawn, Drawn]:
+        with torch.no_grad():
+            following = self.act(next_observations, next_noise)
+        return self.act(observations, noise), following
 
     @torch.no_grad()
     def target_act(self, observations: Tensor, noise: Tensor) -> Tensor:
@@ -359,7 +366,7 @@ def soft() -> Iterator[Check]:
         of_gain = -2 * m @ (greedy - gain) @ START
         of_deviation = (2 * m @ lower - alpha * torch.linalg.inv(lower).T).tril()
         states, z = with_moment(START, NORMAL)
-        total, _ = algorithm.actor_loss(policy, states, Noise(z, z))
+        total, _ = algorithm.actor_loss(policy, states, policy.act(states.observations, z))
         for part, exact, ours in zip(
             ("mean", "deviation"), (of_gain, of_deviation), slopes(total, policy.actor), strict=True
         ):
@@ -375,7 +382,7 @@ def soft() -> Iterator[Check]:
     )  # fmt: skip
     with torch.no_grad():
         policy.critics.tensors[0].add_(SHIFT)
-    total, _ = algorithm.critic_loss(policy, batch, noise)
+    total, _ = algorithm.critic_loss(policy, batch, policy.act(batch.next_observations, normal))
     yield equal(
         "sac", "critic's slope away from soft Q", pull(batch).repeat(2, 1), *slopes(total, policy.critics),
         note="E[features features^T] (w - w*)",
@@ -385,7 +392,7 @@ def soft() -> Iterator[Check]:
     for k, which in enumerate(("first", "second")):
         with torch.no_grad():
             policy.target_critics.tensors[0][k, 0] += 1
-        total, _ = algorithm.critic_loss(policy, batch, noise)
+        total, _ = algorithm.critic_loss(policy, batch, policy.act(batch.next_observations, normal))
         yield equal(
             "sac", f"critic's slope, {which} target too high", torch.zeros(2, 11), *slopes(total, policy.critics)
         )
@@ -400,7 +407,7 @@ def temperature() -> Iterator[Check]:
         policy = LinearQuadratic(GAIN, quadratic_value(cost_to_go(GAIN), 0).repeat(2, 1), lower)
         algorithm = make("sac", policy, f"algo.target_entropy={target}")
         states, z = with_moment(START, NORMAL)
-        total, _ = algorithm.actor_loss(policy, states, Noise(z, z))
+        total, _ = algorithm.actor_loss(policy, states, policy.act(states.observations, z))
         (ours,) = torch.autograd.grad(total, algorithm.log_temperature)
         yield equal(
             "sac", f"slope of log alpha, H_target {target:g}", entropy - target, ours.squeeze(),
