@@ -10,6 +10,8 @@ from pgcli.algorithms.ppo import PPO
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose
 from pgcli.experiment.policy import initialise
+from pgcli.policies import libraries
+from pgcli.policies.libraries import InNumPy, InTorch
 from pgcli.policies.products import LARGE
 from pgcli.policies.transformer import Transformer
 from pgcli.policies.trunk import _rotary, _rotate
@@ -256,12 +258,19 @@ def test_a_prompt_padded_on_the_left_is_read_as_if_it_were_alone(critic):
     assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
 
 
-def test_step_by_step_padded_prompts_have_the_logits_of_one_pass():
+@pytest.mark.parametrize("copies", [1, 40])
+@pytest.mark.parametrize("library", [InNumPy, InTorch])
+def test_step_by_step_padded_prompts_have_the_logits_of_one_pass(monkeypatch, library, copies):
+    monkeypatch.setattr("pgcli.policies.writing.library", lambda x: library)
     policy = transformer(SORT)
-    _, observations = padded(SORT, [3, 8, 1, 5])
-    actions = tokens(SORT, 4, 7, seed=9)
+    rows = 4 * copies
+    largest = policy.trunk.blocks[0].gate_up.numel() * rows
+    assert (largest > libraries.LARGE) == (copies > 1), "both of NumPy's ways to a product"
+    _, observations = padded(SORT, [3, 8, 1, 5] * copies)
+    actions = tokens(SORT, rows, 7, seed=9)
     expected = policy(observations, actions).distribution.logits
     logits, cache = policy.prefill(observations)
+    assert cache.library is library
     for t in range(7):
         torch.testing.assert_close(logits, expected[:, t], atol=1e-5, rtol=0)
         if t < 6:
@@ -333,6 +342,14 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(own, given):
     with pytest.raises(InputError, match=r"^init=runs/x: its policy does not fit this one \(\S+ differs\)") as refusal:
         initialised(own, given)
     assert "\n" not in str(refusal.value)
+
+
+def test_decoding_is_numpy_s_where_it_can_be():
+    assert libraries.library(torch.zeros(1)) is InNumPy
+    assert libraries.library(torch.zeros(1, dtype=torch.bfloat16)) is InTorch
+    assert libraries.library(torch.zeros(1, device="meta")) is InTorch
+    with torch.autocast("cpu", torch.bfloat16):
+        assert libraries.library(torch.zeros(1)) is InTorch
 
 
 def test_parameters_adam_and_the_log_softmax_are_float32_under_bfloat16_autocast():

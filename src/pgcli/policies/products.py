@@ -47,6 +47,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """The product with its ordinary graph, differentiable any number of times."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight)
+    if x.dim() == 2:
+        return product(x, weight)
     return product(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1])
 
 

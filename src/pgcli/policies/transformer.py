@@ -122,7 +122,8 @@ class Transformer(nn.Module):
 
     def _logits(self, hidden: Tensor, times: Linear = linear) -> Tensor:
         """(..., W) -> (..., V), the logits of exactly the distribution that is sampled."""
-        return times(hidden, self.unembedding).to(self.unembedding.dtype) / self.config.temperature
+        logits = times(hidden, self.unembedding).to(self.unembedding.dtype)
+        return logits if self.config.temperature == 1 else logits / self.config.temperature
 
     def adopt(self, given: State) -> State:
         """Selects from another transformer's parameters those to start from, by their names here.
