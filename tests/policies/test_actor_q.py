@@ -85,6 +85,32 @@ def test_both_sets_of_actions_are_those_of_two_passes(stochastic, std, activatio
         assert not any(y is not None and y.requires_grad for y in others)
 
 
+@pytest.mark.parametrize("differentiable", [True, False])
+@pytest.mark.parametrize("critics", [1, 2, 3])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_both_sets_of_values_are_those_of_two_passes(activation, critics, differentiable):
+    policy = actor_q(activation=activation, critics=critics)
+    x, a, z = data()
+    view = policy.once_differentiable()
+    weights = torch.linspace(-1, 1, critics * 33).view(critics, 33)
+
+    def result(passes):
+        others = (CENTRE + 0.3 * REACH * z).requires_grad_(differentiable)
+        values, fixed = passes(others)
+        policy.zero_grad()
+        ((values * weights).sum() + (fixed.square() * weights).sum()).backward()
+        assert (others.grad is not None) == differentiable
+        return [values, fixed, *([others.grad] if differentiable else [])], [
+            p.grad for p in policy.critics.parameters()
+        ]
+
+    plain, slow = result(lambda others: (policy.values(x, a), policy.fixed_values(x, others)))
+    for both in (view.values_beside, policy.values_beside):
+        found, fast = result(lambda others, both=both: both(x, a, others))
+        assert_close(found, plain, atol=2e-6, rtol=1e-5)
+        assert_close(fast, slow, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_each_pass_has_the_gradient_that_it_says_and_no_other(stochastic, fast):

@@ -78,15 +78,16 @@ class SAC:
         self.generator = torch.Generator().manual_seed(seed)
         self.updates, self.steps = 0, 0
 
-    def critic_loss(self, policy: ActorCritics, batch: Transitions, drawn: Drawn) -> tuple[Tensor, Terms]:
-        """drawn: a' of the policy in s'. Nothing is differentiated through them."""
+    def critic_loss(
+        self, policy: ActorCritics, batch: Transitions, values: Tensor, drawn: Drawn
+    ) -> tuple[Tensor, Terms]:
+        """values: Q_k(s, a), (K, B). drawn: a' of the policy in s', not differentiated through."""
         c = self.config
         with torch.no_grad():
             next_actions, next_log_probs = drawn
             judged = policy.target_values(batch.next_observations, next_actions)
             next_values = soft_value(judged, next_log_probs, self.log_temperature.exp())
             targets = bellman_target(c.reward_scale * batch.rewards, next_values, batch.terminated, gamma=c.gamma)
-        values = policy.values(batch.observations, batch.actions)
         loss = batch.mean(squared(values - targets).sum(0))
         return loss, {
             "loss/critic": loss,
@@ -94,12 +95,10 @@ class SAC:
             "value/target": batch.mean(targets),
         }
 
-    def actor_loss(self, policy: ActorCritics, batch: Transitions, drawn: Drawn) -> tuple[Tensor, Terms]:
-        """Losses of the actor and of the temperature, both on `drawn`, a~ of the policy in s."""
-        actions, log_probs = drawn
-        judged = policy.fixed_values(batch.observations, actions)
+    def actor_loss(self, batch: Transitions, values: Tensor, log_probs: Tensor) -> tuple[Tensor, Terms]:
+        """Losses of the actor and of the temperature, by Q_k(s, a~), (K, B), and log pi(a~ | s), (B,)."""
         temperature = self.log_temperature.detach().exp()
-        actor = -batch.mean(soft_value(judged, log_probs, temperature))
+        actor = -batch.mean(soft_value(values, log_probs, temperature))
         adapted = batch.mean(temperature_loss(self.log_temperature, log_probs, self.target_entropy))
         return actor + adapted, {
             "loss/actor": actor,
@@ -110,9 +109,11 @@ class SAC:
 
     def loss(self, policy: ActorCritics, batch: Transitions, noise: Noise) -> tuple[Tensor, Terms]:
         """No term has a gradient for another's parameters."""
-        drawn, following = policy.act_now_and_next(batch.observations, batch.next_observations, *noise)
-        critic, critic_terms = self.critic_loss(policy, batch, following)
-        actor, actor_terms = self.actor_loss(policy, batch, drawn)
+        s, next_s = batch.observations, batch.next_observations
+        (actions, log_probs), following = policy.act_now_and_next(s, next_s, *noise)
+        values, of_drawn = policy.values_beside(s, batch.actions, actions)
+        critic, critic_terms = self.critic_loss(policy, batch, values, following)
+        actor, actor_terms = self.actor_loss(batch, of_drawn, log_probs)
         return critic + actor, critic_terms | actor_terms
 
     def update(self, replay: Replay) -> Metrics:

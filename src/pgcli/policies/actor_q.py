@@ -92,6 +92,9 @@ class ActorQ(nn.Module):
             found.append(functional_call(critic, constants, (x,)).squeeze(-1))
         return torch.stack(found)
 
+    def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        return self.values(observations, actions), self.fixed_values(observations, others)
+
     @torch.no_grad()
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         x = self._joined(observations, actions)

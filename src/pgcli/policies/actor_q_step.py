@@ -63,18 +63,22 @@ class ActorQStep:
         return self.box.scaled((unit + noise).clamp(-1, 1))
 
     def values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        x = torch.cat([observations, self.box.unit(actions)], 1)
         with torch.no_grad():
-            values, inputs = judged(self.critics, x)
+            values, inputs = judged(self.critics, torch.cat([observations, self.box.unit(actions)], 1))
 
         def learn(gradient: Tensor) -> None:
             for critic, row, own in zip(self.critics, gradient, inputs, strict=True):
-                critic.learn(row[:, None], own)
+                critic.backwards(row[:, None], own, len(row))
 
         return backed(values, learn)
 
     def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        return FixedValues.apply(self.box.unit(actions), observations, self.critics)
+        return ValuesBeside.apply(self.box.unit(actions), actions[:0], observations, self.critics)[1]
+
+    def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        if not others.requires_grad:  # nothing would lead back to the critics
+            return self.values(observations, actions), self.fixed_values(observations, others)
+        return ValuesBeside.apply(self.box.unit(others), self.box.unit(actions), observations, self.critics)
 
     @torch.no_grad()
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -91,23 +95,30 @@ def judged(critics: Iterable[Perceptron], x: Tensor) -> tuple[Tensor, list[Seque
     return torch.stack(values), inputs
 
 
-class FixedValues(torch.autograd.Function):
-    """Q_k(s, a) of constant critics, (K, B), where only the actions, in the unit box, get a gradient."""
+class ValuesBeside(torch.autograd.Function):
+    """Q_k(s, a), (K, B), whose gradient is added to the critics' `grad`, and Q_k(s, a~) in the same states, with the
+    gradient of a~ alone. Actions are in the unit box; there may be no a.
+    """
 
     @staticmethod
-    def forward(ctx: Any, actions: Tensor, observations: Tensor, critics: Sequence[Perceptron]) -> Tensor:
-        values, ctx.inputs = judged(critics, torch.cat([observations, actions], 1))
-        ctx.critics, ctx.components = critics, actions.shape[1]
-        return values
+    def forward(
+        ctx: Any, others: Tensor, actions: Tensor, observations: Tensor, critics: Sequence[Perceptron]
+    ) -> tuple[Tensor, Tensor]:
+        rows = len(actions)
+        seen = torch.cat([observations[:rows], observations])
+        values, inputs = judged(critics, torch.cat([seen, torch.cat([actions, others])], 1))
+        ctx.critics, ctx.inputs, ctx.rows, ctx.components = critics, inputs, rows, others.shape[1]
+        return values[:, :rows], values[:, rows:]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_values: Tensor, of_fixed: Tensor) -> tuple[Tensor | None, ...]:
         total: Tensor | None = None
-        for critic, row, inputs in zip(ctx.critics, gradient, ctx.inputs, strict=True):
-            own = critic.look_through(row[:, None], inputs, ctx.components)
+        gradients = torch.cat([of_values, of_fixed], 1)
+        for critic, row, inputs in zip(ctx.critics, gradients, ctx.inputs, strict=True):
+            own = critic.backwards(row[:, None], inputs, ctx.rows, ctx.components)
             total = own if total is None else total.add_(own)
-        return total, None, None
+        return total, None, None, None
 
 
 class SquashedSamples(torch.autograd.Function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Perceptron(nn.Module):
         """The same outputs for inputs without a gradient; `backward()` adds to the parameters' `grad`."""
         with torch.no_grad():
             *hidden, outputs = self.layer_outputs(x)
-        return backed(outputs, lambda gradient: self.learn(gradient, [x, *hidden]))
+        return backed(outputs, lambda gradient: self.backwards(gradient, [x, *hidden], len(x)))
 
     def for_a_step_beside(self, x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """`for_a_step` of x, and the outputs of others without a gradient: one pass takes less time than two."""
@@ -60,7 +61,7 @@ class Perceptron(nn.Module):
             *hidden, outputs = self.layer_outputs(every)
             inputs = [layer[: len(x)] for layer in (every, *hidden)]
             mine, theirs = outputs[: len(x)], outputs[len(x) :]
-        return backed(mine, lambda gradient: self.learn(gradient, inputs)), theirs
+        return backed(mine, lambda gradient: self.backwards(gradient, inputs, len(x))), theirs
 
     def tensors(self) -> list[Tensor]:
         """Weight and bias of each layer, in order."""
@@ -101,23 +102,25 @@ class Perceptron(nn.Module):
                     x.tanh_()
         return found
 
-    def learn(self, gradient: Tensor, inputs: Sequence[Tensor]) -> None:
-        """Add to the `grad` of the parameters, from the gradient of the outputs and the inputs of each layer."""
+    def backwards(self, gradient: Tensor, inputs: Sequence[Tensor], rows: int, last: int = 0) -> Tensor:
+        """Back from the gradient of the outputs, (B, outputs), and the inputs of each layer.
+
+        The first `rows` rows add to the `grad` of the parameters. Of the others, the gradient of the last components of
+        the input is returned, (B - rows, last).
+        """
         weights = self.tensors()
         for i in reversed(range(len(inputs))):
             weight, bias = weights[2 * i : 2 * i + 2]
-            _add(weight, outer(gradient, inputs[i]))
-            _add(bias, gradient.sum(0))
+            if rows:
+                own = gradient[:rows]
+                _add(weight, outer(own, inputs[i][:rows]))
+                _add(bias, own.sum(0))
             if i:
                 gradient = self._through(gradient, weight, inputs[i])
-
-    def look_through(self, gradient: Tensor, inputs: Sequence[Tensor], last: int) -> Tensor:
-        """The gradient of the last components of the input, (B, last), by that of the outputs."""
-        weights = self.tensors()
-        for i in reversed(range(1, len(inputs))):
-            gradient = self._through(gradient, weights[2 * i], inputs[i])
+        if rows == len(gradient):
+            return gradient.new_empty(0, last)
         columns = weights[0][:, -last:].t().contiguous()  # as a view it takes oneDNN hundreds of times as long
-        return product(gradient, columns)
+        return product(gradient[rows:], columns)
 
     def _through(self, gradient: Tensor, weight: Tensor, output: Tensor) -> Tensor:
         """Back through a layer's weight and the activation before it, whose output is given."""
@@ -128,7 +131,7 @@ class Perceptron(nn.Module):
         return torch.ops.aten.threshold_backward.grad_input(back, output, 0, grad_input=back)
 
 
-def backed(outputs: Tensor, backward: Callable[[Tensor], None]) -> Tensor:
+def backed(outputs: Tensor, backward: Callable[[Tensor], Any]) -> Tensor:
     """Outputs that have no graph, as a leaf of one: `backward` is called with their gradient, where there are any."""
     if not torch.is_grad_enabled():
         return outputs

@@ -154,6 +154,10 @@ class ActorCritics(Protocol):
         """Q_k(s, a), (K, B): the actions' gradient, the critics are constants."""
         ...
 
+    def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """`values` of the actions and `fixed_values` of others in the same states."""
+        ...
+
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_k(s, a) of the critics' target copies, (K, B): no gradient."""
         ...

@@ -143,6 +143,9 @@ class LinearQuadratic(nn.Module):
     def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         return self.critics.tensors[0].detach() @ features(observations, actions).T
 
+    def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        return self.values(observations, actions), self.fixed_values(observations, others)
+
     @torch.no_grad()
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         return self.target_critics.tensors[0] @ features(observations, actions).T
@@ -339,6 +342,16 @@ def smoothing() -> Iterator[Check]:
         )
 
 
+def soft_critic_loss(sac: Any, policy: LinearQuadratic, batch: Transitions, z: Tensor) -> tuple[Tensor, Any]:
+    values = policy.values(batch.observations, batch.actions)
+    return sac.critic_loss(policy, batch, values, policy.act(batch.next_observations, z))
+
+
+def soft_actor_loss(sac: Any, policy: LinearQuadratic, batch: Transitions, z: Tensor) -> tuple[Tensor, Any]:
+    actions, log_probs = policy.act(batch.observations, z)
+    return sac.actor_loss(batch, policy.fixed_values(batch.observations, actions), log_probs)
+
+
 def soft() -> Iterator[Check]:
     alpha = 0.3
     words = (f"algo.initial_temperature={alpha}", "algo.target_entropy=-2")
@@ -366,7 +379,7 @@ def soft() -> Iterator[Check]:
         of_gain = -2 * m @ (greedy - gain) @ START
         of_deviation = (2 * m @ lower - alpha * torch.linalg.inv(lower).T).tril()
         states, z = with_moment(START, NORMAL)
-        total, _ = algorithm.actor_loss(policy, states, policy.act(states.observations, z))
+        total, _ = soft_actor_loss(algorithm, policy, states, z)
         for part, exact, ours in zip(
             ("mean", "deviation"), (of_gain, of_deviation), slopes(total, policy.actor), strict=True
         ):
@@ -382,7 +395,7 @@ def soft() -> Iterator[Check]:
     )  # fmt: skip
     with torch.no_grad():
         policy.critics.tensors[0].add_(SHIFT)
-    total, _ = algorithm.critic_loss(policy, batch, policy.act(batch.next_observations, normal))
+    total, _ = soft_critic_loss(algorithm, policy, batch, normal)
     yield equal(
         "sac", "critic's slope away from soft Q", pull(batch).repeat(2, 1), *slopes(total, policy.critics),
         note="E[features features^T] (w - w*)",
@@ -392,7 +405,7 @@ def soft() -> Iterator[Check]:
     for k, which in enumerate(("first", "second")):
         with torch.no_grad():
             policy.target_critics.tensors[0][k, 0] += 1
-        total, _ = algorithm.critic_loss(policy, batch, policy.act(batch.next_observations, normal))
+        total, _ = soft_critic_loss(algorithm, policy, batch, normal)
         yield equal(
             "sac", f"critic's slope, {which} target too high", torch.zeros(2, 11), *slopes(total, policy.critics)
         )
@@ -407,7 +420,7 @@ def temperature() -> Iterator[Check]:
         policy = LinearQuadratic(GAIN, quadratic_value(cost_to_go(GAIN), 0).repeat(2, 1), lower)
         algorithm = make("sac", policy, f"algo.target_entropy={target}")
         states, z = with_moment(START, NORMAL)
-        total, _ = algorithm.actor_loss(policy, states, policy.act(states.observations, z))
+        total, _ = soft_actor_loss(algorithm, policy, states, z)
         (ours,) = torch.autograd.grad(total, algorithm.log_temperature)
         yield equal(
             "sac", f"slope of log alpha, H_target {target:g}", entropy - target, ours.squeeze(),
