@@ -13,6 +13,7 @@ from pgcli.experiment import evaluate, resume, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
 from pgcli.experiment.policy import initialise
+from pgcli.experiment.sources import Weights
 from pgcli.policies.hf import HF, LoRA
 from pgcli.seeding import uniforms
 from pgcli.types import ControlSpec, Discrete, Scores, Stochastic, TextSpec
@@ -290,7 +291,7 @@ def test_a_policy_starts_from_another_s_trunk_whatever_critics_they_have(folders
         return make(folders.get(name, gpt2), needs, seed=seed, critic=kind, lora=lora)
 
     def started(policy, given):
-        initialise(policy, given.state_dict(), "init=runs/x")
+        initialise(policy, Weights(given.state_dict()), "init=runs/x")
         return policy
 
     plain, shared, separate = (
@@ -463,8 +464,12 @@ def test_adapters_whose_model_has_changed_are_refused(folders, tmp_path):
     for use in (lambda: resume(run.path, "total_steps=200"), lambda: evaluate(run.path)):
         with pytest.raises(InputError, match=r"model has changed since .*run was begun, whose adapters belong to its"):
             use()
+    with pytest.raises(InputError, match=r"init=.*run: its adapters belong to another model than .*model$"):
+        train(*words, f"init={run.path}", run_dir=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
     assert resume(run.path, "total_steps=200", quiet=True).status == "completed"
+    assert train(*words, f"init={run.path}", run_dir=tmp_path / "other", quiet=True).status == "completed"
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])

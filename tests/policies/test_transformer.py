@@ -10,6 +10,7 @@ from pgcli.algorithms.ppo import PPO
 from pgcli.errors import InputError
 from pgcli.experiment.config import compose
 from pgcli.experiment.policy import initialise
+from pgcli.experiment.sources import Weights
 from pgcli.policies import libraries
 from pgcli.policies.libraries import InNumPy, InTorch
 from pgcli.policies.products import LARGE
@@ -289,7 +290,7 @@ def test_a_separate_critic_has_a_trunk_of_its_own_that_starts_as_a_copy():
 
 
 def initialised(policy, given):
-    initialise(policy, given.state_dict(), "init=runs/x")
+    initialise(policy, Weights(given.state_dict()), "init=runs/x")
     return policy
 
 

@@ -10,11 +10,11 @@ import torch
 
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
-from pgcli.experiment.sources import Sources
+from pgcli.experiment.sources import Sources, Weights
 from pgcli.options import built_in_folder, options
 from pgcli.registry import find, has_class
 from pgcli.seeding import derive
-from pgcli.types import Needs, Spec, State, Stochastic
+from pgcli.types import Needs, Spec, Stochastic
 
 
 def make_policy(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
@@ -58,11 +58,13 @@ def refers(config: ExperimentConfig) -> bool:
     return config.reference is not None or getattr(algorithm, "refers", lambda algo: False)(config.algo)
 
 
-def initialise(policy: Any, given: State, source: str) -> None:
+def initialise(policy: Any, weights: Weights, source: str) -> None:
     """Load given parameters; the others keep their initialisation. A policy that can start from another kind of weights
-    selects in `adopt` which of them it takes.
+    selects in `adopt` which of them it takes. Raises InputError if they do not fit.
     """
-    own = policy.state_dict()
+    if weights.foundation is not None and getattr(policy, "foundation", None) not in (None, weights.foundation):
+        raise InputError(f"{source}: its adapters belong to another model than {policy.config.path}")
+    own, given = policy.state_dict(), weights.state
     if hasattr(policy, "adopt"):
         given = policy.adopt(given)
     else:

@@ -13,18 +13,26 @@ from pgcli.runs.reader import find_run
 from pgcli.types import State
 
 
+class Weights(NamedTuple):
+    """Another run's policy."""
+
+    state: State
+    foundation: str | None = None
+    """A hash of the weights that its adapters belong to, if it has adapters."""
+
+
 class Trained(NamedTuple):
-    """Another run's config and policy weights."""
+    """Another run's config and policy."""
 
     config: ExperimentConfig
-    policy: State
+    policy: Weights
 
 
 @dataclass(frozen=True)
 class Sources:
     """The runs that a config names, loaded."""
 
-    init: State | None = None
+    init: Weights | None = None
     reference: Trained | None = None
     reward: Trained | None = None
     begun: bool = False
@@ -63,8 +71,10 @@ def sources(settings: ExperimentConfig, *, begun: bool = False, trust: bool = Fa
     reference or a reward model is only in the config of its run. `trust`: that config may name user code to import.
     """
 
-    def policy(name: str) -> State:
-        return checkpoint.load_last(find_run(name).path / "checkpoints", memory=False).state["policy"]
+    def policy(name: str) -> Weights:
+        run = find_run(name)
+        state = checkpoint.load_last(run.path / "checkpoints", memory=False).state["policy"]
+        return Weights(state, run.info.get("foundation"))
 
     def trained(name: str | None) -> Trained | None:
         return Trained(load(find_run(name).path, trust=trust), policy(name)) if name is not None else None

@@ -21,10 +21,10 @@ from pgcli.types import ActorCritics, ActorWithQ, Continuous, ControlSpec, Drawn
 ActorHead = SquashedGaussianHead | DeterministicHead
 
 
-class ActorQ(nn.Module):
+class ActorQ(nn.Module, ActorCritics):
     """Networks without shared parts. The target copies start equal, and only the algorithm moves them.
 
-    A `types.ActorCritics`, whose passes are differentiable any number of times.
+    Its passes are differentiable any number of times.
     """
 
     unit = "action"
@@ -68,13 +68,6 @@ class ActorQ(nn.Module):
         unit, log_probs = self.head.draw(self.actor(observations), noise)
         return self.head.box.scaled(unit), log_probs
 
-    def act_now_and_next(
-        self, observations: Tensor, next_observations: Tensor, noise: Tensor, next_noise: Tensor
-    ) -> tuple[Drawn, Drawn]:
-        with torch.no_grad():
-            following = self.act(next_observations, next_noise)
-        return self.act(observations, noise), following
-
     @torch.no_grad()
     def target_act(self, observations: Tensor, noise: Tensor) -> Tensor:
         assert self.target_actor is not None
@@ -91,9 +84,6 @@ class ActorQ(nn.Module):
             constants = {name: p.detach() for name, p in critic.named_parameters()}
             found.append(functional_call(critic, constants, (x,)).squeeze(-1))
         return torch.stack(found)
-
-    def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        return self.values(observations, actions), self.fixed_values(observations, others)
 
     @torch.no_grad()
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:

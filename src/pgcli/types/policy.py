@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pgcli.types.tree import ABSENT, Observations
@@ -127,6 +128,8 @@ Drawn: TypeAlias = tuple[Tensor, Tensor]
 class ActorCritics(Protocol):
     """What an off-policy loss needs of an actor with K critics; each method says which gradient it has.
 
+    A subclass inherits two of them, which a faster one would do in one pass.
+
     observations (B, *shape), actions and noise (B, A).
     """
 
@@ -140,7 +143,9 @@ class ActorCritics(Protocol):
         self, observations: Tensor, next_observations: Tensor, noise: Tensor, next_noise: Tensor
     ) -> tuple[Drawn, Drawn]:
         """`act` in the states and in those that followed them, the latter without a gradient."""
-        ...
+        with torch.no_grad():
+            following = self.act(next_observations, next_noise)
+        return self.act(observations, noise), following
 
     def target_act(self, observations: Tensor, noise: Tensor) -> Tensor:
         """The target copy of a deterministic actor, (B, A), moved by noise in units of the unit box, and kept in it."""
@@ -156,7 +161,7 @@ class ActorCritics(Protocol):
 
     def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """`values` of the actions and `fixed_values` of others in the same states."""
-        ...
+        return self.values(observations, actions), self.fixed_values(observations, others)
 
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_k(s, a) of the critics' target copies, (K, B): no gradient."""

@@ -29,7 +29,7 @@ from pgcli.experiment.config import compose
 from pgcli.functional.distributions import gauss_hermite
 from pgcli.functional.temporal_difference import soft_value
 from pgcli.registry import find
-from pgcli.types import ABSENT, ActorWithQ, Drawn, Transitions
+from pgcli.types import ABSENT, ActorCritics, ActorWithQ, Drawn, Transitions
 from pgcli.verification.check import Check, along, equal, of_each
 from pgcli.verification.method import Method
 
@@ -103,8 +103,8 @@ class Weights(nn.Module):
         self.tensors = nn.ParameterList([tensor.clone() for tensor in tensors])
 
 
-class LinearQuadratic(nn.Module):
-    """u = -K s + L z and Q_k(s, u) = w_k . features: a `types.ActorCritics`. Deterministic without L."""
+class LinearQuadratic(nn.Module, ActorCritics):
+    """u = -K s + L z and Q_k(s, u) = w_k . features. Deterministic without L."""
 
     actions = 2
 
@@ -126,13 +126,6 @@ class LinearQuadratic(nn.Module):
         normal = -0.5 * noise.square().sum(1) - math.log(2 * math.pi)
         return mean + noise @ lower.T, normal - lower.diagonal().log().sum()
 
-    def act_now_and_next(
-        self, observations: Tensor, next_observations: Tensor, noise: Tensor, next_noise: Tensor
-    ) -> tuple[Drawn, Drawn]:
-        with torch.no_grad():
-            following = self.act(next_observations, next_noise)
-        return self.act(observations, noise), following
-
     @torch.no_grad()
     def target_act(self, observations: Tensor, noise: Tensor) -> Tensor:
         return -observations @ self.target_actor.tensors[0].T + noise
@@ -142,9 +135,6 @@ class LinearQuadratic(nn.Module):
 
     def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         return self.critics.tensors[0].detach() @ features(observations, actions).T
-
-    def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        return self.values(observations, actions), self.fixed_values(observations, others)
 
     @torch.no_grad()
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
