@@ -53,6 +53,8 @@ def test_the_fast_passes_have_the_plain_values_and_gradients(critics, activation
         policy.zero_grad()
         total.backward()
         found = [p.grad.clone() for p in policy.parameters() if p.requires_grad]
+        one = view.fixed_values(x, actions, first=1)
+        assert_close(one, fixed[:1])
         return [actions, values, fixed, view.target_values(x, a)], found
 
     (plain, slow), (quick, fast) = result(policy), result(policy.once_differentiable())

@@ -98,7 +98,7 @@ class DDPG:
 
     def actor_loss(self, policy: ActorCritics, batch: Transitions, noise: Tensor) -> tuple[Tensor, Terms]:
         actions, _ = policy.act(batch.observations, noise)
-        loss = -batch.mean(policy.fixed_values(batch.observations, actions)[0])
+        loss = -batch.mean(policy.fixed_values(batch.observations, actions, first=1)[0])
         return loss, {"loss/actor": loss}
 
     def loss(self, policy: ActorCritics, batch: Transitions, noise: Tensor) -> tuple[Tensor, Terms]:

@@ -78,9 +78,9 @@ class ActorQ(nn.Module, ActorCritics):
         x = self._joined(observations, actions)
         return torch.stack([critic(x).squeeze(-1) for critic in self.critics])
 
-    def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+    def fixed_values(self, observations: Tensor, actions: Tensor, first: int | None = None) -> Tensor:
         x, found = self._joined(observations, actions), []
-        for critic in self.critics:
+        for critic in self.critics[:first]:
             constants = {name: p.detach() for name, p in critic.named_parameters()}
             found.append(functional_call(critic, constants, (x,)).squeeze(-1))
         return torch.stack(found)

@@ -72,8 +72,8 @@ class ActorQStep:
 
         return backed(values, learn)
 
-    def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        return ValuesBeside.apply(self.box.unit(actions), actions[:0], observations, self.critics)[1]
+    def fixed_values(self, observations: Tensor, actions: Tensor, first: int | None = None) -> Tensor:
+        return ValuesBeside.apply(self.box.unit(actions), actions[:0], observations, self.critics[:first])[1]
 
     def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         if not others.requires_grad:  # nothing would lead back to the critics

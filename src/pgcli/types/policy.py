@@ -155,8 +155,8 @@ class ActorCritics(Protocol):
         """Q_k(s, a), (K, B): the critics' gradient."""
         ...
 
-    def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_k(s, a), (K, B): the actions' gradient, the critics are constants."""
+    def fixed_values(self, observations: Tensor, actions: Tensor, first: int | None = None) -> Tensor:
+        """Q_k(s, a), (K, B), of all or the `first` critics: the actions' gradient, the critics are constants."""
         ...
 
     def values_beside(self, observations: Tensor, actions: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

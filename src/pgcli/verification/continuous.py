@@ -133,8 +133,8 @@ class LinearQuadratic(nn.Module, ActorCritics):
     def values(self, observations: Tensor, actions: Tensor) -> Tensor:
         return self.critics.tensors[0] @ features(observations, actions).T
 
-    def fixed_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        return self.critics.tensors[0].detach() @ features(observations, actions).T
+    def fixed_values(self, observations: Tensor, actions: Tensor, first: int | None = None) -> Tensor:
+        return self.critics.tensors[0][:first].detach() @ features(observations, actions).T
 
     @torch.no_grad()
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
