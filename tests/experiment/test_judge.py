@@ -8,7 +8,7 @@ from pgcli.errors import InputError
 from pgcli.experiment import train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, load
-from pgcli.experiment.sources import Sources, Trained
+from pgcli.experiment.sources import Sources, Trained, Weights
 from pgcli.runs import checkpoint
 
 from .conftest import TINY, TRANSFORMER
@@ -27,7 +27,7 @@ def judge(tmp_path_factory):
 
 def trained(run):
     state = checkpoint.load_newest(run.path / "checkpoints", memory=False).state["policy"]
-    return Trained(load(run.path), state)
+    return Trained(load(run.path), Weights(state))
 
 
 def parts(judge, *words):
@@ -151,7 +151,7 @@ def test_a_reference_of_equal_weights_is_no_nat_away_at_any_temperature(algo, te
     first = compose([*words, "policy.temperature=1"])
     weights = build(first).policy.state_dict()
     config = compose([*words, f"policy.temperature={temperature}", "reference=somewhere"])
-    parts = build(config, Sources(init=weights, reference=Trained(first, weights)))
+    parts = build(config, Sources(init=Weights(weights), reference=Trained(first, Weights(weights))))
     found = parts.collector.collect(parts.policy).metrics
     assert found["kl/exact"] == pytest.approx(0, abs=1e-5)
     assert found["kl/k2"] == pytest.approx(0, abs=1e-8)
