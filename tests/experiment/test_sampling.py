@@ -1,6 +1,7 @@
 """`sample`: what a run writes, with numbers that another way of counting gives, too."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from pgcli import evaluate, sample, train
 from pgcli.cli import main
 from pgcli.errors import InputError
+from pgcli.experiment.sampling import _reward
 from pgcli.experiment.session import opened
 
 SMALL = ("policy.width=16", "policy.heads=2", "policy.layers=1", "policy.hidden=16", "eval.episodes=4", "device=cpu")
@@ -84,6 +86,9 @@ def test_the_best_of_n_is_the_one_of_highest_reward(taught):
     best = sample(taught.path, n=16, best_of=8)["samples"]
     assert len(best) == 16
     assert sum(one["reward"] for one in best) > single
+    unscored, poor, good = ({"reward": x} for x in (math.nan, -1.0, 2.0))
+    assert max([unscored, poor, good], key=_reward) is good
+    assert max([unscored, poor], key=_reward) is poor
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_every_built_in_pipeline_can_be_planned():
         ("stages: [{name: algo, words: [x]}]", "mine.yaml: a stage cannot be called `algo`, as a setting is"),
         ("stages: [{name: a, words: [x]}, {name: a, words: [x]}]", "mine.yaml: two stages are called `a`"),
         (stages("algo=sft, env=sort") + "report: {baseline: b}", "`report.baseline`: no stage is called `b`"),
+        (stages("algo=sft, env=sort") + "report: {best_of: [2]}", "`report.best_of` measures the baseline"),
         ("stages: [", "mine.yaml, line"),
         ("- a", "mine.yaml must hold settings (key: value)"),
     ],

@@ -111,8 +111,32 @@ def test_a_file_of_one_s_own_is_named_by_its_path(conf, tmp_path):
     assert done.finished
     assert (done.name, done.title) == ("small", "Sorting in small")
     assert pipeline(file, *words, pipelines_dir=tmp_path / "own", resume=True).path == done.path
+    assert report.make(done)["command"].startswith(f"pgcli pipeline {file} taught")
+    elsewhere = tmp_path / "small.yaml"
+    elsewhere.write_text(file.read_text())
+    with pytest.raises(InputError, match=r"there is no `.*small\.yaml"):
+        pipeline(elsewhere, *words, pipelines_dir=tmp_path / "own", resume=True)
+    file.write_text(file.read_text().replace("algo.num_groups=4", "algo.num_groups=2"))
+    with pytest.raises(InputError, match=r"small\.yaml has changed since .*goes on with pgcli pipeline .*own"):
+        pipeline(file, *words, pipelines_dir=tmp_path / "own", resume=True)
     with pytest.raises(InputError, match=r"none\.yaml cannot be read: No such file or directory"):
         pipeline("none.yaml", pipelines_dir=tmp_path / "own")
+
+
+def test_a_policy_of_another_task_s_tokens_is_not_compared(conf, tmp_path):
+    file = conf / "pipeline" / "small.yaml"
+    told = "words: [algo=sft, env=story, tuned=none, policy=nano, total_steps=600, eval.episodes=4]"
+    text = file.read_text().replace("baseline: taught", "baseline: told")
+    file.write_text(text.replace("stages:\n", f"stages:\n  - name: told\n    {told}\n"))
+    words = ("taught.total_steps=100", "paid.total_steps=100")
+    done = pipeline(file, *words, pipelines_dir=tmp_path / "own")
+    assert done.finished
+    found = report.make(done)
+    assert [row["policy"] for row in found["policies"]] == ["taught", "paid"]
+    assert [row["stage"] for row in found["stages"]] == ["told", "taught", "paid"]
+    file.write_text(file.read_text().replace("best_of: [2, 4]", "best_of: [0]"))
+    with pytest.raises(InputError, match=r"best_of"):
+        pipeline(file, *words, pipelines_dir=tmp_path / "own")
 
 
 def test_a_pipeline_on_a_disk_that_cannot_be_written_is_refused_in_a_line(run, monkeypatch):

@@ -374,16 +374,43 @@ def test_frozen_embeddings_that_are_tied_stay_tied_when_they_move(folders):
 def test_what_is_exported_is_what_was_trained(folder, tmp_path, lora, critic):
     (folder / "tokenizer.json").write_text("{}")
     policy = shaken(make(folder, lora=lora, critic=critic, temperature=0.5))
+    policy.model.generation_config.update(repetition_penalty=1.3, min_p=0.1, top_k=7)
     policy.export(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
     found = make(tmp_path, temperature=0.5)(*INPUTS)
     torch.testing.assert_close(found.log_probs, policy(*INPUTS).log_probs, atol=1e-4, rtol=0)
     assert (tmp_path / "tokenizer.json").exists()
     said = json.loads((tmp_path / "generation_config.json").read_text())
+    assert "repetition_penalty" not in said
+    assert "min_p" not in said
+    assert (said["eos_token_id"], said["pad_token_id"]) == (12, 13)
     assert (said["do_sample"], said["temperature"], said["top_k"], said["top_p"]) == (True, 0.5, 0, 1.0)
 
 
+def test_adapters_of_an_embedding_come_from_the_seed_and_change_nothing_at_first(folders):
+    lora = LoRA(rank=4, alpha=8, targets=("embed_tokens",))
+    first, again, other = (make(folders["llama"], lora=lora, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    policy, plain = make(folders["llama"], lora=lora), make(folders["llama"])
+    torch.testing.assert_close(policy(*INPUTS).log_probs, plain(*INPUTS).log_probs, atol=1e-6, rtol=0)
+
+
 # ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_tied_layers_is_refused(folders, target):
+    with pytest.raises(InputError, match=rf"policy.lora.targets: .*{target} shares its weights in this model"):
+        make(folders["qwen3"], lora=LoRA(rank=1, alpha=1, targets=(target,)))
+    assert make(folders["llama"], lora=LoRA(rank=1, alpha=1, targets=(target,)))
+
+
+def test_a_model_with_a_memory_of_another_kind_is_refused(tmp_path):
+    sizes = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "eos_token_id")}
+    transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"a mamba has a memory of another kind than keys and values"):
+        make(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pgcli.experiment.config import ExperimentConfig
 from pgcli.experiment.evaluation import SUCCESS
 from pgcli.experiment.judging import calibrate, make_judge
 from pgcli.experiment.policy import initialise, make_policy, make_reference, refers
-from pgcli.experiment.sources import NO_SOURCES, Sources
+from pgcli.experiment.sources import NO_SOURCES, Sources, Weights, vocabulary
 from pgcli.experiment.worlds import WORLDS, World
 from pgcli.experiment.worlds.text import held_out_preferences, judge_evaluator
 from pgcli.registry import find
@@ -112,6 +112,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     needs = algorithm_class.needs(config.algo)
     policy = make_policy(config, environment.spec, needs)
     if sources.init is not None:
+        _check_init(config, sources.init, environment)
         initialise(policy, sources.init, f"init={config.init}")
     device: Any = find("device", config.device.name)(config.device, parameters=network_size(policy))
     policy = policy.to(device.torch)
@@ -183,6 +184,19 @@ def _close(collector: Any, close_world: Callable[[Any, Any], None], environment:
 
 
 # ---------------------------------------------------------------- what fits, and what is refused
+
+UNSHAPED = ("heads", "activation")
+"""Settings of a policy without which parameters of the same shapes are another function."""
+
+
+def _check_init(config: ExperimentConfig, given: Weights, environment: Any) -> None:
+    """Raises InputError if the shapes of the parameters would fit, and what they mean would not."""
+    if given.vocabulary not in (None, vocabulary(environment)):
+        raise InputError(f"init={config.init}: its tokens are not those of env={config.choices['env']}")
+    for name in UNSHAPED:
+        there, here = given.settings.get(name), getattr(config.policy, name, None)
+        if None not in (there, here) and there != here:
+            raise InputError(f"init={config.init} has policy.{name}={there}, and here it is {here}")
 
 
 def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:

@@ -12,7 +12,7 @@ from pgcli.collectors.pairs import write
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
 from pgcli.experiment.policy import initialise, make_policy
-from pgcli.experiment.sources import Trained
+from pgcli.experiment.sources import Trained, words
 from pgcli.registry import find
 from pgcli.seeding import episode_seeds, numpy_generator
 from pgcli.types import TextSpec
@@ -30,7 +30,7 @@ def make_judge(config: ExperimentConfig, task: Any, trained: Trained) -> Judge:
             "algo=reward_model, outcome_reward or process_reward trains one"
         )
     own = find("env", trained.config.env.name)(trained.config.env)
-    if _vocabulary(own) != _vocabulary(task):
+    if words(own) != words(task):
         raise InputError(f"{name} reads the vocabulary of env={trained.config.env.name}, not that of {config.env.name}")
     reading = algorithm_class.reads(trained.config.algo)
     if reading == "process" and not hasattr(task, "step_labels"):
@@ -41,10 +41,6 @@ def make_judge(config: ExperimentConfig, task: Any, trained: Trained) -> Judge:
     scorer = make_policy(trained.config, task.spec, needs)
     initialise(scorer, trained.policy, name)
     return Judge(scorer, reading, members=needs.members)
-
-
-def _vocabulary(task: Any) -> list[str]:
-    return [task.decode([token]) for token in range(task.spec.vocabulary)]
 
 
 def calibrate(config: ExperimentConfig, task: Any, judge: Judge, writer: Any, device: torch.device) -> None:

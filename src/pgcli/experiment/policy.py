@@ -58,6 +58,10 @@ def refers(config: ExperimentConfig) -> bool:
     return config.reference is not None or getattr(algorithm, "refers", lambda algo: False)(config.algo)
 
 
+MAY_BEGIN_ANEW = ("critic", "target_", "head")
+"""Beginnings of the names of parameters that the policy one starts from may lack."""
+
+
 def initialise(policy: Any, weights: Weights, source: str) -> None:
     """Load given parameters; the others keep their initialisation. A policy that can start from another kind of weights
     selects in `adopt` which of them it takes. Raises InputError if they do not fit.
@@ -69,10 +73,11 @@ def initialise(policy: Any, weights: Weights, source: str) -> None:
         given = policy.adopt(given)
     else:
         given = {name: value for name, value in given.items() if name in own or not name.startswith("critic")}
-    wrong = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
+    wrong = [f"{name} differs" for name, x in given.items() if name not in own or own[name].shape != x.shape]
+    wrong += [f"it has no {name}" for name in own if name not in given and not name.startswith(MAY_BEGIN_ANEW)]
     if wrong or not given:
         raise InputError(
-            f"{source}: its policy does not fit this one ({wrong[0] if wrong else 'nothing'} differs); "
+            f"{source}: its policy does not fit this one ({wrong[0] if wrong else 'nothing is the same'}); "
             "train with the same policy and env settings"
         )
     policy.load_state_dict(given, strict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def sample(
 
 
 def _reward(sample: Sample) -> float:
-    return sample["reward"]
+    """The last of all if it could not be scored."""
+    return -math.inf if math.isnan(sample["reward"]) else sample["reward"]
 
 
 def _check_writes(parts: Parts, choices: dict[str, str]) -> None:
@@ -90,17 +92,20 @@ def _check_writes(parts: Parts, choices: dict[str, str]) -> None:
 
 
 class Asked:
-    """A task with the user's prompt only. A start or end that all the task's own prompts share is added if missing."""
+    """A task with the user's prompt only. A start or end that all prompts of a built-in task share is added if missing;
+    nothing is where the prompts are the user's own.
+    """
 
     def __init__(self, task: TextTask, prompt: str, *, name: str) -> None:
         self._task, self._name = task, name
         tokens = task.encode(prompt)
-        own = _unpadded(task.prompts(range(16), held_out=True))
-        first, last = {p[0] for p in own}, {p[-1] for p in own}
-        if len(first) == 1 and tokens[:1] != [*first]:
-            tokens = [*first, *tokens]
-        if len(last) == 1 and tokens[-1:] != [*last]:
-            tokens = [*tokens, *last]
+        if not hasattr(task, "complete"):
+            own = _unpadded(task.prompts(range(16), held_out=True))
+            first, last = {p[0] for p in own}, {p[-1] for p in own}
+            if len(first) == 1 and tokens[:1] != [*first]:
+                tokens = [*first, *tokens]
+            if len(last) == 1 and tokens[-1:] != [*last]:
+                tokens = [*tokens, *last]
         limit = task.spec.prompt_length
         if len(tokens) > limit:
             raise InputError(f"the prompt has {len(tokens)} tokens, and {name} has room for {limit}")

@@ -19,7 +19,7 @@ from pgcli.experiment.build import Parts, build, untaught, warnings
 from pgcli.experiment.config import ExperimentConfig, compose, dump, load
 from pgcli.experiment.loop import Progress, restore, run_loop, save
 from pgcli.experiment.signals import StopRequest, stop_requests
-from pgcli.experiment.sources import located, moved_along, sources
+from pgcli.experiment.sources import located, moved_along, sources, vocabulary
 from pgcli.registry import find
 from pgcli.runs import checkpoint, provenance
 from pgcli.runs.checkpoint import Loaded
@@ -308,6 +308,7 @@ def _create(
         "unit": parts.unit,
         "exact_resume": _promise(parts),
         "foundation": getattr(parts.policy, "foundation", None),
+        "vocabulary": vocabulary(parts.environment),
         "parent": parent.id if parent else None,
     }
     writer = RunWriter.create(

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pgcli.experiment.config import ExperimentConfig, load
 from pgcli.experiment.overrides import SOURCES
 from pgcli.runs import checkpoint
 from pgcli.runs.reader import find_run
-from pgcli.types import State
+from pgcli.types import State, TextSpec
 
 
 class Weights(NamedTuple):
-    """Another run's policy."""
+    """Another run's policy, and what its parameters' shapes do not say."""
 
     state: State
     foundation: str | None = None
     """A hash of the weights that its adapters belong to, if it has adapters."""
+    vocabulary: str | None = None
+    """`vocabulary` of its task."""
+    settings: Mapping[str, Any] = {}
+    """Of the policy."""
 
 
 class Trained(NamedTuple):
@@ -40,6 +46,22 @@ class Sources:
 
 
 NO_SOURCES = Sources()
+
+
+FEW_TOKENS = 4096
+"""Largest vocabulary that is compared word by word. Those of pretrained models come with the model."""
+
+
+def vocabulary(task: Any) -> str | None:
+    """A hash of what each token of a text task says; None if it is no text task, or has too many tokens."""
+    if not isinstance(task.spec, TextSpec) or task.spec.vocabulary > FEW_TOKENS:
+        return None
+    return hashlib.sha256(repr(words(task)).encode()).hexdigest()
+
+
+def words(task: Any) -> list[str]:
+    """What each token of a text task says."""
+    return [task.decode([token]) for token in range(task.spec.vocabulary)]
 
 
 def located(settings: ExperimentConfig) -> ExperimentConfig:
@@ -74,7 +96,8 @@ def sources(settings: ExperimentConfig, *, begun: bool = False, trust: bool = Fa
     def policy(name: str) -> Weights:
         run = find_run(name)
         state = checkpoint.load_last(run.path / "checkpoints", memory=False).state["policy"]
-        return Weights(state, run.info.get("foundation"))
+        info, settings = run.info, run.config.get("policy", {})
+        return Weights(state, info.get("foundation"), info.get("vocabulary"), settings)
 
     def trained(name: str | None) -> Trained | None:
         return Trained(load(find_run(name).path, trust=trust), policy(name)) if name is not None else None

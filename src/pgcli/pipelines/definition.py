@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig, compose
@@ -35,7 +35,7 @@ class Report(Settings):
 
     prompts: int = Field(default=256, ge=2, description="number of held-out prompts")
     baseline: str | None = Field(default=None, description="stage that the others are compared with; null: none")
-    best_of: tuple[int, ...] = Field(
+    best_of: tuple[PositiveInt, ...] = Field(
         default=(), description="values of n for which the best of n samples of the baseline is measured"
     )
     texts: int = Field(default=3, ge=0, description="number of prompts whose completions are shown side by side")
@@ -76,6 +76,8 @@ def _check(definition: Definition) -> None:
     baseline = definition.report.baseline
     if baseline is not None and baseline not in known:
         raise InputError(f"`report.baseline`: no stage is called `{baseline}`" + _hint(baseline, known))
+    if definition.report.best_of and baseline is None:
+        raise InputError("`report.best_of` measures the baseline's completions: name a stage as `report.baseline`")
 
 
 # ---------------------------------------------------------------- the words of each stage

@@ -43,6 +43,8 @@ class Pipeline:
     """Words of each stage, in order."""
     report: Report
     config_dirs: list[str] = field(default_factory=list)
+    file: str | None = None
+    """The user's own file that defines it, if it is not one of conf/."""
     trust: bool = False
     signal: int | None = None
     """The signal that stopped it early, if any."""
@@ -94,7 +96,9 @@ def pipeline(
             raise InputError(f"{name} remembers its stages: it takes no overrides and no --config-dir")
         found = load(Path(name))
     elif resume:
-        found = newest(Path(pipelines_dir), Path(name).name.removesuffix(".yaml"), list(overrides))
+        found = newest(Path(pipelines_dir), str(name), list(overrides))
+        if found.file is not None:
+            _check_unchanged(found, folders, trust)
     else:
         found = _create(Path(pipelines_dir), str(name), list(overrides), folders, trust)
     found.trust = trust  # only if given now: a file cannot grant it
@@ -136,11 +140,12 @@ def _create(folder: Path, name: str, overrides: list[str], config_dirs: list[str
 
     spec, title = definition.load(name, config_dirs)
     words = definition.plan(spec, overrides, config_dirs=config_dirs, trust=trust)
+    file = _own_file(name)
     name, now = Path(name).name.removesuffix(".yaml"), datetime.now(UTC)
     path = folder / f"{now:%Y%m%d-%H%M%S}_{name}_{secrets.token_hex(2)}"
-    found = Pipeline(path, name, title, overrides, words, spec.report, config_dirs)
+    found = Pipeline(path, name, title, overrides, words, spec.report, config_dirs, file)
     content = {
-        "schema": SCHEMA, "name": name, "title": title, "created": now.isoformat(timespec="seconds"),
+        "schema": SCHEMA, "name": name, "file": file, "title": title, "created": now.isoformat(timespec="seconds"),
         "argv": sys.argv, "version": pgcli.__version__, "overrides": overrides, "config_dirs": config_dirs,
         "stages": [{"name": stage, "words": own} for stage, own in words.items()],
         "report": spec.report.model_dump(mode="json"),
@@ -163,7 +168,8 @@ def load(path: Path) -> Pipeline:
         stages = [definition.Stage(**stage) for stage in plan["stages"]]  # refuses names that lead elsewhere
         words = {stage.name: [*stage.words] for stage in stages}
         report = Report(**plan["report"])
-        return Pipeline(path, plan["name"], plan["title"], plan["overrides"], words, report, plan["config_dirs"])
+        own = plan["name"], plan["title"], plan["overrides"], words, report, plan["config_dirs"], plan.get("file")
+        return Pipeline(path, *own)
     except OSError as error:
         raise InputError(f"{path} is not a pipeline directory: it has no {PLAN}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -171,13 +177,29 @@ def load(path: Path) -> Pipeline:
 
 
 def newest(folder: Path, name: str, overrides: list[str]) -> Pipeline:
-    """The last one of this name with these overrides."""
-    found = [load(file.parent) for file in sorted(folder.glob(f"*/{PLAN}"))]
-    same = [one for one in found if (one.name, one.overrides) == (name, overrides)]
+    """The last one of this name, or of this file, with these overrides."""
+    found, own = [load(file.parent) for file in sorted(folder.glob(f"*/{PLAN}"))], _own_file(name)
+    same = [one for one in found if (one.file or one.name, one.overrides) == (own or name, overrides)]
     if not same:
         words = " ".join([name, *overrides])
         raise InputError(f"there is no `{words}` in {folder} to go on with: begin one with pgcli pipeline {words}")
     return same[-1]
+
+
+def _own_file(name: str) -> str | None:
+    return str(Path(name).expanduser().absolute()) if name.endswith(".yaml") else None
+
+
+def _check_unchanged(found: Pipeline, config_dirs: list[str], trust: bool) -> None:
+    """Refuses to go on with a pipeline whose file defines another one by now."""
+    assert found.file is not None
+    spec, _ = definition.load(found.file, config_dirs)
+    words = definition.plan(spec, found.overrides, config_dirs=config_dirs, trust=trust)
+    if (words, spec.report) != (found.words, found.report):
+        raise InputError(
+            f"{found.file} has changed since {found.path} was begun; as it was then, it goes on with "
+            f"pgcli pipeline {found.path}"
+        )
 
 
 @contextmanager

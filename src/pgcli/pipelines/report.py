@@ -57,7 +57,7 @@ def make(found: Pipeline) -> dict[str, Any]:
 
 
 def command(found: Pipeline) -> str:
-    return shlex.join(["pgcli", "pipeline", found.name, *found.overrides])
+    return shlex.join(["pgcli", "pipeline", found.file or found.name, *found.overrides])
 
 
 def _stage(name: str, run: Run) -> dict[str, Any]:
@@ -76,13 +76,17 @@ def _stage(name: str, run: Run) -> dict[str, Any]:
 def _compare(found: Pipeline, runs: dict[str, Run]) -> dict[str, Any]:
     """A row for each stage that writes texts, scored by the last stage's reward; and the baseline's best of n."""
     from pgcli.experiment.session import opened
+    from pgcli.experiment.sources import vocabulary
 
     with ExitStack() as stack:
         parts = {name: stack.enter_context(opened(run, trust=found.trust))[0] for name, run in runs.items()}
         writers = {name: own for name, own in parts.items() if _writes(own)}
         if not writers:
             return {}
-        return _measure(found, writers)
+        # Those of the last one's task: another's policy does not know its prompts.
+        tokens = {name: (own.environment.spec.vocabulary, vocabulary(own.environment)) for name, own in writers.items()}
+        last = next(reversed(writers))
+        return _measure(found, {name: own for name, own in writers.items() if tokens[name] == tokens[last]})
 
 
 def _writes(parts: Parts) -> bool:

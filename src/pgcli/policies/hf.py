@@ -91,7 +91,10 @@ class HF:
             case Scores(members):
                 return Judge(model, spec, config, members=members, generator=generator)
             case Stochastic(critic):
-                return Writer(model, spec, config, critic=critic)
+                writer = Writer(model, spec, config, critic=critic)
+                if getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder or _twofold(config):
+                    check_decoding(writer)
+                return writer
         raise AssertionError(needs)
 
 
@@ -157,7 +160,11 @@ class Network(nn.Module):
             for name, layer in _adapted(self.model):
                 weight = layers[name].weight
                 weight.data += layer.get_delta_weight("default").to(weight)
-        model.generation_config.update(do_sample=True, temperature=self.config.temperature, top_k=0, top_p=1.0)
+        given = model.generation_config  # of its own habits, such as a repetition penalty, none is the policy's
+        model.generation_config = type(given)(
+            do_sample=True, temperature=self.config.temperature, top_k=0, top_p=1.0, bos_token_id=given.bos_token_id,
+            eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id,
+        )  # fmt: skip
         with _quiet():
             model.save_pretrained(folder)
         for pattern in TOKENIZER_FILES:
@@ -341,6 +348,35 @@ def check_fit(model: Any, spec: TextSpec, config: HF.Config) -> None:
         )
 
 
+def _twofold(config: HF.Config) -> bool:
+    """Whether the folder's model is the decoder of an encoder and a decoder."""
+    return bool(_need("transformers").AutoConfig.from_pretrained(config.path, local_files_only=True).is_encoder_decoder)
+
+
+@torch.no_grad()
+def check_decoding(policy: Writer) -> None:
+    """Raises InputError if the model does not write token by token what it reads in one pass, once its rows were moved:
+    states of its own kind, which are no keys and values, may lack that, or be lost on the way.
+    """
+    prompt = torch.arange(6).view(2, 3) % policy.vocabulary
+    token = prompt[:, 0]
+    turned = torch.tensor([1, 0])
+    try:
+        _, cache = policy.prefill({"prompt": prompt})
+        cache.keep(turned)
+        found = policy.step(token, cache).log_softmax(-1)
+        whole = policy({"prompt": prompt[turned]}, torch.stack([token, token], 1))
+        expected = whole.distribution.logits[:, 1].log_softmax(-1)
+        same = bool(((found - expected).abs().amax() < 0.5).item())
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError, NotImplementedError):
+        same = False
+    if not same:
+        raise InputError(
+            f"policy.path={policy.config.path}: a {policy.model.config.model_type} has a memory of another kind than "
+            "keys and values, with which pgcli cannot write"
+        )
+
+
 PADDING = 128
 """Rows that an embedding may have beyond the vocabulary (5 % in a large one), because sizes are rounded up."""
 
@@ -394,16 +430,26 @@ def _adapt(model: nn.Module, lora: LoRA, generator: torch.Generator) -> None:
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none"
     )
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    tied = read.weight is written.weight
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):  # peft's own initialisation, which is replaced
             peft.inject_adapter_in_model(settings, model)
     except ValueError as error:
         raise InputError(f"policy.lora.targets: {' '.join(str(error).split())[:300]}") from error
-    for _, layer in _adapted(model):
+    for name, layer in _adapted(model):
+        if tied and layer.get_base_layer() in (read, written):
+            raise InputError(
+                f"policy.lora.targets: {name} shares its weights in this model, as embedding and output layer: with an "
+                "adapter on one of them no export could be the same model"
+            )
         for a, b in zip(layer.lora_A.parameters(), layer.lora_B.parameters(), strict=True):
             bound = 1 / math.sqrt(a.shape[1])  # that of a linear layer in torch
             a.data = torch.empty(a.shape).uniform_(-bound, bound, generator=generator)
             b.data = torch.zeros(b.shape)
+        for a, b in zip(layer.lora_embedding_A.values(), layer.lora_embedding_B.values(), strict=True):
+            a.data = torch.zeros(a.shape)  # peft's choice for an embedding
+            b.data = torch.empty(b.shape).normal_(generator=generator)
     # Frozen weights become buffers: no optimiser sees them, and no checkpoint holds them.
     frozen = {id(p): p.data for p in model.parameters() if not p.requires_grad}
     for module in model.modules():

@@ -7,12 +7,15 @@ import torch
 
 from pgcli.cli import main
 from pgcli.cli._ending import _outcome
+from pgcli.environments.text._reward_function import TAKEN
 from pgcli.environments.text._rows import read
 from pgcli.environments.text.jsonl import Jsonl
+from pgcli.environments.text.tokenizers import Characters
 from pgcli.errors import InputError, RunError
-from pgcli.experiment import check, evaluate, resume, train
+from pgcli.experiment import check, evaluate, evaluation, resume, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, dump, load
+from pgcli.experiment.sampling import Asked
 from pgcli.runs import Run
 
 TINY = ("policy.width=8", "policy.heads=2", "policy.layers=1", "policy.hidden=8", "device=cpu")
@@ -100,6 +103,7 @@ def test_a_prompt_is_held_out_even_where_there_are_two_and_one_alone_is_refused(
             [{"prompt": "a", "completion": "c", "label": "true"}],
             "line 1: the `label` of a completion must be true or fal",
         ),
+        ([{"prompt": "a", "completion": "c", "answer": "d"}], "line 1: `completion` and `answer` are the same thing"),
         ([], "has no rows"),
         ([{"prompt": "a"}, {"prompt": "\ud800"}], "line 2: `prompt` has half a character"),
         ([{"prompt": "a"}, '{"prompt": "b", "n": %s}' % ("1" * 5000)], "line 2: cannot be read"),
@@ -253,6 +257,41 @@ def test_a_function_of_the_user_scores_each_completion(tmp_path, rewards):
     assert found["reward"].tolist() == [3.5, 0.5, -1.0]
 
 
+def test_no_component_can_be_taken_for_what_an_evaluation_measures():
+    measured = {name.removeprefix("eval/") for name in evaluation.METRICS if name != "eval/pass@k"}
+    assert measured | {evaluation.SUCCESS} == TAKEN
+
+
+def test_a_function_may_change_the_row_that_it_gets(tmp_path, rewards):
+    name = rewards("def score(prompt, completion, row):\n    row['prompt'] = 'X'\n    return float(prompt == 'a')")
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}], reward=name, held_out=0.0)
+    asked = task.prompts([0, 0], held_out=False)
+    for _ in range(2):
+        assert task.rewards(asked, *written(task, "x.", "y."))["reward"].tolist() == [1, 1]
+
+
+def test_a_row_without_a_completion_is_matched_by_nothing(tmp_path):
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b", "answer": "c"}], held_out=0.0)
+    asked = {"row": torch.tensor([0, 1])}
+    padding = torch.full((2, 5), task.tokens.pad)
+    assert task.rewards(asked, padding, torch.ones_like(padding, dtype=torch.bool))["exact_match"].tolist() == [0, 0]
+
+
+def test_a_text_that_has_the_end_token_is_refused_because_nothing_after_it_would_be_learned(tmp_path, monkeypatch):
+    encode = Characters.encode
+    monkeypatch.setattr(Characters, "encode", lambda own, text: [
+        token for part in text.split("|") for token in (*encode(own, part), own.end)][:-1])  # fmt: skip
+    jsonl(tmp_path / "p.jsonl", [{"prompt": "a|b", "answer": "c"}], held_out=0.0, tokenizer="character")
+    for row in ({"prompt": "a", "answer": "b|c"}, {"prompt": "a", "chosen": "b|", "rejected": "c"}, {"text": "a|b"}):
+        with pytest.raises(InputError, match=r"line 1: `\w+` has the end token, <end>, which is added"):
+            jsonl(tmp_path / "p.jsonl", [row], held_out=0.0, tokenizer="character")
+
+
+def test_a_first_row_may_have_a_text_and_no_prompt(tmp_path):
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": None, "text": "ab"}, *SUMS])
+    assert set(texts(task, task.prompts(range(20), held_out=False))) <= {row["prompt"] for row in SUMS}
+
+
 def test_a_reward_file_may_import_what_is_beside_it_and_have_dataclasses(tmp_path, rewards):
     (tmp_path / "beside_it.py").write_text("WORTH = 7.0")
     name = rewards(
@@ -268,6 +307,8 @@ def test_a_reward_file_may_import_what_is_beside_it_and_have_dataclasses(tmp_pat
 def test_a_typed_prompt_is_scored_as_the_file_s_where_it_is_one(tmp_path, rewards):
     name = rewards("def score(p, c, row):\n    return row['bonus']")
     task = jsonl(tmp_path / "p.jsonl", [{"prompt": "ab", "bonus": 2}], reward=name, held_out=0.0)
+    for text in ("ab", "ba", "b"):  # nothing is added that other prompts happen to have
+        assert texts(task, Asked(task, text, name="mine").prompts([0], held_out=True)) == [text]
     for text, expected in (("ab", [2.0]), ("ba", [float("nan")])):
         typed = {"prompt": torch.tensor([task.encode(text)]), "lengths": torch.tensor([3])}
         found = task.rewards(task.complete(typed, [0]), *written(task, "x."))
@@ -306,6 +347,8 @@ def test_a_batch_function_is_called_once(tmp_path):
         ("return 1 / 0", r"failed at prompt 'ab', completion 'x': ZeroDivisionError: division by zero"),
         ("return 'good'", "returned 'good', not a number or a dict of numbers, at prompt 'ab'"),
         ("return float('inf')", "returned inf at prompt 'ab'"),
+        ("return 1e300", r"returned 1e\+300 at prompt 'ab'"),
+        ("return {'reward': 1, 'length_mean': 2}", "calls a component length_mean, which is measured here already"),
         ("return 10**400", "not a number or a dict of numbers, at prompt 'ab'"),
         ("raise SystemExit(0)", r"failed at prompt 'ab', completion 'x': SystemExit: 0"),
     ],

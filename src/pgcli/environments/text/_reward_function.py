@@ -11,6 +11,15 @@ from typing import Any
 
 from pgcli.errors import USER_ERRORS, InputError, RunError, one_line
 
+TAKEN = frozenset((
+    "return_mean", "return_std", "greedy_return_mean", "greedy_return_std", "length_mean", "finished",
+    "length_finished", "length_cut", "kl", "kl_k1", "win_rate", "preference_accuracy", "preference_margin",
+    "exact_match",
+))  # fmt: skip
+"""Names of what an evaluation measures, which a component would overwrite."""
+LARGEST = 1e15
+"""Largest reward. Squares of larger ones, and sums, leave float32."""
+
 
 class RewardFunction:
     """The function that `file.py:function` names. Its file is run: callers have checked that it is trusted."""
@@ -30,6 +39,7 @@ class RewardFunction:
         Raises RunError, with the prompt, if the function fails or returns something else.
         """
         prompts = [row.get("prompt", "") for row in rows]
+        rows = [dict(row) for row in rows]  # theirs to change
         if self.for_all:
             found = self._called("all rows", prompts, completions, rows)
             if not isinstance(found, Sequence) or len(found) != len(rows):
@@ -63,8 +73,14 @@ class RewardFunction:
                 f"env.reward={self.name} returned {score!r:.80}, not a number or a dict of numbers, "
                 f"at prompt {prompt!r:.80}"
             ) from error
+        taken = TAKEN & numbers.keys()
+        if taken:
+            raise RunError(
+                f"env.reward={self.name} calls a component {', '.join(sorted(taken))}, which is measured here already: "
+                "another name for it"
+            )
         numbers.setdefault("reward", sum(numbers.values()) if numbers else math.nan)
-        if any(map(math.isinf, numbers.values())):
+        if any(abs(number) > LARGEST for number in numbers.values()):
             raise RunError(f"env.reward={self.name} returned {score!r:.80} at prompt {prompt!r:.80}")
         return numbers
 

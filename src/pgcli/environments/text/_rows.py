@@ -46,6 +46,8 @@ def read(path: Path) -> list[tuple[str, dict[str, Any]]]:
         torn = next((key for key in TEXTS if SURROGATE.search(row.get(key) or "")), None)
         if torn:
             raise InputError(f"{where}: `{torn}` has half a character (a lone surrogate), which no tokenizer reads")
+        if row.get("completion") is not None and row.get("answer") is not None:
+            raise InputError(f"{where}: `completion` and `answer` are the same thing: a row has one of them")
         if completed(row) and not isinstance(row.get("label"), bool | None):
             raise InputError(f"{where}: the `label` of a completion must be true or false")
         if row.get("prompt") is None and row.get("text") is None:
@@ -77,6 +79,10 @@ class Ragged:
     @property
     def longest(self) -> int:
         return int(self.lengths.max(initial=0))
+
+    def row(self, number: int) -> list[int]:
+        start = self.starts[number]
+        return self.flat[start : start + self.lengths[number]].tolist()
 
     def padded(self, numbers: np.ndarray, length: int, pad: int, *, left: bool = False) -> Tensor:
         """(N, length) int64: the rows with indices `numbers`, padded."""

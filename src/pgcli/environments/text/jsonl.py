@@ -10,9 +10,10 @@ A row may have more than one of these, and keys of its own. The reward is a func
 
     def score(prompt: str, completion: str, row: dict) -> float | dict[str, float]
 
-called once for each completion; or, if its name begins with `batch_` or ends with `_batch`, once for all of them, with
-three lists, and it returns a list. A dict is reported component by component; training maximises its `reward`, or else
-the sum of its values. None or NaN: the completion could not be scored, and is left out.
+called once for each completion; or, if its name begins with `batch_` or ends with `_batch`, once for all of them (in
+each process of a torchrun for its own), with three lists, and it returns a list. A dict is reported component by
+component; training maximises its `reward`, or else the sum of its values. None or NaN: the completion could not be
+scored, and is left out.
 
 A prompt is held out by a hash of its text, so that adding rows to a file moves no prompt to the other side.
 """
@@ -127,6 +128,8 @@ class Jsonl:
             if row.get(key) is None:
                 continue
             tokens = self.tokens.encode(row[key])
+            if key != "prompt" and self.tokens.end in tokens:
+                raise InputError(f"{where}: `{key}` has the end token, {self._said(self.tokens.end)}, which is added")
             if key == "prompt":
                 tokens = self._begun(tokens)
                 self._check(where, key, tokens, self.config.prompt_length, "env.prompt_length")
@@ -140,7 +143,11 @@ class Jsonl:
         return found
 
     def _begun(self, tokens: list[int]) -> list[int]:
+        """A prompt's tokens, or a text's, with the start that the tokenizer asks for."""
         return tokens if self.tokens.bos is None else [self.tokens.bos, *tokens]
+
+    def _said(self, token: int) -> str:
+        return self.tokens.decode([token], specials=True)
 
     def _check(self, where: str, key: str, tokens: list[int], limit: int, setting: str) -> None:
         if len(tokens) > limit:
@@ -165,7 +172,7 @@ class Jsonl:
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the rows with a prompt to train on, and of those held out."""
         asked = np.flatnonzero(self.prompt_tokens.lengths)
-        if self.config.held_out == 0 or "prompt" not in self.rows[asked[0]]:
+        if self.config.held_out == 0 or self.rows[asked[0]].get("prompt") is None:
             return asked, asked
         share = np.array([_fraction(self.rows[i]["prompt"]) for i in asked])
         # In a file of few prompts none may fall below the threshold: then the nearest one is held out.
@@ -202,8 +209,9 @@ class Jsonl:
         del seeds
         rows = []
         for prompt, length in zip(prompts["prompt"].tolist(), prompts["lengths"].tolist(), strict=True):
-            text = self.tokens.decode(prompt[len(prompt) - length :])
-            rows.append(next((number for number, row in enumerate(self.rows) if row.get("prompt") == text), -1))
+            asked = prompt[len(prompt) - length :]
+            known = np.flatnonzero(self.prompt_tokens.lengths == length).tolist()
+            rows.append(next((number for number in known if self.prompt_tokens.row(number) == asked), -1))
         return prompts | {"row": torch.tensor(rows)}
 
     def rewards(self, observations: Observations, completions: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -214,6 +222,7 @@ class Jsonl:
         length = completions.shape[1]
         right = self.answers.padded(np.array(numbers), length, self.tokens.pad).to(completions.device)
         match = (torch.where(mask, completions, self.tokens.pad) == right).all(1).float()
+        match *= torch.from_numpy(self.answers.lengths[numbers] > 0).to(match.device)  # padding is a token, too
         if self.score is None:
             return {"reward": match, "exact_match": match}
         lengths = mask.sum(1).tolist()
