@@ -280,6 +280,46 @@ def test_unequal_budgets_are_compared_at_the_common_one_and_named(write_run):
     assert "within 200" in warning
 
 
+def test_runs_that_end_far_behind_their_budget_with_a_large_batch_are_named(write_run):
+    within = [write_run("a2c", seed, [0.0, 10.0 + seed]) for seed in range(3)]
+    beyond = [
+        write_run("ppo", seed, [0.0, 20.0 + seed], every=150 + seed, config={"total_steps": 200}) for seed in range(3)
+    ]
+    (warning,) = notes(compare(within + beyond), "ended with the batch")
+    assert all(path.name in warning for path in beyond)
+    assert not any(path.name in warning for path in within)
+    assert warning.endswith("that passed 200 steps: what is compared of them was reached at 300 to 304")
+    slightly = [
+        write_run("ppo", seed, [0.0, 1.0], every=102, config={"total_steps": 200}, folder="b") for seed in range(3)
+    ]
+    assert not notes(compare(within + slightly), "ended with the batch")
+
+
+def test_a_run_with_a_torn_row_is_left_out_and_named(write_run):
+    paths = [write_run("a2c", seed, [0.0, 10.0 + seed]) for seed in range(3)]
+    rows = (paths[0] / "metrics.jsonl").read_text().splitlines()
+    (paths[0] / "metrics.jsonl").write_text("".join(f"{row}\n" for row in [*rows[:-1], "{garbage"]))
+    found = compare(paths)
+    (warning,) = notes(found, "left out")
+    assert "metrics.jsonl is damaged: `{garbage` is not a row of JSON" in warning
+    assert len(found.groups[0].results[0].curves) == 2
+
+
+def test_the_command_is_of_what_became_of_a_run_and_finds_its_configs(write_run):
+    paths = [
+        write_run("ppo", seed, [0.0, 400 + seed], config={"total_steps": 200}, typed=["total_steps=150"])
+        for seed in range(3)
+    ]  # fmt: skip
+    for path in paths:
+        info = json.loads((path / "run.json").read_text())
+        argv = ["pgcli", "train", "algo=ppo", "--config-dir", "my conf", "--trust"]
+        (path / "run.json").write_text(json.dumps(info | {"argv": argv}))
+    others = [write_run("a2c", seed, [0.0, 400 + seed], typed=["total_steps=2_00"]) for seed in range(3)]
+    commands = compare(paths + others).commands
+    end = "'seed=range(3,4)' --config-dir 'my conf' --trust"
+    assert f"pgcli sweep algo=ppo env=cartpole total_steps=200 {end}" in commands
+
+
 def test_runs_that_all_ended_alike_may_not_go_on_so(write_runs):
     # Ten in a row without one that differs: at most 0.26 do, as 0.74^10 = 0.049. Three: 0.63, as 0.37^3 = 0.051.
     found = compare(write_runs("ppo", [500] * 10) + write_runs("a2c", [500] * 9 + [200]))

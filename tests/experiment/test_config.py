@@ -152,6 +152,25 @@ def test_a_composed_config_is_typed_frozen_and_knows_its_choices():
         config.algo.gamma = 0.5
 
 
+@pytest.mark.parametrize("value", ["${oc.env:HOME}", "x-${oc.decode:${oc.env:HOME}}"])
+def test_a_config_that_would_be_computed_is_refused(tmp_path, value):
+    with pytest.raises(InputError, match=r"`seed`: a config is data, and `oc.\w+:` would be computed"):
+        compose(["algo=ppo", "env=cartpole", f"seed={value}"])
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "mine.yaml").write_text(f"defaults: [cartpole]\nsolved_at: '{value}'\n")
+    with pytest.raises(InputError, match=r"`env.solved_at`: a config is data"):
+        compose(["algo=ppo", "env=mine"], config_dirs=[tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [("[2,-20]", r"the lower bound comes first, and is below the other"), ("[1]", r"must be .*, not \[1")],
+)
+def test_bounds_that_are_no_bounds_are_refused(bounds, message):
+    with pytest.raises(InputError, match=rf"`policy.log_std_bounds` .*{message}"):
+        compose(["algo=sac", "env=pendulum", f"policy.log_std_bounds={bounds}"])
+
+
 def test_interpolations_see_the_command_line():
     assert compose([*TOY, "checkpoint.keep=5"]).env.size == 5  # the file says ${checkpoint.keep}
 

@@ -96,7 +96,9 @@ def test_a_run_can_be_made_under_a_given_name_but_not_over_another(new_run, tmp_
     (tmp_path / "notes.md").write_text("mine")
     with pytest.raises(InputError, match=r"notes.md is a file: name a folder"):
         new_run(path=tmp_path / "notes.md")
-    with pytest.raises(InputError, match=r"cannot write to .*notes.md: .*; choose another folder with --run-dir$"):
+    with pytest.raises(
+        InputError, match=r"cannot write to .*notes.md/ppo-0: .*; choose another folder with --run-dir$"
+    ):
         new_run(path=tmp_path / "notes.md" / "ppo-0")
     with pytest.raises(InputError, match=r"sweep exists already: name another$"):
         new_run(path=tmp_path / "sweep")

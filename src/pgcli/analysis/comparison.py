@@ -140,14 +140,34 @@ def common_budget(curves: list[Curve], warnings: list[str]) -> list[Curve]:
             shortest = [curve.name for curve in own if curve.budget == least]
             warnings.append(
                 f"unequal budgets on {slug}: {listed(some(shortest))} had {least:,} steps, "
-                f"{listed(some([curve.name for curve in longer]))} more; all are compared within {least:,}"
+                f"{listed(some([curve.name for curve in longer]))} had more; all are compared within {least:,}"
             )
+        within = []
         for curve in (curve.cut(least) for curve in own):
             if len(curve.steps):
-                kept.append(curve)
+                within.append(curve)
             else:
                 warnings.append(f"left out: {curve.name} has no evaluation within {least:,} steps")
+        warnings += beyond(within, least)
+        kept += within
     return kept
+
+
+SLIGHTLY = 1.02
+"""Share of the budget up to which a run may end beyond it, with its last batch, without a word."""
+
+
+def beyond(curves: list[Curve], budget: int) -> list[str]:
+    """A warning if runs end far behind their budget, because a batch of theirs is large beside it."""
+    late = [curve for curve in curves if curve.steps[-1] > SLIGHTLY * budget]
+    if not late:
+        return []
+    ends = [int(curve.steps[-1]) for curve in late]
+    reached = f"{min(ends):,}" + (f" to {max(ends):,}" if len(late) > 1 else "")
+    return [
+        f"{listed(some([curve.name for curve in late]))} ended with the batch that passed {budget:,} steps: what is "
+        f"compared of them was reached at {reached}"
+    ]
 
 
 def evaluated(curves: list[Curve]) -> tuple[int, int]:

@@ -123,7 +123,11 @@ def load(paths: Iterable[Path | str], key: str) -> tuple[list[Curve], list[str]]
             reason = f" ({run.info['reason']})" if run.info.get("reason") else ""
             warnings.append(f"left out: {run.path.name} is {run.status}{reason}")
             continue
-        curve = read_curve(run, key)
+        try:
+            curve = read_curve(run, key)
+        except InputError as error:
+            warnings.append(f"left out: {error}")
+            continue
         if curve is None:
             warnings.append(f"left out: {run.path.name} has no evaluation ({key} was never logged)")
         elif not np.isfinite(curve.values).all():

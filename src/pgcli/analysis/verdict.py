@@ -10,6 +10,7 @@ from pgcli.analysis import statistics
 from pgcli.analysis.curves import Curve
 from pgcli.analysis.results import Contrast, Group, Reach
 from pgcli.analysis.statistics import Estimate
+from pgcli.runs.reader import still_true, typed_options
 
 
 def conclude(
@@ -151,8 +152,8 @@ def sweep_commands(groups: list[Group], more: int) -> list[str]:
     seed = f"seed=range({first},{first + more})"
     together = crossed(chain(*curves))
     if together is not None:
-        return [shlex.join(["pgcli", "sweep", *together, seed])]
-    return [shlex.join(["pgcli", "sweep", *(crossed(own) or ["..."]), seed]) for own in curves]
+        return [shlex.join(["pgcli", "sweep", *together, seed, *shared_options(chain(*curves))])]
+    return [shlex.join(["pgcli", "sweep", *(crossed(own) or ["..."]), seed, *shared_options(own)]) for own in curves]
 
 
 FEW_PATHS = 3
@@ -184,8 +185,19 @@ def typed_overrides(curve: Curve) -> dict[str, str]:
     file = curve.run.path / "overrides.txt"
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     typed = {"algo": curve.run.choices["algo"], "env": curve.run.choices["env"]}
-    typed |= {key: value for key, _, value in (line.partition("=") for line in lines)}
+    words = (still_true(curve.run, line) for line in lines)
+    typed |= {key: value for key, _, value in (word.partition("=") for word in words)}
     return {key: value for key, value in typed.items() if key not in ("seed", "runs_dir")}
+
+
+def shared_options(curves: Iterable[Curve]) -> list[str]:
+    """The options with which the runs were started that say where configs are, and that code may be imported."""
+    found: dict[str, list[str]] = {}
+    for curve in curves:
+        for option, values in typed_options(curve.run).items():
+            found[option] = list(dict.fromkeys([*found.get(option, []), *values]))
+    folders = [word for folder in found.get("--config-dir", []) for word in ("--config-dir", folder)]
+    return folders + ["--trust"] * ("--trust" in found)
 
 
 # ---------------------------------------------------------------- numbers as words

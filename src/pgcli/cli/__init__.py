@@ -124,7 +124,8 @@ def _report(error: Exception, words: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
     first = str(error).partition("\n")[0]
-    return _say(f"error: {type(error).__name__}: {first}   (--debug shows where)", 1)
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+    return _say(f"error: {type(error).__name__}: {first}   (--debug shows where){notes}", 1)
 
 
 def _suggestion(text: str) -> str:

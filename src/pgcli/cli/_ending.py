@@ -84,18 +84,9 @@ def _typed(run: "Run") -> list[str]:
     except (OSError, UnicodeDecodeError):
         return []
     own = (*OWN, "env.id") if run.choices["env"] == "gymnasium" else OWN
-    return [word for word in words if word.partition("=")[0] not in own]
+    from pgcli.runs.reader import still_true
 
-
-def _options(run: "Run") -> dict[str, list[str]]:
-    """The options with which the run was started: {"--config-dir": ["mine"], "--trust": [""]}."""
-    words = run.info.get("argv", [])
-    found: dict[str, list[str]] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        option, equals, value = word.partition("=")
-        if option in ("--config-dir", "--config", "--trust"):
-            found.setdefault(option, []).append(value if equals else following)
-    return found
+    return [still_true(run, word) for word in words if word.partition("=")[0] not in own]
 
 
 def _rival(run: "Run", env: str, words: list[str], folders: list[str]) -> str | None:
@@ -129,12 +120,14 @@ def trusted(run: "Run") -> str:
 
 
 def _next(run: "Run") -> str:
+    from pgcli.runs.reader import typed_options
+
     path, trust = shlex.quote(str(run.path)), trusted(run)
     if run.status == "interrupted":
         return f"pgcli resume {path}{trust}"
     algo, config = run.choices["algo"], run.config
     env = config["env"].get("id") if run.choices["env"] == "gymnasium" else run.choices["env"]
-    words, typed = _typed(run), _options(run)
+    words, typed = _typed(run), typed_options(run)
     folders = typed.get("--config-dir", [])
     options = "".join(f" --config-dir {shlex.quote(folder)}" for folder in folders)
     place = f"env={env}" + "".join(f" {shlex.quote(word)}" for word in words if word.startswith(PLACES))

@@ -64,7 +64,7 @@ def _print(rows: list[dict]) -> None:
     from pgcli.runs.numbers import number
 
     columns = {
-        "run": [row["id"] for row in rows],
+        "run": [Path(row["path"]).name for row in rows],  # as one types it: a run may have been moved
         "status": [row["status"] for row in rows],
         "algo": [row["algo"] for row in rows],
         "env": [row["env"] for row in rows],

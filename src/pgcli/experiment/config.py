@@ -218,11 +218,29 @@ def _echoes(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
+RESOLVER = re.compile(r"\$\{\s*(?!oc\.select\b)([\w.]+)\s*:")
+"""What a config would compute, or fetch from its surroundings: `${oc.env:HOME}`. `oc.select` reads another setting."""
+
+
+def _refuse_resolvers(data: Any, key: str = "") -> None:
+    """A config is data: it says the same on every machine."""
+    match data:
+        case dict():
+            for name, value in data.items():
+                _refuse_resolvers(value, f"{key}.{name}" if key else str(name))
+        case list():
+            for value in data:
+                _refuse_resolvers(value, key)
+        case str() if found := RESOLVER.search(data):
+            raise InputError(f"`{key}`: a config is data, and `{found[1]}:` would be computed; write the value")
+
+
 def _resolve(data: dict[str, Any]) -> dict[str, Any]:
     """Replaces interpolations (`${seed}`) by values."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+    _refuse_resolvers(data)
     try:
         resolved: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

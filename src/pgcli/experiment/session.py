@@ -278,6 +278,7 @@ def _failing(writer: RunWriter) -> Iterator[None]:
         raise type(error)(f"{error}\nrun    {writer.path} (failed)") from error
     except BaseException as error:
         writer.finish("failed", f"{type(error).__name__}: {error}")
+        error.add_note(f"run    {writer.path} (failed)")
         raise
 
 

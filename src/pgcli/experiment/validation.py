@@ -124,7 +124,7 @@ def _problem(model: type[BaseModel], data: Any, prefix: str, error: Any) -> Prob
         return Problem(prefix + ".".join(map(str, error["loc"])), "unknown")
     key = prefix + ".".join(path) if path else prefix.rstrip(".")
     help = f"   ({field.description})" if field and field.description else ""
-    if error["type"] == "missing":
+    if error["type"] == "missing" and not isinstance(error["loc"][-1], int):  # else a list is too short
         return Problem(key, "missing", f"has no value: {expects(field) if field else 'settings'}{help}")
     if error["type"] == "value_error":  # raised by a model's own validator, in words
         return Problem(key, "value", f"is refused: {error['ctx']['error']}")

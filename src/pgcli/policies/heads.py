@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pgcli.errors import InputError
@@ -45,6 +45,13 @@ class HeadSettings(Settings):
     log_std_bounds: tuple[float, float] = Field(
         description="bounds to which log standard deviations are clamped, with std=network"
     )
+
+    @field_validator("log_std_bounds")
+    @classmethod
+    def _in_order(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not bounds[0] < bounds[1]:
+            raise ValueError(f"the lower bound comes first, and is below the other: not {list(bounds)}")
+        return bounds
 
 
 class CategoricalHead(nn.Module):

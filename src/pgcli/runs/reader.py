@@ -85,7 +85,10 @@ class Run:
         if key is None:
             return _parse(path, _lines(path))
         # Most keys are in few rows: skipping the others makes `compare` several times faster.
-        return _parse(path, _lines_with(path, json.dumps(key)))
+        text = _complete(path)
+        if torn := NO_ROW.search(text):  # it may have been one of them
+            _parse_line(path, torn.group())
+        return _parse(path, _lines_with(text, json.dumps(key)))
 
     def points(self, key: str) -> tuple[list[int], list[float]]:
         """The steps at which `key` was logged, and its values."""
@@ -122,6 +125,26 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Checkpoints, oldest first. Whether one is intact is checked only when it is read."""
         return list_checkpoints(self.path / "checkpoints")
+
+
+def typed_options(run: Run) -> dict[str, list[str]]:
+    """The options with which a run was started that say where configs are, and that code may be imported:
+    {"--config-dir": ["mine"], "--trust": [""]}.
+    """
+    words = run.info.get("argv", [])
+    found: dict[str, list[str]] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        option, equals, value = word.partition("=")
+        if option in ("--config-dir", "--config", "--trust"):
+            found.setdefault(option, []).append(value if equals else following)
+    return found
+
+
+def still_true(run: Run, word: str) -> str:
+    """A word with which a run was started, or what has become of it: `resume` may have extended the run."""
+    key, _, value = word.partition("=")
+    now = run.config.get("total_steps")
+    return f"{key}={now}" if key == "total_steps" and now and value.replace("_", "") != str(now) else word
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -201,8 +224,12 @@ def _lines(path: Path) -> list[str]:
     return _complete(path).split("\n")[:-1]
 
 
-def _lines_with(path: Path, word: str) -> list[str]:
-    text, lines = _complete(path), []
+NO_ROW = re.compile(r"^(?!\{.*\}$).+$", re.MULTILINE)
+"""A line that cannot be an object of JSON."""
+
+
+def _lines_with(text: str, word: str) -> list[str]:
+    lines = []
     found = text.find(word)
     while found >= 0:
         end = text.find("\n", found)

@@ -33,7 +33,7 @@ import yaml
 from pgcli.errors import InputError, RunError
 from pgcli.runs import checkpoint, files, lock, provenance
 from pgcli.runs.checkpoint import Loaded
-from pgcli.runs.reader import SCHEMA, Run, plain
+from pgcli.runs.reader import SCHEMA, Run, list_checkpoints, plain
 from pgcli.types import Episode, Metrics, Sample, State
 
 NAME_LIMIT = 40
@@ -94,8 +94,9 @@ class RunWriter:
                 with contextlib.suppress(OSError):
                     files.remove(made)
             option = "--run-dir" if path else "runs_dir=..."
-            message = f"cannot write to {folder}: {error.strerror or error}; choose another folder with {option}"
-            raise InputError(message) from error
+            raise InputError(
+                f"cannot write to {path or folder}: {error.strerror or error}; choose another folder with {option}"
+            ) from error
 
     @classmethod
     def reopen(cls, path: Path | str) -> RunWriter:
@@ -306,9 +307,8 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"cannot write to {path}: {error.strerror or error}; its last good checkpoint is kept"
-        ) from error
+        kept = "; its last good checkpoint is kept" if list_checkpoints(path / "checkpoints") else ""
+        raise RunError(f"cannot write to {path}: {error.strerror or error}{kept}") from error
 
 
 def _has_head(episodes: Path) -> bool:
