@@ -1,12 +1,14 @@
 """The verdict, both ways; what it takes to be surer; and everything irregular, named."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from pgcli.analysis import compare
 from pgcli.analysis.report import columns
 from pgcli.errors import InputError
+from pgcli.runs import Run
 
 
 def notes(comparison, words):
@@ -303,6 +305,9 @@ def test_a_run_with_a_torn_row_is_left_out_and_named(write_run):
     (warning,) = notes(found, "left out")
     assert "metrics.jsonl is damaged: `{garbage` is not a row of JSON" in warning
     assert len(found.groups[0].results[0].curves) == 2
+    other = Run(paths[1])
+    assert compare(other).verdict == compare([other]).verdict == compare(str(other)).verdict
+    assert (str(other), Path(other)) == (str(paths[1]), paths[1])
 
 
 def test_the_command_is_of_what_became_of_a_run_and_finds_its_configs(write_run):

@@ -20,11 +20,11 @@ Returns without a common unit (a judge's scores beside the task's reward, a judg
 ranked: what is compared is then the task's own reward, if every run logged it, else nothing.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -48,7 +48,7 @@ CHOSEN = re.compile(r" \(auto\b.*\)$")
 
 
 def compare(
-    paths: Iterable[Path | str],
+    paths: Iterable[os.PathLike[str] | str] | os.PathLike[str] | str,
     *,
     threshold: float | None = None,
     margin: float | None = None,
@@ -59,7 +59,7 @@ def compare(
     """Group the runs under `paths` by the settings that differ; tell which group is better and how certain that is.
 
     Args:
-        paths: run directories, and folders with runs in them, such as a sweep's.
+        paths: run directories, and folders with runs in them, such as a sweep's; or a single one.
         threshold: value to reach; the environment's `solved_at` if None.
         margin: difference of final returns worth detecting; the verdict then gives the number of seeds it needs. With
             several environments, on the common scale: a share of the range of all runs.
@@ -73,7 +73,7 @@ def compare(
     if margin is not None and not margin > 0:
         raise InputError(f"--margin must be a positive difference, not {margin:g}")
     key = metric or (GREEDY_RETURN if greedy else RETURN)
-    paths = list(paths)
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     curves, warnings = load(paths, key)
     units = apart(curves)
     verdictless = ""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
@@ -66,7 +67,7 @@ class Curve:
         )
 
 
-def find_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
+def find_runs(paths: Iterable[os.PathLike[str] | str]) -> tuple[list[Run], list[str]]:
     """The runs under the paths, each once: run directories, and folders (a sweep) with runs up to two levels down.
 
     Also a sentence for each unreadable run in a folder; an unreadable run that is named itself raises InputError.
@@ -113,7 +114,7 @@ def read_curve(run: Run, key: str) -> Curve | None:
     )
 
 
-def load(paths: Iterable[Path | str], key: str) -> tuple[list[Curve], list[str]]:
+def load(paths: Iterable[os.PathLike[str] | str], key: str) -> tuple[list[Curve], list[str]]:
     """The curves that may be compared, and a sentence about each run that may not."""
     runs, warnings = find_runs(paths)
     curves = []

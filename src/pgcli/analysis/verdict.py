@@ -1,10 +1,10 @@
 """The final sentence of a comparison, and the command for a more certain one."""
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from math import floor, inf, isfinite, log10, prod
-from pathlib import Path
 
 from pgcli.analysis import statistics
 from pgcli.analysis.curves import Curve
@@ -19,7 +19,7 @@ def conclude(
     shared: list[str],
     margin: float | None,
     measure: str,
-    paths: Sequence[Path | str] = (),
+    paths: Sequence[os.PathLike[str] | str] = (),
 ) -> tuple[str, list[str]]:
     """The verdict, and the next commands. measure: what is compared, such as `final return`; paths: of the runs."""
     if len(groups) == 1:
@@ -90,7 +90,7 @@ def too_early(
     contrast: Contrast,
     groups: int,
     margin: float | None,
-    paths: Sequence[Path | str],
+    paths: Sequence[os.PathLike[str] | str],
 ) -> tuple[str, list[str]]:
     """The difference that these seeds could have shown, and the seeds needed. contrast: best and closest group."""
     closest = undecided[0]
@@ -160,7 +160,7 @@ FEW_PATHS = 3
 """Paths that are spelled in a command; more come from a pattern, which the shell's history has."""
 
 
-def compare_command(paths: Sequence[Path | str], sweeps: int) -> str:
+def compare_command(paths: Sequence[os.PathLike[str] | str], sweeps: int) -> str:
     """What to type when the sweeps, each in a folder of its own, have added their runs to those of the paths."""
     old = [shlex.quote(str(path)) for path in paths] if 0 < len(paths) <= FEW_PATHS else ["..."]
     return " ".join(["pgcli compare", *old, *["sweeps/<id>"] * sweeps])

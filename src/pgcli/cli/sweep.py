@@ -227,7 +227,8 @@ def summary(sweep: Sweep, seconds: float) -> str:
     from pgcli.runs.numbers import duration
     from pgcli.sweeps.driver import user_code
 
-    text = [f"{len(sweep.trials)} runs in {duration(seconds)}: {counts(sweep)}"]
+    runs = f"{len(sweep.trials)} run{'s' if len(sweep.trials) > 1 else ''}"
+    text = [f"{runs} in {duration(seconds)}: {counts(sweep)}"]
     if sweep.stopped:
         rest = len(sweep.having("planned", "interrupted"))
         text.append(f"gave up: every run failed in the same way, so {rest} more were not started: {sweep.stopped}")

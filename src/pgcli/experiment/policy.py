@@ -14,14 +14,14 @@ from pgcli.experiment.sources import Sources, Weights
 from pgcli.options import built_in_folder, options
 from pgcli.registry import find, has_class
 from pgcli.seeding import derive
-from pgcli.types import Needs, Spec, Stochastic
+from pgcli.types import ControlSpec, Needs, Spec, Stochastic
 
 
 def make_policy(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
     """The policy, freshly initialised by the seed."""
     generator = torch.Generator().manual_seed(derive(config.seed, "policy"))
     with _one_thread():
-        return _policy_class(config, needs).make(spec, config.policy, needs, generator)
+        return _policy_class(config, spec, needs).make(spec, config.policy, needs, generator)
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
+def _policy_class(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
     """The chosen policy's class. Raises InputError if it does not offer what the algorithm needs."""
     chosen: Any = find("policy", config.policy.name)
     if type(needs) in chosen.offers:
@@ -46,10 +46,17 @@ def _policy_class(config: ExperimentConfig, needs: Needs) -> Any:
         name: find("policy", name) for name in options("policy", [built_in_folder()]) if has_class("policy", name)
     }
     others = [name for name, other in known.items() if type(needs) in other.offers]
-    raise InputError(
-        f"algo={config.choices['algo']} needs {needs.meaning}, which policy={config.policy.name} does not offer; "
-        f"try policy={' or policy='.join(others)}"
-    )
+    if isinstance(spec, ControlSpec):  # a convolution reads images, and nothing else does
+        images = len(spec.observation_shape) == 3
+        others = [name for name in others if (name == "cnn") == images and name not in WRITERS]
+        others = [name for name in others if name != "tabular" or spec.states is not None]
+    remedy = f"try policy={' or policy='.join(others)}" if others else "no policy does that reads such observations"
+    missing = f"needs {needs.meaning}, which policy={config.policy.name} does not offer"
+    raise InputError(f"algo={config.choices['algo']} {missing}; {remedy}")
+
+
+WRITERS = ("transformer", "hf")
+"""Policies of texts."""
 
 
 def refers(config: ExperimentConfig) -> bool:

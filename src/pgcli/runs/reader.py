@@ -22,7 +22,7 @@ WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf
 
 
 class Run:
-    """A run directory; run.json is read when it is opened."""
+    """A run directory; run.json is read when it is opened. Wherever a path is asked for, the run will do."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -30,6 +30,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
 
     @property
     def id(self) -> str:
