@@ -7,7 +7,7 @@ the one that declares a `Config`.
 
 import importlib
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgcli.errors import InputError
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 KINDS = {"algo": "algorithms", "env": "environments", "policy": "policies", "device": "devices"}
 """Config group -> package and entry-point group."""
+MEMBERS = {
+    "algo": ("METRICS", "collects", "actions", "needs", "update", "state_dict", "load_state_dict"),
+    "env": ("world",),
+}
+"""What a class of each kind must have, beside its `Config`."""
 
 
 def plugins(group: str) -> "list[EntryPoint]":
@@ -60,4 +65,13 @@ def _load(entry: "EntryPoint") -> type:
         raise InputError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(found, "Config"):
         raise InputError(f"{where} declares no Config, the settings that it has")
+    return found
+
+
+def complete(group: str, name: str) -> Any:
+    """The class called `name`, as `find`. Raises InputError if it lacks a member that its kind must have."""
+    found = find(group, name)
+    lacking = [member for member in MEMBERS[group] if not hasattr(found, member)]
+    if lacking:
+        raise InputError(f"{group}={name}: its class {found.__name__} has no {', '.join(lacking)} (docs/extending.md)")
     return found

@@ -14,6 +14,8 @@ import pgcli
 from pgcli import cli, verification
 from pgcli.cli.verify import lines
 from pgcli.errors import InputError
+from pgcli.experiment.build import build
+from pgcli.experiment.config import compose
 from pgcli.verification import Verification, language, policy_gradients, preferences, verify
 from pgcli.verification.check import Check, at_most, broken, equal
 
@@ -217,6 +219,27 @@ def test_a_plug_in_is_checked_like_a_built_in(plugin):
     assert found.passed, found.failures
     own = [*policy_gradients.checks(["reinforce"]), *language.checks(["reinforce"])]
     assert [c.quantity for c in found.checks] == [c.quantity for c in own]
+
+
+FORGETFUL = """
+from pgcli.algorithms.reinforce import Reinforce
+
+class Mine:
+    class Config(Reinforce.Config):
+        name: str
+
+    METRICS, collects, actions = Reinforce.METRICS, Reinforce.collects, Reinforce.actions
+    needs, update = staticmethod(Reinforce.needs), Reinforce.update
+"""
+
+
+def test_a_plug_in_that_lacks_a_member_is_refused_by_its_name(plugin):
+    plugin(FORGETFUL)
+    with pytest.raises(
+        InputError, match=r"^algo=mine: its class Mine has no state_dict, load_state_dict \(docs/extend"
+    ):
+        build(compose(["algo=mine", "env=cartpole", "tuned=none"]))
+    assert not verify("algo=mine").passed
 
 
 def test_a_plug_in_with_a_wrong_sign_fails(plugin, capsys):

@@ -21,7 +21,7 @@ from pgcli.experiment.policy import initialise, make_policy, make_reference, ref
 from pgcli.experiment.sources import NO_SOURCES, Sources, Weights, vocabulary
 from pgcli.experiment.worlds import WORLDS, World
 from pgcli.experiment.worlds.text import held_out_preferences, judge_evaluator
-from pgcli.registry import find
+from pgcli.registry import complete, find
 from pgcli.seeding import derive
 from pgcli.types import Algorithm, Collector, Continuous, Metrics, Rollout, Spec, State, Stochastic, TextSpec
 
@@ -93,8 +93,8 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
 
     Raises InputError for parts that do not fit together.
     """
-    algorithm_class: Any = find("algo", config.algo.name)
-    environment_class: Any = find("env", config.env.name)
+    algorithm_class = complete("algo", config.algo.name)
+    environment_class = complete("env", config.env.name)
     world = WORLDS[environment_class.world]
     way = _pair(config, algorithm_class, world)
 

@@ -28,7 +28,7 @@ from pgcli.algorithms.sac import Noise
 from pgcli.experiment.config import compose
 from pgcli.functional.distributions import gauss_hermite
 from pgcli.functional.temporal_difference import soft_value
-from pgcli.registry import find
+from pgcli.registry import complete
 from pgcli.types import ABSENT, ActorCritics, ActorWithQ, Drawn, Transitions
 from pgcli.verification.check import Check, along, equal, of_each
 from pgcli.verification.method import Method
@@ -143,7 +143,7 @@ class LinearQuadratic(nn.Module, ActorCritics):
 
 def make(algo: str, policy: LinearQuadratic, *words: str) -> Any:
     config = compose([f"algo={algo}", "env=pendulum", "tuned=none", f"algo.gamma={GAMMA}", *words])
-    algorithm: Any = find("algo", config.algo.name)
+    algorithm: Any = complete("algo", config.algo.name)
     return algorithm(policy, config.algo, total_steps=1, seed=0)
 
 

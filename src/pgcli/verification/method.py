@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pgcli.experiment.config import compose
-from pgcli.registry import find
+from pgcli.registry import complete
 from pgcli.types import Rollout, Stochastic
 from pgcli.verification import oracle as oracles
 from pgcli.verification.oracle import Oracle, Table, reward_to_go
@@ -48,7 +48,7 @@ class Method:
     def __init__(self, option: str) -> None:
         self.option = option
         self.config: Any = configured(option)
-        self.algorithm: Any = find("algo", self.config.name)
+        self.algorithm: Any = complete("algo", self.config.name)
         self.neutral = self.config
         for setting, values in NEUTRAL.items():
             fitting = [value for value in values if self.can(setting, value, self.neutral)]

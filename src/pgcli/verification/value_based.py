@@ -22,7 +22,7 @@ from torch import Tensor
 from pgcli.experiment.config import compose
 from pgcli.functional import dynamic_programming as dp
 from pgcli.functional.dynamic_programming import MDP
-from pgcli.registry import find
+from pgcli.registry import complete, find
 from pgcli.types import ActionTable, ActionValues, ControlSpec, Discrete, Transitions
 from pgcli.verification.check import Check, along, equal, of_each
 from pgcli.verification.method import Method
@@ -188,7 +188,7 @@ def algorithm(name: str, states: int, actions: int, *words: str) -> Any:
         f"algo={name}", "env=cartpole", "policy=tabular", "tuned=none", f"algo.epsilon_start={EPSILON}",
         f"algo.epsilon_end={EPSILON}", *words,
     ])  # fmt: skip
-    chosen: Any = find("algo", name)
+    chosen: Any = complete("algo", name)
     policy = table(chosen.needs(config.algo), torch.zeros(states, actions, dtype=torch.float64))
     return chosen(policy, config.algo, total_steps=1, seed=0)
 
