@@ -49,7 +49,8 @@ def _policy_class(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
     if isinstance(spec, ControlSpec):  # a convolution reads images, and nothing else does
         images = len(spec.observation_shape) == 3
         others = [name for name in others if (name == "cnn") == images and name not in WRITERS]
-        others = [name for name in others if name != "tabular" or spec.states is not None]
+        if spec.states is None and others != ["tabular"]:  # whose own refusal says why
+            others = [name for name in others if name != "tabular"]
     remedy = f"try policy={' or policy='.join(others)}" if others else "no policy does that reads such observations"
     missing = f"needs {needs.meaning}, which policy={config.policy.name} does not offer"
     raise InputError(f"algo={config.choices['algo']} {missing}; {remedy}")
