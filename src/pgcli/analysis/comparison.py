@@ -153,7 +153,7 @@ def common_budget(curves: list[Curve], warnings: list[str]) -> list[Curve]:
     return kept
 
 
-SLIGHTLY = 1.02
+SLIGHTLY = 1.05
 """Share of the budget up to which a run may end beyond it, with its last batch, without a word."""
 
 
