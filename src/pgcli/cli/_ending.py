@@ -52,12 +52,13 @@ def _outcome(run: "Run") -> str:
     sentence = f"{verb} {run.choices['algo']} on {task} after {spent}"
     if "eval/return_mean" not in summary:  # interrupted between two evaluations
         return sentence
-    means = [number(summary[f"eval/{kind}_mean"]) for kind in ("return", "greedy_return")]
+    kinds = ("return", "greedy_return")  # no greedy one where none of its texts could be scored
+    means = [number(summary[key]) for kind in kinds if (key := f"eval/{kind}_mean") in summary]
     if "eval/brier" in summary:
         return f"{sentence}: right about {means[0]} of held-out labels, Brier score {number(summary['eval/brier'])}"
     if "eval/margin" in summary:
         return f"{sentence}: agrees with {means[0]} of held-out labels, with the true reward in {means[1]} of pairs"
-    said = [f"return {means[0]}, greedy {means[1]}"]
+    said = [", greedy ".join([f"return {means[0]}", *means[1:]])]
     if "eval/preference_accuracy" in summary:
         said = [
             *(said if _rewarded(run) else []),

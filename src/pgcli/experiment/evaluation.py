@@ -118,16 +118,14 @@ def evaluate_both(
     reference: a frozen policy; the rollout then has its log-probs, and `aux["kl"]`, each episode's KL to it.
     """
     sampled, more, rollout = play_sampled(player, policy, episodes=episodes, seed=seed, stream=stream, samples=samples)
-    greedy = sampled
+    metrics = {"eval/return_mean": sampled.mean, "eval/return_std": sampled.std}
+    greedy: Evaluation | None = sampled
     if not getattr(policy, "deterministic", False):  # one without noise would play the same episodes again
-        greedy = play(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=True)
-    metrics = {
-        "eval/return_mean": sampled.mean,
-        "eval/return_std": sampled.std,
-        "eval/greedy_return_mean": greedy.mean,
-        "eval/greedy_return_std": greedy.std,
-        "eval/length_mean": float(sampled.lengths.mean()),
-    }
+        best = play_once(player, policy, episodes=episodes, seed=seed, stream=stream, greedy=True)
+        greedy = read(best) if is_scored(best) else None  # few prompts, and a reward that leaves some texts out
+    if greedy is not None:
+        metrics |= {"eval/greedy_return_mean": greedy.mean, "eval/greedy_return_std": greedy.std}
+    metrics["eval/length_mean"] = float(sampled.lengths.mean())
     metrics |= more
     if reference is not None:
         metrics |= diverge(policy, reference, rollout)
@@ -159,9 +157,9 @@ def _played(player: Player, policy: Any, *, episodes: int, seed: int, stream: st
 
 def read(rollout: Rollout) -> Evaluation:
     """The evaluation of whole episodes, one per row."""
+    if not is_scored(rollout):
+        raise RunError("no episode of the evaluation could be scored: more of them (eval.episodes), or another reward")
     totals = np.array([episode.total for episode in rollout.episodes])
-    if np.isnan(totals).all():
-        raise RunError("no episode of the evaluation could be scored")
     scored, asked = ~np.isnan(totals), rollout.observations
     return Evaluation(
         totals[scored],
@@ -170,6 +168,11 @@ def read(rollout: Rollout) -> Evaluation:
         rollout.terminated.any(1).cpu().numpy() if rollout.aux else None,
         asked["prompt"].cpu().numpy()[scored] if isinstance(asked, dict) and "prompt" in asked else None,
     )
+
+
+def is_scored(rollout: Rollout) -> bool:
+    """Whether any episode could be scored."""
+    return not all(math.isnan(episode.total) for episode in rollout.episodes)
 
 
 def join(parts: list[Evaluation]) -> Evaluation:

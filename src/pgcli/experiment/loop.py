@@ -152,7 +152,7 @@ def _evaluate(parts: Parts, progress: Progress) -> tuple[Metrics, list[Sample]]:
     if config.eval.gradients:
         metrics |= gradients.measure(parts, config.eval.gradients)
     samples = parts.evaluator.describe(rollout, config.eval.texts)
-    if config.stop_at is None or metrics["eval/greedy_return_mean"] < config.stop_at:
+    if config.stop_at is None or metrics.get("eval/greedy_return_mean", -math.inf) < config.stop_at:
         return metrics, samples
     fresh = evaluation.play(
         parts.evaluator, parts.policy,

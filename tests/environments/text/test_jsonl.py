@@ -387,6 +387,29 @@ def words(tmp_path, *more):
             "total_steps=60", "eval.episodes=4", "eval.every=60", *TINY, *more]  # fmt: skip
 
 
+def test_an_evaluation_of_whose_greedy_texts_none_could_be_scored_says_the_rest(tmp_path, rewards, monkeypatch):
+    parts = build(
+        compose([*words(tmp_path, "algo=rloo"), f"env.reward={rewards('def score(*_):' + chr(10) + '    return 1.0')}"])
+    )
+    play = parts.evaluator.play
+
+    def unscored(policy, seeds, generator, **options):
+        rollout = play(policy, seeds, generator, **options)
+        if generator is None or hidden:
+            rollout.episodes = [episode._replace(total=math.nan) for episode in rollout.episodes]
+        return rollout
+
+    monkeypatch.setattr(parts.evaluator, "play", unscored)
+    settings = {"episodes": 3, "seed": 0, "stream": "evaluate"}
+    hidden = False
+    metrics, _ = evaluation.evaluate_both(parts.evaluator, parts.policy, **settings)
+    assert metrics["eval/return_mean"] == 1
+    assert "eval/greedy_return_mean" not in metrics
+    hidden = True
+    with pytest.raises(RunError, match=r"no episode of the evaluation could be scored: more of them \(eval.episodes\)"):
+        evaluation.evaluate_both(parts.evaluator, parts.policy, **settings)
+
+
 def test_without_a_reward_only_demonstrations_are_learned_from(tmp_path):
     build(compose(words(tmp_path, "algo=sft")))
     with pytest.raises(InputError, match="algo=grpo learns from a reward, and env=jsonl has none: name a function"):
