@@ -134,6 +134,11 @@ def test_refused_input_is_one_line_and_exit_code_2(run, words, line):
     assert err.startswith(line)
 
 
+def noted(error: Exception, note: str) -> Exception:
+    error.add_note(note)
+    return error
+
+
 def fail_with(monkeypatch, error: BaseException) -> None:
     def fail(_shell: str) -> None:
         raise error
@@ -149,6 +154,11 @@ def fail_with(monkeypatch, error: BaseException) -> None:
             ZeroDivisionError("division by zero\nmore"),
             1,
             "error: ZeroDivisionError: division by zero   (--debug shows where)\n",
+        ),
+        (
+            noted(ValueError("odd"), "run    runs/mine (failed)"),
+            1,
+            "error: ValueError: odd   (--debug shows where)\nrun    runs/mine (failed)\n",
         ),
         (KeyboardInterrupt(), 130, ""),
     ],

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pgcli import train
+from pgcli.algorithms.ppo import PPO as ProximalPolicy
 from pgcli.runs import Run, lock
 
 from .conftest import MLP, TINY, assert_same_end, killed_copy
@@ -287,3 +289,14 @@ def test_a_run_that_fails_or_is_interrupted_says_so_though_nobody_reads_its_outp
 def test_a_run_without_texts_says_so_when_asked_to_show_some(pgcli, tmp_path):
     ended = pgcli.run("train", *PPO, "total_steps=128", "--run-dir", tmp_path / "run", "--samples", "-q")
     assert (ended.code, ended.err) == (0, "warning: --samples shows completions, and env=cartpole has no texts\n")
+
+
+def test_an_error_of_user_code_says_which_run_it_ended(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ProximalPolicy, "update", broken)
+    with pytest.raises(ZeroDivisionError) as failure:
+        train("algo=ppo", "env=cartpole", run_dir=tmp_path / "run", quiet=True)
+    assert failure.value.__notes__ == [f"run    {tmp_path / 'run'} (failed)"]
+    assert Run(tmp_path / "run").status == "failed"

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from pgcli.cli import main
 from pgcli.errors import InputError
 from pgcli.runs import Run, find_run, list_runs
 from pgcli.runs.reader import scan_runs
@@ -128,3 +129,20 @@ def test_a_config_that_was_cut_short_is_refused(three, text):
     (three[0] / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=r"config\.yaml is damaged: it does not hold the settings of a run"):
         _ = Run(three[0]).config
+
+
+def test_a_run_that_was_moved_is_listed_under_the_name_to_type(new_run, tmp_path, capsys):
+    run = new_run()
+    run.finish("completed")
+    run.path.rename(run.path.with_name("elsewhere"))
+    with pytest.raises(SystemExit) as ended:
+        main(["runs", "--runs-dir", str(tmp_path / "runs")])
+    assert not ended.value.code
+    assert "elsewhere" in capsys.readouterr().out
+
+
+def test_a_row_that_is_none_is_named_whatever_is_asked_for(three):
+    with (three[0] / "metrics.jsonl").open("a") as file:
+        file.write("{garbage\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged: `\{garbage` is not a row"):
+        Run(three[0]).series("eval/return_mean")
