@@ -27,6 +27,8 @@ def show(
 ) -> None:
     """Show the config that overrides compose (as YAML that `pgcli train --config` reads), or the metric dictionary."""
     if what == What.metrics:
+        if overrides:
+            raise typer.BadParameter("the metrics of all methods are shown: it takes no overrides")
         rows = metrics()
         width = max(len(key) for key, _ in rows)
         for key, meaning in rows:
