@@ -125,7 +125,7 @@ def test_the_version_is_the_distributions(run):
          "'config'?   (pgcli show --help)"),
         (["sweep", "--resume"], "error: Option '--resume' requires an argument.   (pgcli sweep --help)"),
         (["sweep", "seed=interval(0,1)"], "error: `seed=interval(0,1)` is not a list of values"),
-        (["show", "metrics", "algo=ppo"], "error: Invalid value: the metrics of all methods are shown: it takes no overrides"),
+        (["show", "metrics", "algo=ppo"], "error: Invalid value: the metrics of all methods are shown: it takes no"),
         (["show", "config", "env=gymnasium"], "error: `env.id` has no default: give it a value, env.id=..."),
     ],
 )  # fmt: skip
