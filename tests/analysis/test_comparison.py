@@ -282,7 +282,7 @@ def test_unequal_budgets_are_compared_at_the_common_one_and_named(write_run):
     assert "within 200" in warning
 
 
-def test_runs_that_end_far_behind_their_budget_with_a_large_batch_are_named(write_run):
+def test_runs_that_end_far_beyond_their_budget_with_a_large_batch_are_named(write_run):
     within = [write_run("a2c", seed, [0.0, 10.0 + seed]) for seed in range(3)]
     beyond = [
         write_run("ppo", seed, [0.0, 20.0 + seed], every=150 + seed, config={"total_steps": 200}) for seed in range(3)

@@ -146,7 +146,7 @@ def test_of_many_processes_that_want_a_stale_lock_one_gets_it(tmp_path):
 def test_a_run_that_was_moved_while_it_was_written_ends_with_the_reason(new_run, state_at, tmp_path):
     run = new_run()
     run.path.rename(tmp_path / "moved")
-    with pytest.raises(RunError, match="No such file or directory"):
+    with pytest.raises(RunError, match=r"No such file or directory$"):
         run.save(1, state_at(1))
     run.finish("failed", "its folder is gone")  # does not raise, which would hide why it failed
     assert [path.name for path in (tmp_path / "moved").glob(".*")] == [".lock"]

@@ -158,7 +158,7 @@ SLIGHTLY = 1.05
 
 
 def beyond(curves: list[Curve], budget: int) -> list[str]:
-    """A warning if runs end far behind their budget, because a batch of theirs is large beside it."""
+    """A warning if runs end far beyond their budget, because a batch of theirs is large beside it."""
     late = [curve for curve in curves if curve.steps[-1] > SLIGHTLY * budget]
     if not late:
         return []
