@@ -406,10 +406,16 @@ def test_an_adapter_on_one_of_two_tied_layers_is_refused(folders, target):
     assert make(folders["llama"], lora=LoRA(rank=1, alpha=1, targets=(target,)))
 
 
-def test_a_model_with_a_memory_of_another_kind_is_refused(tmp_path):
-    sizes = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "eos_token_id")}
-    transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"a mamba has a memory of another kind than keys and values"):
+@pytest.mark.parametrize("kind", ["mamba", "bart"])
+def test_a_model_with_a_memory_of_another_kind_is_refused(tmp_path, kind):
+    sizes = {key: SHAPE[key] for key in ("vocab_size", "pad_token_id", "eos_token_id", "bos_token_id")}
+    if kind == "mamba":
+        config = transformers.MambaConfig(**sizes, hidden_size=32, num_hidden_layers=2, state_size=4)
+    else:
+        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+        config = transformers.BartConfig(**sizes, **heads, d_model=32, encoder_layers=1, decoder_layers=2)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"a {kind} has a memory of another kind than keys and values"):
         make(tmp_path)
 
 

@@ -92,8 +92,8 @@ class HF:
                 return Judge(model, spec, config, members=members, generator=generator)
             case Stochastic(critic):
                 writer = Writer(model, spec, config, critic=critic)
-                if getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder or _twofold(config):
-                    check_decoding(writer)
+                if getattr(model, "_is_stateful", False) or hasattr(model.config, "encoder_layers"):
+                    check_decoding(writer)  # a state space, or the decoder half of a pair
                 return writer
         raise AssertionError(needs)
 
@@ -346,11 +346,6 @@ def check_fit(model: Any, spec: TextSpec, config: HF.Config) -> None:
             f"policy.path={config.path} reads {room:,} tokens, and a prompt of {spec.prompt_length:,} with "
             f"a completion of {spec.completion_length:,} are {length:,}"
         )
-
-
-def _twofold(config: HF.Config) -> bool:
-    """Whether the folder's model is the decoder of an encoder and a decoder."""
-    return bool(_need("transformers").AutoConfig.from_pretrained(config.path, local_files_only=True).is_encoder_decoder)
 
 
 @torch.no_grad()
