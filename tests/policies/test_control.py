@@ -6,7 +6,7 @@ from torch.func import functional_call
 from pgcli.errors import InputError
 from pgcli.policies.cnn import CNN
 from pgcli.policies.mlp import MLP
-from pgcli.policies.products import LARGE
+from pgcli.policies.products import LARGE, SMALL
 from pgcli.types import Continuous, ControlSpec, Discrete, TextSpec
 
 DISCRETE = ControlSpec((4,), Discrete(3))
@@ -136,9 +136,10 @@ def test_observations_of_another_shape_are_refused_with_the_policy_that_fits():
 @pytest.mark.parametrize("critic", [True, False])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("spec", [DISCRETE, REAL], ids=["categorical", "gaussian"])
-@pytest.mark.parametrize("large", [LARGE, 1], ids=["torch's products", "oneDNN's products"])
+@pytest.mark.parametrize("large", [False, True], ids=["torch's products", "NumPy's and oneDNN's"])
 def test_the_fast_evaluation_has_the_module_s_values_and_gradients(spec, activation, critic, large, monkeypatch):
-    monkeypatch.setattr("pgcli.policies.products.LARGE", large)
+    monkeypatch.setattr("pgcli.policies.products.LARGE", 1 if large else LARGE)
+    monkeypatch.setattr("pgcli.policies.products.SMALL", 1 if large else SMALL)
     policy = mlp(spec, critic=critic, activation=activation)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -1,8 +1,9 @@
-"""Matrix products by the faster of the two libraries that torch carries."""
+"""Matrix products by the fastest of the libraries at hand: NumPy's and the two that torch carries."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -22,21 +23,32 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool
     return found.relu_() if relu else found
 
 
-def columns(weight: Tensor, x: Tensor, added: Tensor | None = None) -> Tensor:
-    """weight x + added, of (m, n), (n, N) and (m, N) -> (m, N). No graph is built."""
-    if weight.numel() * x.shape[1] >= LARGE and _for_onednn(x):
-        found = product(weight, x.t())
-        return found if added is None else found.add_(added)
-    return torch.mm(weight, x) if added is None else torch.addmm(added, weight, x)
-
-
 def _for_onednn(x: Tensor) -> bool:
     return ONEDNN and x.is_cpu and x.dtype == torch.float32
 
 
+SMALL = 100_000
+"""Multiplications below which NumPy's preparation costs more than it saves."""
+
+
 def outer(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b of (B, m) and (B, n). The narrower one must be first: the other order takes up to eight times as long."""
-    return product(a.t(), b.t()) if a.shape[1] <= b.shape[1] else product(b.t(), a.t()).t()
+    """a^T b of (B, m) and (B, n), a sum over many rows. No graph is built.
+
+    NumPy's takes 14 us where torch's takes 22 and oneDNN's 27, for 256 rows of 64 and 64; 152, 325, 174 for 256 rows of
+    256 and 256 (AVX-512; with AVX2 alone NumPy and torch are level).
+    """
+    return batched(a.t(), b) if a.numel() * b.shape[1] >= SMALL else a.t() @ b
+
+
+def batched(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a b of (..., m, k) and (..., k, n), many of them. No graph is built.
+
+    NumPy's takes 40 us where torch's takes 80, for 128 products of 31 x 47 and 47 x 16 (AVX-512, likewise).
+    """
+    if not a.is_cpu or a.dtype not in (torch.float32, torch.float64):
+        return torch.matmul(a, b, out=out)
+    found = np.matmul(a.detach().numpy(), b.detach().numpy(), out=None if out is None else out.numpy())
+    return torch.from_numpy(found)
 
 
 Linear: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pgcli.policies.products import linear_once, outer, product
+from pgcli.policies.products import batched, linear_once, outer, product
 from pgcli.policies.trunk import EPSILON, Block, Trunk
 
 SHORT = 192
@@ -272,7 +272,7 @@ def _attend(queries: Tensor, memory: Tensor, bias: Tensor) -> tuple[Tensor, Tens
     """(B, H, Q, D), (2, B, H, S, D), (Q, S) or (B H, Q, S) -> attention weights (B H, Q, S), outputs (B, H, Q, D)."""
     keys, values = memory.flatten(1, 2)
     shares = torch.softmax(torch.baddbmm(bias, queries.flatten(0, 1), keys.mT), -1)
-    return shares, torch.bmm(shares, values).view(queries.shape)
+    return shares, batched(shares, values).view(queries.shape)
 
 
 def _through_attention(
@@ -282,7 +282,7 @@ def _through_attention(
     d, queries_, (keys, values) = d.flatten(0, 1), queries.flatten(0, 1), memory.flatten(1, 2)
     of_memory = torch.empty_like(memory)
     of_keys, of_values = of_memory.flatten(1, 2)
-    torch.bmm(shares.mT, d, out=of_values)
-    of_scores = torch._softmax_backward_data(torch.bmm(d, values.mT), shares, -1, shares.dtype)
-    torch.bmm(of_scores.mT, queries_, out=of_keys)
-    return torch.bmm(of_scores, keys).view(queries.shape), of_memory
+    batched(shares.mT, d, out=of_values)
+    of_scores = torch._softmax_backward_data(batched(d, values.mT), shares, -1, shares.dtype)
+    batched(of_scores.mT, queries_, out=of_keys)
+    return batched(of_scores, keys).view(queries.shape), of_memory
