@@ -72,6 +72,12 @@ def test_a_name_that_is_too_long_for_a_file_is_bad_input(run, words):
     assert run(*words, "x" * 300) == (2, "", f"error: `{'x' * 60}...` is too long for the name of a file\n")
 
 
+def test_a_folder_of_runs_that_is_named_must_exist(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run("runs", "--runs-dir", "rnus") == (2, "", "error: --runs-dir rnus: there is no such folder\n")
+    assert run("runs")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("redirected", "code"), [("list algos >&-", 0), ("train seed=x 2>&-", 2), ("train seed=x 2>/dev/full", 2)]
 )

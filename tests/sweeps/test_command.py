@@ -51,6 +51,7 @@ def stand_ins(monkeypatch):
         (["algo=ppo", "env=cartpole", "algo.learning_rate=1e-3,-1"], "algo.learning_rate"),
         (["algo=ppo,ppoo", "env=cartpole"], "no algo is called `ppoo`"),
         (["algo=ppo", "env=cartpole", "algo.gamma=0.9,0.99", "algo.gamma=0.5"], "two runs of this sweep are the same"),
+        (["algo=ppo", "env=cartpole", "runs_dir=a,b"], "two runs of this sweep are the same"),
         (["algo=ppo", "env=cartpole", "seed=0..5"], "is no list of values; did you mean 'seed=range(0,5)'?"),
         (["algo=ppo", "env=cartpole", "--workers", "0"], "--workers must be 1 or more"),
         (["algo=ppo,sac", "env=cartpole"], "algo=sac is for continuous actions; those of env=CartPole-v1 are discrete"),
@@ -212,3 +213,11 @@ def test_runs_that_are_planned_later_are_news_too(tmp_path):
     assert [line.split()[0] for line in board.news(first)] == ["started"]
     later.trials[0].status, later.trials[1].status = "finished", "running"  # the one was there before
     assert [line.split()[:2] for line in board.news(later)] == [["started", "002"]]
+
+
+def test_runs_that_finish_at_once_are_counted_one_by_one(tmp_path):
+    sweep, board = plan(tmp_path, "do=ok seed=0", "do=ok seed=1", "do=ok seed=2"), Board()
+    board.news(sweep)
+    for trial in sweep.trials[:2]:
+        trial.status = "finished"
+    assert [line[-8:] for line in board.news(sweep)] == ["(1 of 3)", "(2 of 3)"]

@@ -46,7 +46,7 @@ def test_each_method_has_the_rows_that_its_settings_call_for(everything):
             found.setdefault(check.algo, set()).add(check.quantity)
     # Which of them are biased, and which are not, is a fact of each method: said here, not found out.
     adding = {"grad, token_mean", "grad, sequence_mean", "grad, in 5 minibatches"}
-    common = {"grad J", *adding}
+    common = {"grad J", "angle of an update <= bound", *adding}
     bonus = {"grad of the entropy bonus"}
     corners = {row for row in found["ppo"] if row.startswith("A ")}
     assert len(corners) == 6
@@ -56,7 +56,7 @@ def test_each_method_has_the_rows_that_its_settings_call_for(everything):
     }  # fmt: skip
     standardised = {"standardised, groups of 2", "standardised, groups of 3"}
     assert found["vanilla_pg"] == common | bonus | {"grad J, gamma 0.8"}
-    assert found["a3c"] == found["a2c"] - {"grad, token_mean", "grad, sequence_mean"}
+    assert found["a3c"] == found["a2c"] - {"grad, token_mean", "grad, sequence_mean", "angle of an update <= bound"}
     assert found["a2c"] == common | bonus | critic
     assert found["ppo"] >= common | bonus | critic | corners | {"grad of the surrogate"}
     assert found["rloo"] == common | bonus | {"each gradient, r and r + 5"}
@@ -253,6 +253,23 @@ def test_a_plug_in_with_a_wrong_sign_fails(plugin, capsys):
     assert rows["grad J"].error > 0.1
 
 
+TURNED = (
+    RIGHT
+    + """
+    def update(self, rollout):
+        loss, self.loss = self.loss, lambda *given: (-loss(*given)[0], loss(*given)[1])
+        return super().update(rollout)
+"""
+)
+
+
+def test_a_plug_in_whose_update_turns_its_loss_around_fails(plugin):
+    plugin(TURNED)
+    [failure] = verify("algo=mine").failures
+    assert failure.quantity == "angle of an update <= bound"
+    assert failure.ours > 120
+
+
 OPTIMIST = (
     RIGHT
     + """
@@ -277,7 +294,7 @@ def test_a_plug_in_that_is_biased_on_purpose_says_what_it_expects(plugin):
     assert found.passed, found.failures
     rows = {check.quantity: check for check in found.checks}
     assert set(rows) == {
-        "biased grad J, as it declares", "grad, token_mean", "grad, sequence_mean", "grad, in 5 minibatches",
+        "biased grad J, as it declares", "angle of an update <= bound", "grad, token_mean", "grad, sequence_mean", "grad, in 5 minibatches",
         "grad of the entropy bonus", "grad of the value loss", "text: biased grad J, as it declares",
     }  # fmt: skip
     for name in ("biased grad J, as it declares", "text: biased grad J, as it declares"):

@@ -23,6 +23,8 @@ def runs(
     from pgcli.errors import InputError
     from pgcli.runs.reader import plain, scan_runs
 
+    if runs_dir != Path("runs") and not runs_dir.is_dir():  # the default one is made by the first run
+        raise InputError(f"--runs-dir {runs_dir}: there is no such folder")
     found, problems = scan_runs(runs_dir)
     rows = []
     for run in found:

@@ -112,18 +112,22 @@ class Board:
         """A line for each run whose status changed since the last call."""
         before = {trial.n: "" if trial.status == "running" else trial.status for trial in sweep.trials}
         self.told = before | self.told  # earlier statuses are no news; a study plans its stages one after the other
-        changed = [trial for trial in sweep.trials if self.told[trial.n] != trial.status]
-        self.told |= {trial.n: trial.status for trial in changed}
-        return [self.event(sweep, trial) for trial in changed]
+        lines = []
+        for trial in sweep.trials:
+            if self.told[trial.n] != trial.status:
+                self.told[trial.n] = trial.status
+                finished = sum(self.told[other.n] == "finished" for other in sweep.trials)
+                lines.append(self.event(sweep, trial, finished=finished))
+        return lines
 
-    def event(self, sweep: Sweep, trial: Trial) -> str:
+    def event(self, sweep: Sweep, trial: Trial, *, finished: int) -> str:
         from pgcli.runs.numbers import number
 
         line = f"{EVENTS.get(trial.status, trial.status):<11} {trial.n:03d}  {trial.label}"
         if trial.status == "finished":
             result = self.look(sweep, trial).evaluation
             line += "" if result is None else f"  return {number(result)}"
-            line += f"  ({len(sweep.having('finished'))} of {len(sweep.trials)})"
+            line += f"  ({finished} of {len(sweep.trials)})"
         return line + (f"  {trial.reason}" if trial.reason else "")
 
     def table(self, sweep: Sweep, width: int, height: int) -> Table:

@@ -195,9 +195,8 @@ def _refuse_twins(combinations: Sequence[list[str]], configs: Sequence[Experimen
     """Refuses identical runs: in a comparison they would count as two independent ones."""
     seen: dict[str, int] = {}
     for n, config in enumerate(configs):
-        first = seen.setdefault(
-            json.dumps([config.model_dump(mode="json"), config.choices["algo"], config.choices["env"]]), n
-        )
+        settings = config.model_dump(mode="json", exclude={"runs_dir"})  # a sweep has a folder of its own
+        first = seen.setdefault(json.dumps([settings, config.choices["algo"], config.choices["env"]]), n)
         if first != n:
             words = ledger.labels([list(words) for words in combinations])
             raise InputError(f"two runs of this sweep are the same: `{words[first]}` and `{words[n]}`; leave one out")

@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pgcli.functional import dynamic_programming as dp
-from pgcli.types import Batch
+from pgcli.types import Batch, Rollout
 from pgcli.verification import oracle as oracles
-from pgcli.verification.check import Check, equal, of_each, safely
+from pgcli.verification.check import Check, at_most, equal, of_each, safely
 from pgcli.verification.estimators import (
     a_shift_of_the_reward,
     a_wrong_critic,
@@ -28,7 +29,7 @@ from pgcli.verification.estimators import (
     truncation,
 )
 from pgcli.verification.method import GROUP, Method, case, credit_of
-from pgcli.verification.oracle import angle
+from pgcli.verification.oracle import Table, angle
 from pgcli.verification.shared import SHARED
 from pgcli.verification.surrogates import four_corners, its_own_surrogate, off_the_behaviour_policy, value_clipping
 
@@ -54,6 +55,8 @@ def _topics(method: Method) -> Iterator[Callable[[Method], Iterator[Check]]]:
     else:
         yield gradient_of_the_return
         yield from _of_an_unbiased(method)
+    if not method.collects("gradients"):
+        yield an_update
     yield adding_up
     if method.has("entropy_coefficient"):
         yield entropy_bonus
@@ -103,6 +106,20 @@ def as_it_declares(method: Method) -> Iterator[Check]:
     note = f"{angle(exact, right):.1f} degrees from grad J, and {float(exact.norm() / right.norm()):.2f} times as long"
     ours = method.ascent(oracle.table(), rollout)
     yield equal(method.option, "biased grad J, as it declares", exact, ours, note=note)
+
+
+def an_update(method: Method) -> Iterator[Check]:
+    """Its own `update`, which no other row calls: whatever the optimiser makes of the gradient, the return must rise."""
+    oracle, rollout, exact = case(method)
+    yield _rises(method, oracle.table(), rollout, exact)
+
+
+def _rises(method: Method, table: Table, rollout: Rollout, exact: Tensor) -> Check:
+    before = table.logits.detach().clone()
+    one_step = {setting: 1 for setting in ("epochs", "minibatches") if method.can(setting, 1)}
+    method.make(table, **one_step).update(rollout)
+    turned = angle(table.logits.detach() - before, exact)
+    return at_most(method.option, "angle of an update", 90.0, turned, note="degrees from the exact gradient")
 
 
 def adding_up(method: Method) -> Iterator[Check]:
@@ -181,3 +198,4 @@ def maximum_likelihood(method: Method) -> Iterator[Check]:
         method.option, "grad of the log-likelihood", exact, method.ascent(oracle.table(), rollout),
         note="of another policy's actions: a policy gradient with advantage 1",
     )  # fmt: skip
+    yield _rises(method, oracle.table(), rollout, exact)
