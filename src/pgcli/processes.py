@@ -155,16 +155,17 @@ def tell(text: str) -> str:
 
 
 class _Whole(torch.autograd.Function):
-    """`gather` with a gradient: that of this process's own rows."""
+    """`gather` with a gradient: that of this process's own rows, or its part of a gradient that all of them have."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, rows: int) -> Tensor:
-        ctx.own = share(rows)
+        ctx.rows = rows
         return gather(own, rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.own], None
+        own = gradients[0][share(ctx.rows)]
+        return own / size() if ctx.rows < size() else own, None
 
 
 def shared(policy: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,8 +175,6 @@ def shared(policy: Callable[..., Any]) -> Callable[..., Any]:
 
     def evaluate(observations: Any, actions: Tensor) -> Any:
         rows = len(actions)
-        if rows < size() and torch.is_grad_enabled():
-            raise RunError(f"a gradient on {rows} rows cannot be shared out among {size()} processes")
         own = share(rows)
         mine = {name: value[own] for name, value in observations.items()}
         found = policy(mine, actions[own])

@@ -43,6 +43,38 @@ def test_who_has_learned_nothing_is_told_that_rewards_will_be_rare(words, warned
     assert any("begins with random weights" in line for line in untaught(compose(words))) == warned
 
 
+CARTPOLE = "and env=cartpole has vectors of the shape (4,); try "
+
+
+@pytest.mark.parametrize(
+    ("algo", "policy", "env", "line"),
+    [
+        ("ppo", "cnn", "cartpole", f"policy=cnn reads images, {CARTPOLE}"),
+        ("ppo", "mlp", "probe_image", "policy=mlp reads vectors, and env=probe_image has images of "),
+        ("ppo", "mlp_256", "sort", "policy=mlp_256 reads vectors, and env=sort has texts; try policy="),
+        ("ppo", "rule", "sort", "algo=ppo needs "),
+        ("ppo", "tiny", "cartpole", f"policy=tiny reads texts, {CARTPOLE}"),
+        ("ppo", "tabular", "cartpole", f"policy=tabular reads states, {CARTPOLE}"),
+        ("q_learning", "tabular", "cartpole", "policy=tabular reads states, and "),
+        ("q_learning", "mlp", "cartpole", "which policy=mlp does not offer; try algo=dqn"),
+        ("sac", "cnn", "pendulum", "which policy=cnn does not offer; try policy=mlp"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused_with_those_that_would(algo, policy, env, line):
+    with pytest.raises(InputError) as refused:
+        build(compose([f"algo={algo}", f"policy={policy}", f"env={env}", "tuned=none", "device=cpu"]))
+    text = str(refused.value)
+    assert line in text
+    assert "\n" not in text
+    suggested = text.rpartition("; try ")[2].split(" or ")
+    assert suggested
+    for word in suggested:  # each of them is one that does
+        if word == "policy=hf":
+            continue  # wants a folder
+        words = {"algo": algo, "env": env} | dict([word.split("=")])
+        build(compose([f"{key}={value}" for key, value in words.items()] + ["tuned=none", "device=cpu"]))
+
+
 def test_a_run_begins_only_from_a_policy_that_means_the_same(tmp_path):
     def taught(name, *words):
         small = ("tuned=none", "policy=nano", "eval.episodes=2", "total_steps=60", "algo.num_demonstrations=4")

@@ -13,7 +13,7 @@ from pgcli.policies.cnn import CNN
 from pgcli.policies.linear import Linear
 from pgcli.policies.mlp import MLP
 from pgcli.policies.rule import Rule, RuleCrowd
-from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Stochastic, TextSpec
+from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Stochastic
 
 ACTIONS = {"two": Discrete(2), "three": Discrete(3), "real": Continuous(-np.ones(2), np.ones(2))}
 WORDS = {
@@ -136,10 +136,3 @@ def test_a_method_that_needs_a_gradient_refuses_a_rule_in_one_line(algo):
     with pytest.raises(InputError, match=rf"^algo={algo} needs .*policy=rule does not offer; try policy=.*$") as error:
         build(compose([f"algo={algo}", "policy=rule", "device=cpu"]))
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("cls", [Linear, Rule])
-def test_a_text_task_is_not_for_policies_that_step(cls):
-    name = cls.__name__.lower()
-    with pytest.raises(InputError, match=f"policy={name} acts in stepped environments"):
-        cls.make(TextSpec(14, 8, 7, end=12, pad=13), compose([f"policy={name}"]).policy, Acting(), torch.Generator())

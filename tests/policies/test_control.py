@@ -3,11 +3,10 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from pgcli.errors import InputError
 from pgcli.policies.cnn import CNN
 from pgcli.policies.mlp import MLP
 from pgcli.policies.products import LARGE, SMALL
-from pgcli.types import Continuous, ControlSpec, Discrete, TextSpec
+from pgcli.types import Continuous, ControlSpec, Discrete
 
 DISCRETE = ControlSpec((4,), Discrete(3))
 REAL = ControlSpec((4,), Continuous(-np.ones(2), np.ones(2)))
@@ -122,15 +121,6 @@ def test_weights_come_from_the_generator_alone():
     assert all(torch.equal(first[k], second[k]) for k in first)
     other = mlp(DISCRETE, orthogonal=False, seed=1).state_dict()
     assert not torch.equal(first["actor.layers.0.weight"], other["actor.layers.0.weight"])
-
-
-def test_observations_of_another_shape_are_refused_with_the_policy_that_fits():
-    with pytest.raises(InputError, match="try policy=cnn"):
-        mlp(ControlSpec((1, 8, 8), Discrete(2)))
-    with pytest.raises(InputError, match="try policy=mlp"):
-        cnn(ControlSpec((4,), Discrete(2)))
-    with pytest.raises(InputError, match="policy=transformer"):
-        mlp(TextSpec(14, 8, 7, end=12, pad=13))
 
 
 @pytest.mark.parametrize("critic", [True, False])

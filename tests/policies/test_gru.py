@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from pgcli.errors import InputError
 from pgcli.policies.gru import GRU, unroll
-from pgcli.types import Acting, Continuous, ControlSpec, Discrete, TextSpec
+from pgcli.types import Continuous, ControlSpec, Discrete
 
 DISCRETE = ControlSpec((2,), Discrete(3))
 REAL = ControlSpec((2,), Continuous(-np.ones(2), np.ones(2)))
@@ -185,14 +184,3 @@ def test_a_sampler_begins_with_nothing_and_leaves_what_it_was_given_as_it_was():
     sampler.act(np.zeros((N, 2), dtype=np.float32), None)
     sampler.forget(np.array([0]))
     assert all(state.all() for state in given.values())
-
-
-# ---------------------------------------------------------------- what it is not for
-
-
-def test_what_it_cannot_read_is_refused_with_the_policy_that_can():
-    with pytest.raises(InputError, match=r"policy=gru reads observations of 1 dimension.*try policy=cnn"):
-        gru(ControlSpec((1, 8, 8), Discrete(2)))
-    with pytest.raises(InputError, match=r"policy=gru acts in stepped environments.*policy=transformer"):
-        gru(TextSpec(14, 8, 7, end=12, pad=13))
-    assert Acting not in GRU.offers

@@ -16,7 +16,7 @@ from pgcli.policies.libraries import InNumPy, InTorch
 from pgcli.policies.products import LARGE, SMALL
 from pgcli.policies.transformer import Transformer
 from pgcli.policies.trunk import _rotary, _rotate
-from pgcli.types import ControlSpec, Discrete, Scores, Stochastic, TextSpec
+from pgcli.types import Scores, Stochastic, TextSpec
 
 SORT = TextSpec(vocabulary=14, prompt_length=8, completion_length=7, end=12, pad=13)
 TINY = TextSpec(vocabulary=3, prompt_length=2, completion_length=3, end=1, pad=2)
@@ -193,11 +193,6 @@ def test_without_a_critic_there_are_no_values():
     policy = transformer(critic=False)
     assert not policy.has_critic
     assert policy({"prompt": tokens(TINY, 1, 2)}, tokens(TINY, 1, 3)).values is None
-
-
-def test_a_stepped_environment_is_refused():
-    with pytest.raises(InputError, match="policy=mlp"):
-        transformer(ControlSpec((4,), Discrete(2)))
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

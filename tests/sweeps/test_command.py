@@ -55,7 +55,10 @@ def stand_ins(monkeypatch):
         (["algo=ppo", "env=cartpole", "seed=0..5"], "is no list of values; did you mean 'seed=range(0,5)'?"),
         (["algo=ppo", "env=cartpole", "--workers", "0"], "--workers must be 1 or more"),
         (["algo=ppo,sac", "env=cartpole"], "algo=sac is for continuous actions; those of env=CartPole-v1 are discrete"),
-        (["algo=ppo", "env=cartpole", "policy=mlp,cnn"], "policy=cnn reads observations of 3 dimension(s)"),
+        (
+            ["algo=ppo", "env=cartpole", "policy=mlp,cnn"],
+            "policy=cnn reads images, and env=cartpole has vectors",
+        ),
         (["algo=ppo,dpo", "env=cartpole"], "algo=dpo learns from"),
         (["algo=ppo", "env=cartpole", "init=nowhere"], "nowhere is not a run directory"),
         (["--resume", "latest"], "there is no sweep in sweeps: start one"),

@@ -46,7 +46,8 @@ def test_each_method_has_the_rows_that_its_settings_call_for(everything):
             found.setdefault(check.algo, set()).add(check.quantity)
     # Which of them are biased, and which are not, is a fact of each method: said here, not found out.
     adding = {"grad, token_mean", "grad, sequence_mean", "grad, in 5 minibatches"}
-    common = {"grad J", "angle of an update <= bound", *adding}
+    angle = {"angle of an update <= bound"}
+    common = {"grad J", *angle, *adding}
     bonus = {"grad of the entropy bonus"}
     corners = {row for row in found["ppo"] if row.startswith("A ")}
     assert len(corners) == 6
@@ -56,14 +57,14 @@ def test_each_method_has_the_rows_that_its_settings_call_for(everything):
     }  # fmt: skip
     standardised = {"standardised, groups of 2", "standardised, groups of 3"}
     assert found["vanilla_pg"] == common | bonus | {"grad J, gamma 0.8"}
-    assert found["a3c"] == found["a2c"] - {"grad, token_mean", "grad, sequence_mean", "angle of an update <= bound"}
+    assert found["a3c"] == found["a2c"] - angle - {"grad, token_mean", "grad, sequence_mean"}
     assert found["a2c"] == common | bonus | critic
     assert found["ppo"] >= common | bonus | critic | corners | {"grad of the surrogate"}
     assert found["rloo"] == common | bonus | {"each gradient, r and r + 5"}
     surrogate = {"each gradient, r and r + 5", "(K-1)/K grad J", "grad of the surrogate", "grad, constant"}
-    assert found["grpo"] == surrogate | adding | bonus | corners | standardised
+    assert found["grpo"] == surrogate | angle | adding | bonus | corners | standardised
     assert found["dr_grpo"] == found["grpo"]
-    assert found["sft"] == {"grad of the log-likelihood"}
+    assert found["sft"] == {"grad of the log-likelihood", *angle}
     assert found["reinforce"] >= common | bonus | {
         "biased grad J, gamma 0.8", "biased grad J, baseline mean", "grad J, baseline value", "grad of the value loss",
         "variance, baseline value: both", "variance, baseline value, bandit",
@@ -294,7 +295,8 @@ def test_a_plug_in_that_is_biased_on_purpose_says_what_it_expects(plugin):
     assert found.passed, found.failures
     rows = {check.quantity: check for check in found.checks}
     assert set(rows) == {
-        "biased grad J, as it declares", "angle of an update <= bound", "grad, token_mean", "grad, sequence_mean", "grad, in 5 minibatches",
+        "biased grad J, as it declares", "angle of an update <= bound", "grad, token_mean", "grad, sequence_mean",
+        "grad, in 5 minibatches",
         "grad of the entropy bonus", "grad of the value loss", "text: biased grad J, as it declares",
     }  # fmt: skip
     for name in ("biased grad J, as it declares", "text: biased grad J, as it declares"):

@@ -38,26 +38,22 @@ def _one_thread() -> Iterator[None]:
 
 
 def _policy_class(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
-    """The chosen policy's class. Raises InputError if it does not offer what the algorithm needs."""
+    """The chosen policy's class. Raises InputError if it is not what the algorithm needs, or cannot read the task."""
     chosen: Any = find("policy", config.policy.name)
-    if type(needs) in chosen.offers:
+    if _fits(chosen, spec, needs):
         return chosen
-    known: dict[str, Any] = {
-        name: find("policy", name) for name in options("policy", [built_in_folder()]) if has_class("policy", name)
-    }
-    others = [name for name, other in known.items() if type(needs) in other.offers]
-    if isinstance(spec, ControlSpec):  # a convolution reads images, and nothing else does
-        images = len(spec.observation_shape) == 3
-        others = [name for name in others if (name == "cnn") == images and name not in WRITERS]
-        if spec.states is None and others != ["tabular"]:  # whose own refusal says why
-            others = [name for name in others if name != "tabular"]
-    remedy = f"try policy={' or policy='.join(others)}" if others else "no policy does that reads such observations"
-    missing = f"needs {needs.meaning}, which policy={config.policy.name} does not offer"
-    raise InputError(f"algo={config.choices['algo']} {missing}; {remedy}")
+    known = [name for name in options("policy", [built_in_folder()]) if has_class("policy", name)]
+    fitting = [f"policy={name}" for name in known if _fits(find("policy", name), spec, needs)]
+    remedy = " or ".join(fitting or [getattr(needs, "otherwise", "another algorithm")])
+    algo, env, policy = (f"{group}={config.choices[group]}" for group in ("algo", "env", "policy"))
+    if type(needs) not in chosen.offers:
+        raise InputError(f"{algo} needs {needs.meaning}, which {policy} does not offer; try {remedy}")
+    seen = f"{spec.kinds[0]} of the shape {spec.observation_shape}" if isinstance(spec, ControlSpec) else spec.kinds[0]
+    raise InputError(f"{policy} reads {' or '.join(chosen.reads)}, and {env} has {seen}; try {remedy}")
 
 
-WRITERS = ("transformer", "hf")
-"""Policies of texts."""
+def _fits(policy: Any, spec: Spec, needs: Needs) -> bool:
+    return type(needs) in policy.offers and not set(policy.reads).isdisjoint(spec.kinds)
 
 
 def refers(config: ExperimentConfig) -> bool:

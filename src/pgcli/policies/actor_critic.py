@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pgcli.errors import InputError
 from pgcli.policies.heads import Head
-from pgcli.types import ABSENT, ControlSpec, Evaluation, Memoryless, PolicyFunction, Spec
+from pgcli.types import ABSENT, Evaluation, Memoryless, PolicyFunction
 
 
 class ActorCritic(nn.Module):
@@ -87,19 +86,6 @@ class Sampler(Memoryless):
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-
-
-def control_spec(spec: Spec, policy: str, *, dimensions: int) -> ControlSpec:
-    """The spec, if a policy of stepped environments with such observations can serve it. Raises InputError."""
-    if not isinstance(spec, ControlSpec):
-        raise InputError(f"policy={policy} acts in stepped environments; a text task needs policy=transformer")
-    if len(spec.observation_shape) != dimensions:
-        better = "policy=cnn" if len(spec.observation_shape) == 3 else "policy=mlp"
-        raise InputError(
-            f"policy={policy} reads observations of {dimensions} dimension(s), "
-            f"these have the shape {spec.observation_shape}; try {better}"
-        )
-    return spec
 
 
 def initialise(

@@ -12,15 +12,16 @@ from torch import nn
 
 from pgcli.policies.acting import Actor, ModuleCrowd, outputs_of
 from pgcli.policies.action_values import ActionValueNetwork, count_actions
-from pgcli.policies.actor_critic import ACTIVATIONS, ActorCritic, control_spec, initialise
+from pgcli.policies.actor_critic import ACTIVATIONS, ActorCritic, initialise
 from pgcli.policies.heads import HeadSettings, make_head
-from pgcli.types import Acting, ActionValues, Needs, Spec, Stochastic
+from pgcli.types import Acting, ActionValues, ControlSpec, Needs, Stochastic
 
 
 class CNN(ActorCritic):
     """Convolutions of 3x3 with stride 2, then one dense layer; actor and critic separate."""
 
     offers: ClassVar = (Stochastic, ActionValues, Acting)
+    reads: ClassVar = ("images",)
 
     class Config(HeadSettings):
         name: Literal["cnn"]
@@ -35,23 +36,20 @@ class CNN(ActorCritic):
 
     @classmethod
     def make(
-        cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator
+        cls, spec: ControlSpec, config: Config, needs: Needs, generator: torch.Generator
     ) -> CNN | ActionValueNetwork | Actor:
         match needs:
             case ActionValues():
-                spec = control_spec(spec, config.name, dimensions=3)
                 actions = count_actions(spec, config.name)
                 return ActionValueNetwork(_network(spec.observation_shape, config, actions, 1.0, generator), actions)
             case Acting():
-                spec = control_spec(spec, config.name, dimensions=3)
                 network = _network(spec.observation_shape, config, outputs_of(spec.actions), 0.01, generator)
                 return Actor(network, partial(ModuleCrowd, network, spec.actions))
             case Stochastic(critic):
                 return cls(spec, config, critic=critic, generator=generator)
         raise AssertionError(needs)
 
-    def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
-        spec = control_spec(spec, config.name, dimensions=3)
+    def __init__(self, spec: ControlSpec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         head = make_head(spec.actions, config)
         actor = _network(spec.observation_shape, config, head.size, 0.01, generator)
         super().__init__(actor, head, _network(spec.observation_shape, config, 1, 1.0, generator) if critic else None)

@@ -28,9 +28,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pgcli.policies.actor_critic import ActorCritic, Sampler, control_spec, initialise
+from pgcli.policies.actor_critic import ActorCritic, Sampler, initialise
 from pgcli.policies.heads import Head, HeadSettings, make_head
-from pgcli.types import ABSENT, Evaluation, PolicyFunction, Spec, Stochastic
+from pgcli.types import ABSENT, ControlSpec, Evaluation, PolicyFunction, Stochastic
 
 Tree = dict[str, Tensor]
 Memory = dict[str, np.ndarray]
@@ -38,6 +38,7 @@ Memory = dict[str, np.ndarray]
 
 class GRU(ActorCritic):
     offers: ClassVar = (Stochastic,)
+    reads: ClassVar = ("vectors",)
 
     class Config(HeadSettings):
         name: Literal["gru"]
@@ -51,11 +52,10 @@ class GRU(ActorCritic):
     critic: Recurrent | None
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Stochastic, generator: torch.Generator) -> GRU:
+    def make(cls, spec: ControlSpec, config: Config, needs: Stochastic, generator: torch.Generator) -> GRU:
         return cls(spec, config, critic=needs.critic, generator=generator)
 
-    def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
-        spec = control_spec(spec, config.name, dimensions=1)
+    def __init__(self, spec: ControlSpec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         head = make_head(spec.actions, config)
         inputs = spec.observation_shape[0]
         actor = Recurrent("actor", inputs, config, head.size, 0.01, generator)

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from pgcli.errors import InputError
 from pgcli.functional.distributions import Categorical, categorical
 from pgcli.settings import Settings
-from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, Spec, State, Stochastic, TextSpec
+from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, State, Stochastic, TextSpec
 
 TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*")
 
@@ -53,6 +53,7 @@ class HF:
     """`policy=hf`: the folder's model, in the role that an algorithm needs."""
 
     offers: ClassVar = (Stochastic, Scores)
+    reads: ClassVar = ("texts",)
 
     class Config(Settings):
         name: Literal["hf"]
@@ -76,9 +77,7 @@ class HF:
             return str(Path(path).expanduser().absolute())  # a run may be resumed from another folder
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Writer | Judge:
-        if not isinstance(spec, TextSpec):
-            raise InputError("policy=hf writes text; a stepped environment needs policy=mlp or policy=cnn")
+    def make(cls, spec: TextSpec, config: Config, needs: Needs, generator: torch.Generator) -> Writer | Judge:
         model = load(config)
         check_fit(model, spec, config)
         _without_dropout(model)

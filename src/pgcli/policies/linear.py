@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pgcli.errors import InputError
 from pgcli.policies.acting import Actor, choose, outputs_of
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork
 from pgcli.policies.heads import HeadSettings, make_head
-from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Needs, Spec, Stochastic
+from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Needs, Stochastic
 
 
 class Linear(ActorCritic):
@@ -24,14 +23,13 @@ class Linear(ActorCritic):
     """
 
     offers: ClassVar = (Stochastic, Acting)
+    reads: ClassVar = ("vectors", "images", "arrays")
 
     class Config(HeadSettings):
         name: Literal["linear"]
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Linear | Actor:
-        if not isinstance(spec, ControlSpec):
-            raise InputError("policy=linear acts in stepped environments; a text task needs policy=transformer")
+    def make(cls, spec: ControlSpec, config: Config, needs: Needs, generator: torch.Generator) -> Linear | Actor:
         match needs:
             case Acting():
                 affine = Affine(spec, outputs_of(spec.actions))

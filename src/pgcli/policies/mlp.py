@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pgcli.policies.acting import Actor, PerceptronCrowd, outputs_of
 from pgcli.policies.action_values import ActionValueNetwork, count_actions
-from pgcli.policies.actor_critic import ActorCritic, control_spec
+from pgcli.policies.actor_critic import ActorCritic
 from pgcli.policies.actor_q import ActorQ, make_actor_head
 from pgcli.policies.actor_q_step import ActorQStep
 from pgcli.policies.heads import HeadSettings, make_head
@@ -25,7 +25,6 @@ from pgcli.types import (
     Evaluation,
     Needs,
     PolicyFunction,
-    Spec,
     Stochastic,
 )
 
@@ -37,6 +36,7 @@ class MLP(ActorCritic):
     """
 
     offers: ClassVar = (Stochastic, ActionValues, ActorWithQ, Acting)
+    reads: ClassVar = ("vectors",)
 
     class Config(HeadSettings):
         name: Literal["mlp"]
@@ -48,27 +48,24 @@ class MLP(ActorCritic):
 
     @classmethod
     def make(
-        cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator
+        cls, spec: ControlSpec, config: Config, needs: Needs, generator: torch.Generator
     ) -> MLP | ActionValueNetwork | ActorQ | Actor:
         match needs:
             case ActionValues():
-                spec = control_spec(spec, config.name, dimensions=1)
                 actions = count_actions(spec, config.name)
                 network = _perceptron(config, spec.observation_shape[0], actions, 1.0, generator)
                 return ActionValueNetwork(network, actions, network.arrays, network.for_a_step)
             case Acting():
-                spec = control_spec(spec, config.name, dimensions=1)
                 sizes = (spec.observation_shape[0], *config.hidden, outputs_of(spec.actions))
                 network = _perceptron(config, sizes[0], sizes[-1], 0.01, generator)
                 return Actor(network, partial(PerceptronCrowd, sizes, config.activation, spec.actions))
             case ActorWithQ():
-                return _actor_q(control_spec(spec, config.name, dimensions=1), config, needs, generator)
+                return _actor_q(spec, config, needs, generator)
             case Stochastic(critic):
                 return cls(spec, config, critic=critic, generator=generator)
         raise AssertionError(needs)
 
-    def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
-        spec = control_spec(spec, config.name, dimensions=1)
+    def __init__(self, spec: ControlSpec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         head = make_head(spec.actions, config)
         inputs = spec.observation_shape[0]
         actor = _perceptron(config, inputs, head.size, 0.01, generator)

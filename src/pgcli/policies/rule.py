@@ -26,25 +26,23 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pgcli.errors import InputError
 from pgcli.policies.acting import Actor, outputs_of
 from pgcli.settings import Settings
-from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Needs, Spec
+from pgcli.types import Acting, Continuous, ControlSpec, Discrete, Needs
 
 
 class Rule(nn.Module):
     """The parameters of a decision list, standard normal at first: random rules with thresholds near zero."""
 
     offers: ClassVar = (Acting,)
+    reads: ClassVar = ("vectors", "images", "arrays")
 
     class Config(Settings):
         name: Literal["rule"]
         rules: int = Field(ge=1, le=1000, description="number of comparisons, made one after the other until one holds")
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Actor:
-        if not isinstance(spec, ControlSpec):
-            raise InputError("policy=rule acts in stepped environments; a text task needs policy=transformer")
+    def make(cls, spec: ControlSpec, config: Config, needs: Needs, generator: torch.Generator) -> Actor:
         inputs = int(np.prod(spec.observation_shape))
         rules = cls(config.rules, inputs, outputs_of(spec.actions), generator)
         return Actor(rules, partial(RuleCrowd, config.rules, inputs, spec.actions))

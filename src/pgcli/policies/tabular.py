@@ -9,18 +9,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pgcli.errors import InputError
 from pgcli.policies.action_values import ActionValueNetwork, count_actions
 from pgcli.policies.actor_critic import ActorCritic, ArrayNetwork
 from pgcli.policies.heads import CategoricalHead
 from pgcli.settings import Settings
-from pgcli.types import ActionTable, ActionValues, ControlSpec, Needs, Spec, Stochastic
+from pgcli.types import ActionTable, ActionValues, ControlSpec, Needs, Stochastic
 
 
 class Tabular:
     """A softmax over one logit for each state and action, with V(s) beside it; or a table of Q(s, a)."""
 
     offers: ClassVar = (ActionTable, ActionValues, Stochastic)
+    reads: ClassVar = ("states",)
 
     class Config(Settings):
         name: Literal["tabular"]
@@ -30,10 +30,9 @@ class Tabular:
 
     @classmethod
     def make(
-        cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator
+        cls, spec: ControlSpec, config: Config, needs: Needs, generator: torch.Generator
     ) -> ActorCritic | ActionValueNetwork:
         del generator  # nothing is random
-        spec = _countable(spec, needs)
         states, actions = spec.observation_shape[0], count_actions(spec, config.name)
         match needs:
             case ActionTable() | ActionValues():
@@ -59,17 +58,3 @@ class Table(nn.Module):
     def arrays(self) -> ArrayNetwork:
         table = self.table.detach().cpu().numpy()
         return lambda observations: table[np.asarray(observations).argmax(-1)]
-
-
-def _countable(spec: Spec, needs: Needs) -> ControlSpec:
-    """The spec, if its states can be counted. Raises InputError with what would fit."""
-    if not isinstance(spec, ControlSpec):
-        raise InputError("policy=tabular acts in stepped environments; a text task needs policy=transformer")
-    if spec.states is None:
-        network = "policy=cnn" if len(spec.observation_shape) == 3 else "policy=mlp"
-        fits = f"algo=dqn {network}" if isinstance(needs, ActionTable) else network
-        raise InputError(
-            "policy=tabular needs states that can be counted, as in env=FrozenLake-v1; these observations are "
-            f"of the shape {spec.observation_shape}: try {fits}"
-        )
-    return spec

@@ -20,14 +20,13 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgcli.errors import InputError
 from pgcli.functional.distributions import Categorical, categorical
 from pgcli.policies import llama, writing
 from pgcli.policies.products import Linear, linear, linear_once
 from pgcli.policies.reading import Reader, read, read_once
 from pgcli.policies.trunk import Trunk, TrunkSettings, matrix
 from pgcli.policies.writing import Cache
-from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, Spec, State, Stochastic, TextSpec
+from pgcli.types import ABSENT, Evaluation, Needs, PolicyFunction, Scores, State, Stochastic, TextSpec
 
 
 class Transformer(nn.Module):
@@ -39,6 +38,7 @@ class Transformer(nn.Module):
     """
 
     offers: ClassVar = (Stochastic, Scores)
+    reads: ClassVar = ("texts",)
 
     class Config(TrunkSettings):
         name: Literal["transformer"]
@@ -60,7 +60,7 @@ class Transformer(nn.Module):
     unit = "sequence"
 
     @classmethod
-    def make(cls, spec: Spec, config: Config, needs: Needs, generator: torch.Generator) -> Transformer | Scorer:
+    def make(cls, spec: TextSpec, config: Config, needs: Needs, generator: torch.Generator) -> Transformer | Scorer:
         policy: Transformer | Scorer
         match needs:
             case Scores(members):
@@ -74,9 +74,9 @@ class Transformer(nn.Module):
             policy.load_state_dict(policy.adopt(given), strict=False)
         return policy
 
-    def __init__(self, spec: Spec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
+    def __init__(self, spec: TextSpec, config: Config, *, critic: bool, generator: torch.Generator) -> None:
         super().__init__()
-        self.spec, self.config = text_spec(spec), config
+        self.spec, self.config = spec, config
         self.trunk = _trunk(self.spec, config, generator)
         self.unembedding = matrix(len(self.trunk.embedding), config.width, 1 / math.sqrt(config.width), generator)
         self.has_critic = critic
@@ -154,9 +154,9 @@ class Scorer(nn.Module):
     unit = "sequence"
     has_critic = False
 
-    def __init__(self, spec: Spec, config: Transformer.Config, *, members: int, generator: torch.Generator) -> None:
+    def __init__(self, spec: TextSpec, config: Transformer.Config, *, members: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.spec = text_spec(spec)
+        self.spec = spec
         self.members = nn.ModuleList(_trunk(self.spec, config, generator) for _ in range(members))
         # 1 / sqrt(W + 1): Stiennon et al. 2020, in their code.
         self.heads = matrix(members, config.width, 1 / math.sqrt(config.width + 1), generator)
@@ -182,12 +182,6 @@ class Scorer(nn.Module):
         if not trunk:
             return given
         return {f"members.{m}.{name}": value for m in range(len(self.members)) for name, value in trunk.items()}
-
-
-def text_spec(spec: Spec) -> TextSpec:
-    if not isinstance(spec, TextSpec):
-        raise InputError("policy=transformer writes text; a stepped environment needs policy=mlp or policy=cnn")
-    return spec
 
 
 def _trunk(spec: TextSpec, config: TrunkSettings, generator: torch.Generator) -> Trunk:

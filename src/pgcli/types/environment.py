@@ -38,6 +38,12 @@ class ControlSpec:
     pixels: bool = False
     """Whether each element of an observation is k/255 for a byte k, so that a memory can keep the byte."""
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the observations are."""
+        kind = {1: "vectors", 3: "images"}.get(len(self.observation_shape), "arrays")
+        return (kind,) if self.states is None else (kind, "states")
+
 
 @dataclass(frozen=True)
 class TextSpec:
@@ -52,6 +58,7 @@ class TextSpec:
     pad: int
     reply_length: int = 0
     """Tokens of the task's reply after the policy's first end token, before a second turn; 0: one turn."""
+    kinds: ClassVar[tuple[str, ...]] = ("texts",)
 
 
 Spec: TypeAlias = ControlSpec | TextSpec

@@ -33,6 +33,8 @@ class ActionTable:
     """Q(s, a) as the entries of a table, (S, n): the policy's only parameter."""
 
     meaning: ClassVar[str] = "a table of action values"
+    otherwise: ClassVar[str] = "algo=dqn"
+    """The same with a network, where states cannot be counted."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Scores:
 
 
 Needs: TypeAlias = Stochastic | ActionValues | ActionTable | ActorWithQ | Acting | Scores
-"""The roles that algorithms need. A policy class lists in `offers` the roles that it can fill."""
+"""The roles that algorithms need. A policy class lists in `offers` the roles that it can fill, and in `reads` the kinds
+of observations (`Spec.kinds`) for which it can.
+"""
 
 
 class Memoryless:

@@ -109,7 +109,7 @@ def as_it_declares(method: Method) -> Iterator[Check]:
 
 
 def an_update(method: Method) -> Iterator[Check]:
-    """Its own `update`, which no other row calls: whatever the optimiser makes of the gradient, the return must rise."""
+    """Its own `update`, which no other row calls: whatever the optimiser makes of the gradient, it must climb."""
     oracle, rollout, exact = case(method)
     yield _rises(method, oracle.table(), rollout, exact)
 

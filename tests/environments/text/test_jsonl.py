@@ -93,8 +93,8 @@ def test_a_prompt_is_held_out_even_where_there_are_two_and_one_alone_is_refused(
         ([{"prompt": "a"}, "", '["b"]'], "line 3: a row is an object"),
         ([{"prompt": 3}], "line 1: `prompt` must be text"),
         ([{"completion": "a"}], "line 1: a row has a `prompt` or a `text`"),
-        ([{"prompt": "a"}, {"prompt": "b" * 20}], "line 2: a prompt of 21 tokens, and env.prompt_length is 20"),
-        ([{"prompt": "a", "answer": "12345"}], "line 1: a answer of 6 tokens, and env.completion_length is 5"),
+        ([{"prompt": "a"}, {"prompt": "b" * 20}], "line 2: its `prompt` has 21 tokens, and env.prompt_length is 20"),
+        ([{"prompt": "a", "answer": "12345"}], "line 1: its `answer` has 6 tokens, and env.completion_length is 5"),
         (
             [{"prompt": "a"}, {"prompt": "b", "answer": "c", "label": 1}],
             "line 2: the `label` of a completion must be true",
@@ -114,6 +114,11 @@ def test_a_file_that_is_not_right_is_refused_with_the_line(tmp_path, rows, messa
     with pytest.raises(InputError, match=message) as refusal:
         jsonl(tmp_path / "p.jsonl", rows)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_word_that_is_a_token_of_its_own_is_refused_with_the_line(tmp_path):
+    with pytest.raises(InputError, match="line 2: `<end>` is a token of its own, and no word of a text"):
+        jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "say <end> now"}], tokenizer="words")
 
 
 @pytest.mark.parametrize(("start", "newline"), [("", "\n"), ("\ufeff", "\r\n"), ("", "\n\n")])

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pgcli.environments.text._reward_function import RewardFunction
 from pgcli.environments.text._rows import TEXTS, Ragged, completed, digest, read
-from pgcli.environments.text.tokenizers import Bytes, Characters, HuggingFace, Tokenizer, Words
+from pgcli.environments.text.tokenizers import SPECIALS, Bytes, Characters, HuggingFace, Tokenizer, Words
 from pgcli.errors import InputError
 from pgcli.seeding import keys_of
 from pgcli.settings import Settings
@@ -151,7 +151,7 @@ class Jsonl:
 
     def _check(self, where: str, key: str, tokens: list[int], limit: int, setting: str) -> None:
         if len(tokens) > limit:
-            raise InputError(f"{where}: a {key} of {len(tokens)} tokens, and {setting} is {limit}")
+            raise InputError(f"{where}: its `{key}` has {len(tokens)} tokens, and {setting} is {limit}")
 
     def _pieces(self, encoded: Iterable[dict[str, list[int]]]) -> Iterable[list[int]]:
         """Texts for pretraining: each row's text, or else its prompt and completion, in pieces that fit.
@@ -320,6 +320,10 @@ def _tokenizer(config: Jsonl.Config, rows: list[tuple[str, dict[str, Any]]]) -> 
         case "character":
             return Characters("".join(sorted(set().union(*texts))))
         case "words":
+            for line, row in rows:
+                for special in SPECIALS:
+                    if any(special in str(row.get(key, "")).split() for key in TEXTS):
+                        raise InputError(f"{line}: `{special}` is a token of its own, and no word of a text")
             return Words(sorted({word for text in texts for word in text.split()}))
     if not Path(config.tokenizer).expanduser().is_dir():
         raise InputError(
