@@ -156,13 +156,17 @@ def test_gspo_s_ratio_is_the_geometric_mean_of_a_row_and_one_ratio_clips_all_of_
 @pytest.mark.parametrize("aggregation", ["sequence_sum", "token_mean", "constant"])
 def test_gspo_refuses_to_count_a_long_episode_more_often(aggregation):
     with pytest.raises(InputError, match=r"one ratio and one term an episode.*take aggregation=sequence_mean"):
-        compose(["algo=gspo", "env=sort", f"algo.aggregation={aggregation}", "algo.aggregation_length=7"])
+        compose(["algo=gspo", "env=sort", f"algo.aggregation={aggregation}"])
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["algo=grpo", "algo.aggregation=constant"], "give it a length"),
+        (["algo=grpo", "algo.aggregation_length=5"], "aggregation=sequence_mean has no aggregation_length"),
+        (["algo=dr_grpo", "algo.aggregation=token_mean", "algo.aggregation_length=5"], "has no aggregation_length"),
+        (["algo=ipo", "algo.label_smoothing=0.1"], "the loss ipo has no label_smoothing"),
+        (["algo=dpo", "algo.gamma=0.5"], "the loss dpo has no gamma"),
+        (["algo=nelder_mead", "algo.size=0.1", "algo.tolerance=0.5"], "take a smaller tolerance"),
         (["algo=cispo", "algo.dual_clip=3"], "dual_clip bounds a clipped objective, and cispo has none"),
         (["algo=cpi", "algo.dual_clip=3"], "it needs a clip_range"),
         (["algo=ppo", "algo.microbatch=2"], "take normalise_advantages=batch"),

@@ -62,12 +62,25 @@ def test_the_targets_follow_the_networks_after_their_step():
             assert_close(after[f"target_{name}"], followed)
 
 
-def test_a_reward_s_scale_is_the_value_s():
-    p = parts("td3", "algo.gamma=0", "algo.reward_scale=0.01")
+@pytest.mark.parametrize(("algo", "noise"), [("td3", (64, 1)), ("sac", (2, 64, 1))])
+def test_a_reward_s_scale_is_the_value_s(algo, noise):
+    p = parts(algo, "algo.gamma=0", "algo.reward_scale=0.01")
     replay = p.collector.collect(p.behaviour())
     batch = replay.draw(64)
-    _, terms = p.algorithm.critic_loss(p.policy, batch, torch.zeros(64, 1))
-    assert terms["value/target"] == pytest.approx(0.01 * batch.rewards.mean().item(), rel=1e-5)
+    found = p.algorithm.loss(p.policy, batch, torch.zeros(noise))[1]
+    assert float(found["value/target"]) == pytest.approx(0.01 * batch.rewards.mean().item(), rel=1e-5)
+
+
+def test_the_actor_of_td3_follows_its_first_critic_alone():
+    p = parts("td3")
+    batch = p.collector.collect(p.behaviour()).draw(64)
+    with torch.no_grad():
+        for parameter in p.policy.critics[1].parameters():
+            parameter.add_(1)
+    actions = p.policy.act(batch.observations, torch.zeros(64, 1))[0]
+    first, second = p.policy.fixed_values(batch.observations, actions).mean(1).tolist()
+    assert abs(first - second) > 0.1
+    assert p.algorithm.actor_loss(p.policy, batch, torch.zeros(64, 1))[0].item() == pytest.approx(-first, rel=1e-5)
 
 
 def test_a_fixed_temperature_stays():

@@ -119,6 +119,14 @@ def test_simpo_and_orpo_do_not_look_at_the_reference():
     assert terms("orpo", policy, batch)[0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_log_ratios_are_reported_as_sums_whatever_the_loss_compares():
+    policy = Table(LOG3, 0.0, 0.0)
+    for algo in ("dpo_norm", "simpo", "orpo"):
+        _, found = terms(algo, policy, pairs([0, 0], [1, -1]))
+        assert found["preferences/chosen_log_ratio"] == pytest.approx(2 * math.log(9 / 5), abs=1e-6)
+        assert found["preferences/rejected_log_ratio"] == pytest.approx(math.log(3 / 5), abs=1e-6)
+
+
 def test_the_implicit_reward_is_what_the_loss_compares():
     # As above: log-ratios 2 log 9/5 and log 3/5; averaged log-probs log 3/5 and log 1/5.
     policy, texts = Table(LOG3, 0.0, 0.0), completions([0, 0], [1, -1])
@@ -186,6 +194,55 @@ def test_no_gradient_flows_through_ktos_reference_point():
     assert slopes[0].abs().max() < 1e-6
 
 
+def test_ktos_reference_point_is_that_of_all_rows_in_microbatches_too():
+    policy = Table(LOG3, 0.0, 0.0)
+    rows = ([[0], [1], [0]], [True, False, True], [[0], [0], [1]])
+    found = {}
+    for words in ((), ("microbatch=1",)):
+        method = of(KTO, policy, "kto", "beta=1", *words)
+        found[words] = float(method.prepare(labelled(*rows)).reference_point)
+        metrics = method.update(labelled(*rows))
+        assert metrics["kto/reference_point"] == pytest.approx(found[words], abs=1e-6)
+        policy = Table(LOG3, 0.0, 0.0)
+    assert found[()] == pytest.approx((2 * math.log(9 / 5) + math.log(3 / 5)) / 3, abs=1e-6)
+    assert found["microbatch=1",] == pytest.approx(found[()], abs=1e-6)
+
+
+def test_kto_reports_each_side_by_its_own_mean_and_counts_right_what_is_beyond_the_reference_point():
+    # Log-ratios log 9/5, log 3/5 and log 3/5; z is the mean of log 9/5, log 3/5 and log 9/5, above log 3/5 and 0.
+    policy = Table(LOG3, 0.0, 0.0)
+    batch = labelled([[0], [1], [1]], [True, False, True], [[0], [1], [0]])
+    _, found = of(KTO, policy, "kto", "beta=0.5").loss(policy, of(KTO, policy, "kto").prepare(batch), None)
+    high, low = math.log(9 / 5), math.log(3 / 5)
+    assert float(found["kto/reference_point"]) > max(0, low)
+    assert float(found["preferences/accuracy"]) == pytest.approx(2 / 3)
+    assert float(found["preferences/chosen_log_ratio"]) == pytest.approx((high + low) / 2, abs=1e-6)
+    assert float(found["preferences/chosen_reward"]) == pytest.approx(0.5 * (high + low) / 2, abs=1e-6)
+    assert float(found["preferences/rejected_reward"]) == pytest.approx(0.5 * low, abs=1e-6)
+    assert float(found["preferences/margin"]) == pytest.approx(0.5 * ((high + low) / 2 - low), abs=1e-6)
+
+
+def test_kto_says_nothing_of_a_side_of_which_there_is_no_completion():
+    policy = Table(LOG3, 0.0, 0.0)
+    method = of(KTO, policy, "kto")
+    _, found = method.loss(policy, method.prepare(labelled([[0], [1]], [True, True], [[0], [0]])), None)
+    assert "preferences/chosen_reward" in found
+    assert not found.keys() & {"preferences/rejected_reward", "preferences/rejected_log_ratio", "preferences/margin"}
+    found = method.update(labelled([[0], [1]], [False, False], [[0], [0]]))
+    assert "preferences/rejected_reward" in found
+    assert "preferences/chosen_reward" not in found
+
+
+def test_kto_counts_a_desirable_completion_right_only_beyond_the_reference_point():
+    # Shares 5/10, 4/10, 1/10: log-ratios log 3/2, which is z, and log 6/5, above 0 and not beyond z.
+    policy = Table(math.log(5.0), math.log(4.0), 0.0)
+    batch = labelled([[1]], [True], [[0]])
+    method = of(KTO, policy, "kto")
+    _, found = method.loss(policy, method.prepare(batch), None)
+    assert float(found["kto/reference_point"]) == pytest.approx(math.log(3 / 2), abs=1e-6)
+    assert float(found["preferences/accuracy"]) == 0
+
+
 def test_kto_learns_from_labels_of_single_completions():
     policy = Table(0.0, 0.0, 0.0)
     method = of(KTO, policy, "kto", "learning_rate=0.05")
@@ -204,6 +261,15 @@ def test_a_reward_model_reads_the_last_real_token():
     loss, found = of(RewardModel, judges, "reward_model").loss(judges, pairs([2, 0], [1, -1]), None)
     assert loss.item() == pytest.approx(-math.log(3 / 4), abs=1e-6)
     assert float(found["preferences/disagreement"]) == 0
+
+
+def test_members_disagree_about_margins_not_about_scores():
+    # The second member scores everything higher by 7: both margins are 2. The third one's margin is 5.
+    same, other = Judges([3.0, 1.0, 0.0], [10.0, 8.0, 7.0]), Judges([3.0, 1.0, 0.0], [6.0, 1.0, 0.0])
+    for judges, expected in ((same, 0.0), (other, 1.5)):
+        _, found = of(RewardModel, judges, "reward_model", "ensemble=2").loss(judges, pairs([0], [1]), None)
+        assert float(found["preferences/disagreement"]) == pytest.approx(expected)
+        assert float(found["preferences/margin"]) == pytest.approx((2 + (2 if expected == 0 else 5)) / 2)
 
 
 def test_members_see_samples_of_their_own_the_same_ones_each_epoch():
@@ -241,6 +307,14 @@ def test_an_outcome_model_learns_from_known_tokens_alone():
     assert loss.item() == pytest.approx((-math.log(3 / 4) - math.log(1 / 4)) / 2, abs=1e-6)
     assert float(found["correctness/accuracy"]) == 0.5
     assert float(found["correctness/right"]) == pytest.approx(0.75)
+    assert float(found["correctness/wrong"]) == pytest.approx(0.75)
+    other = Judges([0.0, LOG3, 0.0])  # 1/2 and 3/4: token 0 is the right one of one row and the wrong one of the other
+    mixed = Checked(completions([1, 0], [1, 2]), right, known)
+    _, found = of(OutcomeReward, other, "outcome_reward").loss(other, mixed, None)
+    assert float(found["correctness/right"]) == pytest.approx(0.5)
+    assert float(found["correctness/wrong"]) == pytest.approx(0.75)
+    wrong = Checked(completions([1, 0], [1, 2]), torch.zeros(2, 2), known)
+    assert "correctness/right" not in of(OutcomeReward, other, "outcome_reward").loss(other, wrong, None)[1]
 
 
 # ---------------------------------------------------------------- RAFT

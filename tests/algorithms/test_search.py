@@ -143,6 +143,15 @@ def test_elites_go_on_unchanged_and_the_best_is_what_is_evaluated():
     assert len(following) == 6
 
 
+def test_how_the_last_generation_s_elites_do_in_this_one_is_said_once_there_are_some():
+    algorithm, _ = search("ga", (0, 0), "population=6", "elites=2")
+    assert "fitness/elites" not in algorithm.update(told([0, 5, 3, 9, 1, 2]))
+    other, _ = search("ga", (0, 0), "population=6", "elites=2")
+    other.load_state_dict(algorithm.state_dict())
+    for one in (algorithm, other):
+        assert one.update(told([4, 2, 10, 10, 10, 10]))["fitness/elites"] == 3
+
+
 def test_children_lie_around_the_parents_that_were_selected():
     # Sigma is tiny beside the distances between candidates, so each child's parent is the nearest of them.
     algorithm, _ = search(
@@ -227,15 +236,19 @@ def test_the_simplex_shrinks_where_contraction_fails(reflected, contracted):
 
 
 def test_a_simplex_too_small_is_built_anew_around_its_best_vertex():
-    algorithm, _ = search("nelder_mead", (5, 5), "size=0.5", "tolerance=0.6", "fresh_seeds=true")
+    algorithm, _ = search("nelder_mead", (5, 5), "size=0.5", "tolerance=0.4", "fresh_seeds=true")
     first = algorithm.behaviour()
     assert first.fresh
     assert first.candidates[0].tolist() == [5, 5]
     assert (first.candidates[1:] - first.candidates[0]).abs().tolist() == [[0.5, 0], [0, 0.5]]
     algorithm.update(told([-1, -3, -2]))
-    again = algorithm.behaviour()  # a diameter of 0.5 is below 0.6
+    while algorithm.move != "build":  # as nothing is better, the simplex shrinks to half: 0.25 is below 0.4
+        assert not algorithm.behaviour().fresh
+        algorithm.update(told([-9] * len(algorithm.behaviour().candidates)))
+    again = algorithm.behaviour()
     assert again.fresh
     assert again.candidates[0].tolist() == [5, 5]
+    assert (again.candidates[1:] - again.candidates[0]).abs().tolist() == [[0.5, 0], [0, 0.5]]
     algorithm.update(told([-7, -3, -4]))
     assert algorithm.losses.tolist() == [3, 4, 7], "the best vertex was evaluated anew"
 
@@ -256,6 +269,13 @@ def test_the_simplex_walks_along_rosenbrock_s_valley(adaptive):
     climb(algorithm, rosenbrock, 300)
     assert policy.place.tolist() == pytest.approx([1, 1], abs=1e-3)
     assert -float(algorithm.losses[0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_adaptive_coefficients_are_those_of_the_number_of_parameters():
+    # n = 20: expansion 1 + 2/n, contraction 3/4 - 1/(2n), shrinkage 1 - 1/n (Gao & Han 2012, section 2).
+    found = search("nelder_mead", [1.0] * 20, "adaptive=true")[0].coefficients
+    assert tuple(found) == pytest.approx((1, 1.1, 0.725, 0.95))
+    assert tuple(search("nelder_mead", [1.0] * 20, "adaptive=false")[0].coefficients) == (1, 2, 0.5, 0.5)
 
 
 def test_adaptive_coefficients_find_the_bottom_of_a_bowl_of_many_dimensions():

@@ -329,9 +329,9 @@ def test_a_tabular_method_chooses_its_policy_unless_one_is_named():
     [
         (["algo=q_learning", "env=cartpole"], "algo=dqn"),
         (["algo=sarsa", "env=cartpole"], "algo=dqn"),
-        (["algo=q_learning", "env=probe_image"], "no policy does that reads such observations"),
+        (["algo=q_learning", "env=probe_image"], "does not offer; try algo=dqn"),
         (["algo=q_learning", "env=frozen_lake", "policy=mlp"], "policy=tabular"),
-        (["algo=q_learning", "env=frozen_lake", "env.normalise.observations=true"], "counted"),
+        (["algo=q_learning", "env=frozen_lake", "env.normalise.observations=true"], "countable states"),
         (["algo=q_learning", "env=pendulum"], "algo=.*ppo"),
         (["algo=dqn", "env=pendulum"], "algo=.*ppo"),
         (["algo=dqn", "env=sort"], "algo=.*grpo"),

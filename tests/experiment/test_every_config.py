@@ -67,7 +67,7 @@ def why_not(algo, env):
     if type(find("algo", config.algo.name).needs(config.algo)) not in find("policy", config.policy.name).offers:
         return "does not offer"
     if config.policy.name == "tabular" and environment.spec.states is None:
-        return "policy=tabular reads states"
+        return "policy=tabular reads countable states"
     return None
 
 

@@ -36,15 +36,18 @@ def test_it_is_the_variance_of_independent_rollouts_and_falls_with_their_size():
     assert small["gradient/variance"] / large["gradient/variance"] == pytest.approx(4, rel=0.5)
 
 
-@pytest.mark.parametrize("algo", ["gspo", "ppo", "grpo"])
-def test_measuring_leaves_the_parameters_and_the_next_rollout_as_they_were(algo):
-    words = [f"algo={algo}", *WORDS]
+@pytest.mark.parametrize("chosen", ["gspo", "ppo", "grpo", "raft algo.selection=random"])
+def test_measuring_leaves_the_parameters_and_what_comes_next_as_they_were(chosen):
+    words = [*f"algo={chosen}".split(), *WORDS]
     parts, other = build(compose(words)), build(compose(words))
     before = [p.clone() for p in parts.policy.parameters()]
     measure(parts, 2)
     assert all(torch.equal(a, b) for a, b in zip(before, parts.policy.parameters(), strict=True))
     ours, theirs = parts.collector.collect(parts.policy), other.collector.collect(other.policy)
     assert torch.equal(ours.actions, theirs.actions)
+    parts.algorithm.update(ours)
+    other.algorithm.update(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(parts.policy.parameters(), other.policy.parameters(), strict=True))
     parts.close()
     other.close()
 

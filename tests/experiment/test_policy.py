@@ -1,5 +1,7 @@
 """Where training begins is decided by the seed and the config alone."""
 
+import math
+
 import pytest
 import torch
 
@@ -54,8 +56,8 @@ CARTPOLE = "and env=cartpole has vectors of the shape (4,); try "
         ("ppo", "mlp_256", "sort", "policy=mlp_256 reads vectors, and env=sort has texts; try policy="),
         ("ppo", "rule", "sort", "algo=ppo needs "),
         ("ppo", "tiny", "cartpole", f"policy=tiny reads texts, {CARTPOLE}"),
-        ("ppo", "tabular", "cartpole", f"policy=tabular reads states, {CARTPOLE}"),
-        ("q_learning", "tabular", "cartpole", "policy=tabular reads states, and "),
+        ("ppo", "tabular", "cartpole", f"policy=tabular reads countable states, {CARTPOLE}"),
+        ("q_learning", "tabular", "cartpole", "policy=tabular reads countable states, and "),
         ("q_learning", "mlp", "cartpole", "which policy=mlp does not offer; try algo=dqn"),
         ("sac", "cnn", "pendulum", "which policy=cnn does not offer; try policy=mlp"),
     ],
@@ -73,6 +75,39 @@ def test_a_policy_that_does_not_fit_is_refused_with_those_that_would(algo, polic
             continue  # wants a folder
         words = {"algo": algo, "env": env} | dict([word.split("=")])
         build(compose([f"{key}={value}" for key, value in words.items()] + ["tuned=none", "device=cpu"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["algo=dqn", "env=cartpole", "total_steps=500"], "algo.learning_starts=1000: nothing would be learned in "),
+        (["algo=td3", "env=pendulum", "policy.distribution=gaussian"], "policy.distribution=gaussian has no effect"),
+        (["algo=es", "env=pendulum", "policy.distribution=squashed_gaussian"], "has no effect with algo=es"),
+        (["algo=grpo", "env=story", "judge.stop_disagreement=0.1"], "judge.* is how a trained reward is used, and "),
+        (["algo=ppo", "env=story", "judge.combine=min"], "judge.* is how a trained reward is used, and "),
+        (["algo=ppo", "env=cartpole", "algo.kl.coefficient=0.1", "algo.kl.target=2"], "add algo.collect=episodes"),
+        (["algo=ppo", "env=cartpole", "policy=gru", "algo.kl.measure=true"], "add algo.collect=episodes"),
+    ],
+)
+def test_what_would_have_no_effect_or_another_than_it_says_is_refused(words, line):
+    with pytest.raises(InputError) as refused:
+        build(compose([*words, "tuned=none", "device=cpu"]))
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_reference_reads_what_the_policy_does(tmp_path):
+    small = (
+        "algo=ppo", "env=cartpole", "tuned=none", "device=cpu", "algo.collect=episodes", "total_steps=50",
+        "eval.episodes=2",
+    )  # fmt: skip
+    taught = train(*small, "policy=gru", "policy.hidden=8", run_dir=tmp_path / "gru", quiet=True)
+    measured = (*small, "algo.kl.measure=true", f"reference={taught.path}")
+    with pytest.raises(InputError, match="only the reference has a memory"):
+        train(*measured, run_dir=tmp_path / "mlp", quiet=True)
+    assert not (tmp_path / "mlp").exists()
+    run = train(*measured, "policy=gru", "policy.hidden=16", run_dir=tmp_path / "larger", quiet=True)
+    assert math.isfinite(run.rows()[-1]["kl/k1"])
 
 
 def test_a_run_begins_only_from_a_policy_that_means_the_same(tmp_path):

@@ -41,6 +41,20 @@ def test_what_stays_keeps_its_proportions_and_the_order_is_temperature_k_p():
     assert kept(temperature=0.5, top_p=0.6) == [False, True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (1.0, [False, True, False, False]),  # the likeliest always stays
+        (0.74, [False, True, True, False]),  # 0.3 / 0.4 = 0.75
+        (0.76, [False, True, False, False]),
+        (0.2, [True, True, True, True]),  # 0.1 / 0.4 = 0.25
+        (0.3, [False, True, True, True]),
+    ],
+)
+def test_min_p_keeps_what_is_so_many_times_as_likely_as_the_likeliest(p, expected):
+    assert kept(min_p=p) == expected
+
+
 def test_each_row_is_narrowed_by_itself():
     logits = torch.stack([SHARES.log(), SHARES.flip(0).log()])[None]
     found = narrow(logits, top_p=0.5)

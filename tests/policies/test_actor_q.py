@@ -36,11 +36,6 @@ def gradients(total, policy):
     return {name.partition(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-def test_a_deterministic_actor_refuses_a_distribution():
-    with pytest.raises(InputError, match=r"^policy.distribution=squashed_gaussian: .* is deterministic; try auto$"):
-        actor_q(stochastic=False, distribution="squashed_gaussian")
-
-
 @pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("critics", [1, 2, 3])

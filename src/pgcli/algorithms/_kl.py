@@ -26,7 +26,8 @@ from pgcli.types import Batch, Metrics, Rollout, State
 METRICS = {
     "loss/kl": "beta times the estimated KL to the reference, weighted as the policy loss; with kl.placement=loss",
     "kl/coefficient": "beta in this update: the price of a nat of KL to the reference",
-    "kl/price": "KL penalty subtracted from an episode's return, mean over episodes; with kl.placement=reward",
+    "kl/price": "KL penalty subtracted from the rewards of a row (an episode; with segments, algo.num_steps actions), "
+    "mean over rows; with kl.placement=reward",
 }
 BIAS = {
     ("loss", "k1"): "has an expected gradient of zero, so that it holds nothing",

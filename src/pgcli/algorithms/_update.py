@@ -98,9 +98,9 @@ class Updater:
         self.updates = 0
         self.steps = 0  # actions seen before this update
 
-    def one_step(self, loss: Loss, batch: Batch, *, watch: Watch | None = None) -> Metrics:
-        """A single gradient step on the whole batch."""
-        return self.epochs(loss, batch, epochs=1, minibatches=1, watch=watch)
+    def one_step(self, loss: Loss, batch: Batch, *, steps: int | None = None, watch: Watch | None = None) -> Metrics:
+        """A single gradient step on the whole batch; `steps` and `watch` as of `epochs`."""
+        return self.epochs(loss, batch, epochs=1, minibatches=1, steps=steps, watch=watch)
 
     def epochs(
         self,

@@ -86,7 +86,10 @@ class A2C:
 
     def update(self, rollout: Rollout) -> Metrics:
         batch = self.prepare(rollout)
-        metrics = self.updater.epochs(self.loss, batch, epochs=self.config.epochs, minibatches=self.config.minibatches)
+        metrics = self.updater.epochs(
+            self.loss, batch,
+            epochs=self.config.epochs, minibatches=self.config.minibatches, steps=rollout.steps,
+        )  # fmt: skip
         return metrics | {
             "value/explained_variance": float(explained_variance(batch.values, batch.returns, batch.mask))
         }

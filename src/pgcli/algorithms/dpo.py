@@ -57,9 +57,13 @@ class DPO:
         )
 
         @model_validator(mode="after")
-        def _odds_are_of_averages(self) -> DPO.Config:
+        def _fits_together(self) -> DPO.Config:
             if self.loss in {"simpo", "orpo"} and not self.length_normalised:
                 raise ValueError(f"the loss {self.loss} is one of averaged log-probs: length_normalised=true")
+            if self.label_smoothing and self.loss != "dpo":
+                raise ValueError(f"the loss {self.loss} has no label_smoothing: leave it at 0, or take loss=dpo")
+            if self.gamma and self.loss != "simpo":
+                raise ValueError(f"the loss {self.loss} has no gamma: leave it at 0, or take loss=simpo")
             return self
 
     METRICS: ClassVar = _update.METRICS | {

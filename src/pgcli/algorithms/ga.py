@@ -62,8 +62,7 @@ class GA:
         "fitness/mean": "mean return of the candidates",
         "fitness/best": "return of the best candidate",
         "fitness/std": "standard deviation of the candidates' returns",
-        "fitness/elites": "mean return of the last generation's elites in this generation; without elites, of all "
-        "candidates",
+        "fitness/elites": "mean return of the last generation's elites in this generation",
         "policy/spread": "standard deviation of the candidates around their mean, averaged over parameters",
     }
     collects = ("population",)
@@ -79,6 +78,8 @@ class GA:
         start = parameters_to_vector(policy.parameters()).detach()
         self.candidates = start + config.initial_std * self._normal(config.population, len(start)).to(start.device)
         self.candidates[0] = start
+        self.survivors = 0
+        """How many of the candidates, the first ones, are elites of the last generation."""
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
@@ -113,17 +114,20 @@ class GA:
             "fitness/mean": float(returns.mean()),
             "fitness/best": float(returns.max()),
             "fitness/std": float(returns.std(correction=0)),
-            "fitness/elites": float(returns[: elites or None].mean()),
             "policy/spread": float(self.candidates.std(0, correction=0).mean()),
         }
+        if self.survivors:
+            metrics["fitness/elites"] = float(returns[: self.survivors].mean())
         vector_to_parameters(self.candidates[order[0]].clone(), self.policy.parameters())
         children = self.offspring(returns, len(returns) - elites)
-        self.candidates = torch.cat([self.candidates[order[:elites]], children])
+        self.candidates, self.survivors = torch.cat([self.candidates[order[:elites]], children]), elites
         return metrics
 
     def state_dict(self) -> State:
-        return {"candidates": self.candidates, "generator": self.generator.get_state()}
+        return {
+            "candidates": self.candidates, "survivors": self.survivors, "generator": self.generator.get_state()
+        }  # fmt: skip
 
     def load_state_dict(self, state: State) -> None:
-        self.candidates = state["candidates"].to(self.candidates.device)
+        self.candidates, self.survivors = state["candidates"].to(self.candidates.device), state["survivors"]
         self.generator.set_state(state["generator"])

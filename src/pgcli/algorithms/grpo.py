@@ -88,7 +88,9 @@ class GRPO:
             description="how the policy loss is averaged over actions; constant divides by aggregation_length"
         )
         aggregation_length: float | None = Field(
-            gt=0, description="number of actions that aggregation=constant divides by; otherwise null"
+            gt=0,
+            description="number of actions that aggregation=constant divides by; null: the width of a batch, which "
+            "for completions is their limit",
         )
         mask_truncated: bool = Field(
             description="keep truncated episodes out of the loss, but in their group's baseline"
@@ -103,8 +105,8 @@ class GRPO:
 
         @model_validator(mode="after")
         def _fits_together(self) -> GRPO.Config:
-            if self.aggregation == "constant" and self.aggregation_length is None:
-                raise ValueError("aggregation=constant divides by aggregation_length: give it a length")
+            if self.aggregation != "constant" and self.aggregation_length is not None:
+                raise ValueError(f"aggregation={self.aggregation} has no aggregation_length: leave it null")
             if self.surrogate == "gspo" and self.aggregation != "sequence_mean":
                 raise ValueError(
                     f"gspo has one ratio and one term an episode; with aggregation={self.aggregation} a long one would "
@@ -172,7 +174,8 @@ class GRPO:
             finished = ~rollout.truncated.any(dim=1, keepdim=True)
             rollout = replace(rollout, mask=rollout.mask & finished)
         advantages = advantages[:, None].expand_as(rollout.rewards)
-        return rollout.batch(advantages, self.config.aggregation, constant=self.config.aggregation_length)
+        length = self.config.aggregation_length or rollout.rewards.shape[1]
+        return rollout.batch(advantages, self.config.aggregation, constant=length)
 
     def objective(self, log_probs: Tensor, batch: Batch) -> Tensor:
         """Each action's term of the surrogate, in the shape of the log-probs."""

@@ -85,18 +85,18 @@ class KTO:
         )  # fmt: skip
         loss = batch.mean(losses, over="rows")
         with torch.no_grad():
-            chosen, rejected = batch.mean(log_ratios, over="desirable"), batch.mean(log_ratios, over="undesirable")
             terms = {
                 "loss/preference": loss.detach(),
                 "kto/reference_point": batch.mean(z.expand_as(losses), over="rows"),
                 "preferences/accuracy": batch.mean(((log_ratios > z) == desirable).float(), over="rows"),
-                "preferences/chosen_reward": c.beta * chosen,
-                "preferences/rejected_reward": c.beta * rejected,
-                "preferences/margin": c.beta * (chosen - rejected),
-                "preferences/chosen_log_ratio": chosen,
-                "preferences/rejected_log_ratio": rejected,
                 "policy/entropy": batch.mean(new.entropy, over="tokens"),
             }
+            sides = {"chosen": "desirable", "rejected": "undesirable"}
+            means = {name: batch.mean(log_ratios, over=side) for name, side in sides.items() if batch.has(side)}
+            for name, mean in means.items():
+                terms |= {f"preferences/{name}_log_ratio": mean, f"preferences/{name}_reward": c.beta * mean}
+            if len(means) == 2:
+                terms["preferences/margin"] = c.beta * (means["chosen"] - means["rejected"])
         return loss, terms
 
     @staticmethod

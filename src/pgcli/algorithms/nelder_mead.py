@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -45,6 +45,15 @@ class NelderMead:
             ge=0, description="diameter of the simplex below which a new one is built around the best vertex"
         )
         adaptive: bool = Field(description="use coefficients that depend on the number of parameters (Gao & Han 2012)")
+
+        @model_validator(mode="after")
+        def _there_is_something_to_search(self) -> NelderMead.Config:
+            if self.tolerance >= self.size:
+                raise ValueError(
+                    f"a new simplex has the diameter size={self.size:g}: with tolerance={self.tolerance:g} it would be "
+                    "replaced at once; take a smaller tolerance"
+                )
+            return self
 
     METRICS: ClassVar = {
         "fitness/mean": "mean return of the candidates evaluated in this update",

@@ -124,8 +124,9 @@ class NPG:
         moved, metrics = self._step(by_unit(self.policy, batch))
         with held_still(moved):
             fitted = self.updater.epochs(
-                self.value_loss, batch, epochs=self.config.value_epochs, minibatches=self.config.value_minibatches
-            )
+                self.value_loss, batch,
+                epochs=self.config.value_epochs, minibatches=self.config.value_minibatches, steps=rollout.steps,
+            )  # fmt: skip
         return fitted | metrics | {"value/explained_variance": float(fit)}
 
     def _step(self, batch: Batch) -> tuple[list[Tensor], Metrics]:

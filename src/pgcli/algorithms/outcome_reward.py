@@ -74,10 +74,11 @@ class OutcomeReward:
             terms = {
                 "loss/correctness": loss / len(scores),
                 "correctness/accuracy": batch.mean(((mean > 0.5) == (batch.right > 0.5)).float(), over="known"),
-                "correctness/right": batch.mean(mean, over="known_right"),
-                "correctness/wrong": batch.mean(mean, over="known_wrong"),
                 "correctness/disagreement": batch.mean(probabilities.std(0, correction=0), over="known"),
             }
+            for label in ("right", "wrong"):
+                if batch.has(f"known_{label}"):
+                    terms[f"correctness/{label}"] = batch.mean(mean, over=f"known_{label}")
         return loss, terms
 
     def update(self, batch: Checked) -> Metrics:

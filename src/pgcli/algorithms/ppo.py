@@ -193,7 +193,7 @@ class PPO:
         metrics = self.updater.epochs(
             self.loss, batch,
             epochs=self.config.epochs, minibatches=self.config.minibatches, target_kl=self.config.target_kl,
-            watch=partial(_ratio.movement, low=reach, high=reach),
+            steps=rollout.steps, watch=partial(_ratio.movement, low=reach, high=reach),
         )  # fmt: skip
         metrics |= _ratio.spread(batch)
         if self.config.kl_penalty.coefficient:

@@ -151,7 +151,8 @@ class Reinforce:
 
     def update(self, rollout: Rollout) -> Metrics:
         batch = self.prepare(rollout)
-        metrics = self.updater.one_step(self.loss, batch, watch=_ratio.mismatch) | _ratio.spread(batch)
+        metrics = self.updater.one_step(self.loss, batch, steps=rollout.steps, watch=_ratio.mismatch)
+        metrics |= _ratio.spread(batch)
         if self.config.baseline == "value":
             with torch.no_grad():
                 fit = explained_variance(batch.values, batch.returns, batch.mask)

@@ -61,7 +61,7 @@ class Revise:
         return policy_loss, {"loss/policy": policy_loss, "policy/entropy": weighted_sum(new.entropy, batch.per_action)}
 
     def update(self, rollout: Rollout) -> Metrics:
-        return self.updater.one_step(self.loss, self.prepare(rollout))
+        return self.updater.one_step(self.loss, self.prepare(rollout), steps=rollout.steps)
 
     def state_dict(self) -> State:
         return self.updater.state_dict()

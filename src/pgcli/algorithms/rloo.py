@@ -97,7 +97,7 @@ class RLOO:
 
     def update(self, rollout: Rollout) -> Metrics:
         batch = self.prepare(rollout)
-        metrics = self.updater.one_step(self.loss, batch, watch=_ratio.mismatch)
+        metrics = self.updater.one_step(self.loss, batch, steps=rollout.steps, watch=_ratio.mismatch)
         returns = masked_sum(rollout.rewards, rollout.mask, dim=1)
         metrics["rollout/zero_variance_groups"] = float(silent_groups(returns, rollout.groups).float().mean())
         return metrics | _ratio.spread(batch) | self.kl.finish(rollout)

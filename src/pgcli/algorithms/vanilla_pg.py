@@ -82,7 +82,7 @@ class VanillaPG:
         return total, terms
 
     def update(self, rollout: Rollout) -> Metrics:
-        metrics = self.updater.one_step(self.loss, self.prepare(rollout))
+        metrics = self.updater.one_step(self.loss, self.prepare(rollout), steps=rollout.steps)
         return metrics | self.kl.finish(rollout)
 
     def state_dict(self) -> State:

@@ -15,6 +15,9 @@ def evaluate(
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the fewest tokens with this total probability.")
     ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Sample among tokens at least this many times as likely as the likeliest.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the episodes; the run's own by default.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Import user code that the run names.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
@@ -23,8 +26,8 @@ def evaluate(
     from pgcli.experiment import evaluate as measure
 
     found = measure(
-        run, episodes=episodes, samples=samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        trust=trust,
+        run, episodes=episodes, samples=samples, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        seed=seed, trust=trust,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found))

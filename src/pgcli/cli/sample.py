@@ -17,6 +17,9 @@ def sample(
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the fewest tokens with this total probability.")
     ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Sample among tokens at least this many times as likely as the likeliest.")
+    ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
     best_of: Annotated[
         int, typer.Option(metavar="N", help="Sample N for each one shown: that of the highest reward.")
@@ -35,8 +38,8 @@ def sample(
         from pgcli.experiment import sample as write
 
         found = write(
-            run, prompt, n=n, temperature=temperature, top_k=top_k, top_p=top_p, greedy=greedy, best_of=best_of,
-            seed=seed, trust=trust,
+            run, prompt, n=n, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, greedy=greedy,
+            best_of=best_of, seed=seed, trust=trust,
         )  # fmt: skip
     if as_json:
         from pgcli.runs.reader import plain

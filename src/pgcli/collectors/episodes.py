@@ -22,6 +22,9 @@ METRICS = {
     "rollout/unscorable": "share of episodes that could not be scored and are left out of training",
 }
 
+TRIES = 10
+"""Batches in a row that may hold nothing to learn from, because of bad luck, before the run fails."""
+
 
 class Player(Protocol):
     """Plays one whole episode for each seed."""
@@ -50,7 +53,21 @@ class EpisodeCollector:
         self.begun = 0  # groups so far: the next one's number, and so its seed
 
     def collect(self, policy: Any) -> Rollout:
-        """A Rollout of (num_groups * group_size, T), T the longest episode."""
+        """A Rollout of (num_groups * group_size, T), T the longest episode.
+
+        Raises RunError if `TRIES` times in a row there was nothing to learn from.
+        """
+        discarded = 0
+        for _ in range(TRIES):
+            rollout = self._play(policy)
+            if len(rollout.episodes):
+                rollout.discarded += discarded
+                return rollout
+            discarded += rollout.steps
+        least = "no completion" if self.group_size == 1 else "no group of whose completions two"
+        raise RunError(f"{TRIES} batches in a row had {least} could be scored: there is nothing to learn from")
+
+    def _play(self, policy: Any) -> Rollout:
         numbers = range(self.begun, self.begun + self.num_groups)
         self.begun += self.num_groups
         seeds = [seed for seed in episode_seeds(self.seed, "train", numbers) for _ in range(self.group_size)]
@@ -68,8 +85,6 @@ class EpisodeCollector:
         sizes = torch.bincount(rollout.groups, weights=scored.float())
         kept = rollout.rows(scored & (sizes[rollout.groups] >= min(2, self.group_size)))
         kept.metrics = rollout.metrics | {"rollout/unscorable": float((~scored).float().mean())}
-        if not len(kept.episodes):
-            raise RunError("no completion could be scored: there is nothing to learn from")
         return kept
 
     def state_dict(self) -> State:

@@ -11,12 +11,13 @@ from pgcli.functional.kl import k1, k2, k3
 from pgcli.functional.masked import masked_sum
 from pgcli.types import Collector, Evaluation, Metrics, Rollout, State, each_tensor
 
+ROW = "a row (an episode; with segments, algo.num_steps actions)"
 METRICS = {
-    "kl/exact": "KL(policy || reference) of an episode: exact in each of its states, summed; mean over episodes, nats",
-    "kl/k1": "KL(policy || reference) of an episode, estimated by the sum of its log-ratios; mean over episodes, nats",
-    "kl/k2": "KL(policy || reference) of an episode, estimated by the sum of log-ratio^2 / 2; mean over episodes, nats",
-    "kl/k3": "KL(policy || reference) of an episode, estimated by the sum of exp(-log-ratio) - 1 + log-ratio; mean "
-    "over episodes, nats",
+    "kl/exact": f"KL(policy || reference) of {ROW}: exact in each of its states, summed; mean over rows, nats",
+    "kl/k1": f"KL(policy || reference) of {ROW}, estimated by the sum of its log-ratios; mean over rows, nats",
+    "kl/k2": f"KL(policy || reference) of {ROW}, estimated by the sum of log-ratio^2 / 2; mean over rows, nats",
+    "kl/k3": f"KL(policy || reference) of {ROW}, estimated by the sum of exp(-log-ratio) - 1 + log-ratio; mean over "
+    "rows, nats",
 }
 
 
@@ -55,7 +56,7 @@ def view(policy: Any, rollout: Rollout) -> Evaluation:
 
 
 def divergence(rollout: Rollout, reference: Evaluation) -> Metrics:
-    """Divergence of the acting policy from the reference, summed over each episode (row), mean over rows."""
+    """Divergence of the acting policy from the reference, summed over each row, mean over rows."""
 
     def of_a_row(per_action: torch.Tensor) -> float:
         return float(masked_sum(per_action, rollout.mask, dim=1).mean())

@@ -106,12 +106,13 @@ def _counts(run: Run) -> Iterator[Check]:
     last = [row["step"] for row in run.rows()[-1:]] or [0]
     saved = [int(path.name.removeprefix("step-")) for path in run.checkpoints()[-1:]] or [0]
     same = last[0] == saved[0] == run.steps
+    whole = bool(run.info["ended"]) and run.status != "failed"  # a failure may come between one file and another
     seen = f"run {run.steps:,}, last row {last[0]:,}, last checkpoint {saved[0]:,}"
-    yield Check("the end is the same everywhere", seen, same if run.info["ended"] else None)
+    yield Check("the end is the same everywhere", seen, same if whole else None)
     counted = sum(row.get("rollout/episodes", 0) for row in run.rows())
     logged = len(run.episodes().get("step", []))
     seen = f"{counted:,.0f} counted in metrics, {logged:,} in episodes.csv"
-    yield Check("every episode is written down", seen, counted == logged if run.info["ended"] else None)
+    yield Check("every episode is written down", seen, counted == logged if whole else None)
 
 
 def _config(run: Run) -> Check:

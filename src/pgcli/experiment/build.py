@@ -99,6 +99,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     way = _pair(config, algorithm_class, world)
 
     _check_samples(config, environment_class)
+    _check_settings(config, way)
     _check_processes(config, world)
     environment = world.make(environment_class, config, world.rows(config, way))
     judge = None
@@ -122,6 +123,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     elif refers(config):
         _check_compares(config, way, world)
         frozen["reference"] = make_reference(config, environment.spec, sources, policy).to(device.torch)
+        _check_reference(config, way, policy, frozen["reference"])
 
     if judge is not None:
         frozen["reward"] = judge.to(device.torch)
@@ -243,6 +245,37 @@ def _check_samples(config: ExperimentConfig, environment_class: Any) -> None:
         raise InputError(
             f"eval.samples={config.eval.samples}: pass@k counts {SUCCESS}, which env={config.choices['env']} does not "
             "have; leave it at 1"
+        )
+
+
+def _check_settings(config: ExperimentConfig, way: str) -> None:
+    """Raises InputError for settings of the algorithm that would have no effect, or another one than they say."""
+    starts = getattr(config.algo, "learning_starts", 0)
+    if starts >= config.total_steps:
+        raise InputError(
+            f"algo.learning_starts={starts}: nothing would be learned in total_steps={config.total_steps}; take fewer "
+            "before, or more in all"
+        )
+    if config.reward is None and (config.judge.stop_disagreement is not None or config.judge.combine != "mean"):
+        raise InputError("judge.* is how a trained reward is used, and there is none: name its run with reward=")
+    if way == "segments" and getattr(getattr(config.algo, "kl", None), "target", None) is not None:
+        raise InputError(
+            "algo.kl.target is the KL of an episode, and a segment holds parts of several: add algo.collect=episodes"
+        )
+
+
+def _check_reference(config: ExperimentConfig, way: str, policy: Any, reference: Any) -> None:
+    """Raises InputError if the reference cannot read what is collected for the policy."""
+    if policy.unit != reference.unit:
+        with_memory = "the policy" if policy.unit == "sequence" else "the reference"
+        raise InputError(
+            f"reference={config.reference}: only {with_memory} has a memory, so that the two read different "
+            "observations; take one of a policy of the same kind"
+        )
+    if way == "segments" and reference.unit == "sequence":
+        raise InputError(
+            "a reference with a memory has to read an episode from its beginning, and a segment may begin in the "
+            "middle: add algo.collect=episodes"
         )
 
 

@@ -74,7 +74,11 @@ class Evaluation(Settings):
 
 class Checkpoint(Settings):
     every: int = Field(ge=1, description="actions between two checkpoints")
-    keep: int = Field(ge=1, description="number of the latest valid checkpoints that are kept, besides the best")
+    keep: int = Field(
+        ge=1,
+        description="number of the latest valid checkpoints that are kept, besides the best of "
+        "those that were written at an evaluation",
+    )
 
 
 class Judging(Settings):

@@ -37,13 +37,14 @@ def check(parts: Parts) -> None:
 
 def measure(parts: Parts, rollouts: int) -> Metrics:
     """Gradient noise of the loss's policy term at the present parameters. Changes neither them nor later rollouts."""
-    before = copy.deepcopy(parts.collector.state_dict())
     algorithm: Any = parts.algorithm
+    before, drawn = copy.deepcopy(parts.collector.state_dict()), algorithm.updater.generator.get_state()
     gradients = []
     for _ in range(rollouts):
         rollout = parts.collector.collect(parts.behaviour())
         gradients.append(algorithm.updater.policy_gradient(algorithm.loss, algorithm.prepare(rollout)).cpu())
     parts.collector.load_state_dict(before)
+    algorithm.updater.generator.set_state(drawn)  # `prepare` may draw, too
     found = gradient_noise(torch.stack(gradients))
     metrics = {"gradient/variance": float(found.variance), "gradient/signal": float(found.signal)}
     relative = float(found.relative)

@@ -59,7 +59,7 @@ class Progress:
     saved: int = 0
     """The multiple of checkpoint.every at the last checkpoint."""
     best: float = -math.inf
-    """The best stochastic return of an evaluation, to mark its checkpoint."""
+    """The best stochastic return of an evaluation at which a checkpoint was written, to mark it."""
     solved: dict[str, float] | None = None
     """The confirming evaluation, after stop_at was reached."""
     doubtful: float | None = None
@@ -181,13 +181,16 @@ class Pending:
     def take(self) -> Metrics:
         """Means over the updates and over the episodes; without episodes there are no returns in the row.
 
-        A key that only some updates have (those of a delayed actor, say) is averaged over those.
+        A key that only some updates have (those of a delayed actor, say), or that is NaN in some of them because it is
+        not defined there, is averaged over the others.
         """
         found: dict[str, list[float]] = {}
         for metrics in self.metrics:
             for key, value in metrics.items():
-                found.setdefault(key, []).append(value)
-        row = {key: sum(values) / len(values) for key, values in found.items()}
+                defined = found.setdefault(key, [])
+                if not math.isnan(value):
+                    defined.append(value)
+        row = {key: sum(values) / len(values) if values else math.nan for key, values in found.items()}
         if self.finished:
             row["rollout/return_mean"] = sum(e.total for e in self.finished) / len(self.finished)
             row["rollout/length_mean"] = sum(e.length for e in self.finished) / len(self.finished)

@@ -41,6 +41,12 @@ def _policy_class(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
     """The chosen policy's class. Raises InputError if it is not what the algorithm needs, or cannot read the task."""
     chosen: Any = find("policy", config.policy.name)
     if _fits(chosen, spec, needs):
+        distribution = getattr(config.policy, "distribution", "auto")
+        if distribution != "auto" and not (isinstance(needs, Stochastic) or getattr(needs, "stochastic", False)):
+            raise InputError(
+                f"policy.distribution={distribution} has no effect with algo={config.choices['algo']}, whose policy is "
+                "deterministic; try auto"
+            )
         return chosen
     known = [name for name in options("policy", [built_in_folder()]) if has_class("policy", name)]
     fitting = [f"policy={name}" for name in known if _fits(find("policy", name), spec, needs)]

@@ -34,6 +34,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     greedy: bool = False,
     best_of: int = 1,
     seed: int | None = None,
@@ -44,7 +45,7 @@ def sample(
 
     Args:
         prompt: text to complete; None: n held-out prompts of the task, one completion of each.
-        temperature, top_k, top_p: narrow the distribution that is sampled; with 1, None, None it is the policy's.
+        temperature, top_k, top_p, min_p: narrow the distribution that is sampled; by default it is the policy's.
         best_of: completions sampled for each one shown, which is the one of highest reward (the run's own reward).
         seed: of prompts and noise; the run's own by default.
 
@@ -54,8 +55,8 @@ def sample(
     for name, value in (("-n", n), ("--best-of", best_of)):
         if value < 1:
             raise InputError(f"{name} must be 1 or more, not {value}")
-    if greedy and ((temperature, top_k, top_p) != (1.0, None, None) or best_of > 1):
-        raise InputError("greedy takes the likeliest token: leave out temperature, top-k, top-p and best-of")
+    if greedy and ((temperature, top_k, top_p, min_p) != (1.0, None, None, None) or best_of > 1):
+        raise InputError("greedy takes the likeliest token: leave out temperature, top-k, top-p, min-p and best-of")
     found = find_run(str(run), runs_dir)
     with opened(found, trust=trust) as (parts, step):
         _check_writes(parts, found.choices)
@@ -65,7 +66,7 @@ def sample(
         number = parts.config.seed if seed is None else seed
         seeds = [s for s in episode_seeds(number, STREAM, range(n)) for _ in range(best_of)]
         generator = None if greedy else numpy_generator(number, STREAM, "actions")
-        writer = narrowed(parts.policy, temperature=temperature, top_k=top_k, top_p=top_p)
+        writer = narrowed(parts.policy, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         rollout: Rollout = player.play(writer, seeds, generator, held_out=True)
         sampled = masked_sum(rollout.log_probs, rollout.mask, dim=1)
         if writer is not parts.policy:

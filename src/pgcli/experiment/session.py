@@ -147,6 +147,7 @@ def evaluate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     seed: int | None = None,
     trust: bool = False,
     runs_dir: str = "runs",
@@ -155,7 +156,7 @@ def evaluate(
 
     Args:
         samples: stochastic completions of each prompt; 2 or more also give pass@k of a task with right answers.
-        temperature, top_k, top_p: narrow what the stochastic policy writes.
+        temperature, top_k, top_p, min_p: narrow what the stochastic policy writes.
 
     Returns: {"run", "step", "episodes", "greedy": {"mean", "std", "interval", "episodes", "prompts"}, "stochastic":
     {...}, "metrics": {...}}. Those that could be scored are counted; `prompts`: different ones, None in control. The
@@ -170,7 +171,7 @@ def evaluate(
     with opened(found, *overrides, trust=trust) as (parts, step):
         player, policy, number = parts.evaluator, parts.policy, parts.config.seed if seed is None else seed
         given: dict[str, Any] = {"episodes": episodes, "seed": number, "stream": "fresh"}
-        writer = narrowed(policy, temperature=temperature, top_k=top_k, top_p=top_p)
+        writer = narrowed(policy, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         greedy = evaluation.play(player, policy, **given, greedy=True)
         sampled, metrics, rollout = evaluation.play_sampled(player, writer, **given, samples=samples)
         if writer is policy and "reference" in parts.frozen:

@@ -102,10 +102,6 @@ def make_actor_head(spec: ControlSpec, settings: HeadSettings, needs: ActorWithQ
     """The actor's head. Raises InputError for a distribution that does not keep to the bounds."""
     assert isinstance(spec.actions, Continuous)  # an algorithm that needs an actor with critics has refused others
     if not needs.stochastic:
-        if settings.distribution != "auto":
-            raise InputError(
-                f"policy.distribution={settings.distribution}: this algorithm's actor is deterministic; try auto"
-            )
         return DeterministicHead(spec.actions)
     if settings.distribution == "gaussian":
         raise InputError(

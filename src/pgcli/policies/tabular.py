@@ -20,7 +20,7 @@ class Tabular:
     """A softmax over one logit for each state and action, with V(s) beside it; or a table of Q(s, a)."""
 
     offers: ClassVar = (ActionTable, ActionValues, Stochastic)
-    reads: ClassVar = ("states",)
+    reads: ClassVar = ("countable states",)
 
     class Config(Settings):
         name: Literal["tabular"]

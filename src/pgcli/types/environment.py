@@ -42,7 +42,7 @@ class ControlSpec:
     def kinds(self) -> tuple[str, ...]:
         """What the observations are."""
         kind = {1: "vectors", 3: "images"}.get(len(self.observation_shape), "arrays")
-        return (kind,) if self.states is None else (kind, "states")
+        return (kind,) if self.states is None else (kind, "countable states")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import torch
 
 from pgcli.cli import main
 from pgcli.cli._ending import _outcome
+from pgcli.collectors.completions import Decoding
+from pgcli.collectors.pairs import read_texts
 from pgcli.environments.text._reward_function import TAKEN
 from pgcli.environments.text._rows import read
 from pgcli.environments.text.jsonl import Jsonl
@@ -17,6 +19,7 @@ from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, dump, load
 from pgcli.experiment.sampling import Asked
 from pgcli.runs import Run
+from pgcli.types import ABSENT, Evaluation
 
 TINY = ("policy.width=8", "policy.heads=2", "policy.layers=1", "policy.hidden=8", "device=cpu")
 SUMS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(10) for b in range(10)]
@@ -26,7 +29,7 @@ def jsonl(path, rows, **settings):
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     defaults = {
         "reward": None, "tokenizer": "auto", "folder": None, "held_out": 0.2, "prompt_length": 20,
-        "completion_length": 5, "cut_reward": None, "solved_at": None,
+        "completion_length": 5, "cut_reward": None, "overlong_buffer": None, "solved_at": None,
         "pairs": 10, "label_scale": 1.0, "label_flip": 0.0,
     }  # fmt: skip
     return Jsonl(Jsonl.Config(name="jsonl", path=str(path), **defaults | settings))
@@ -333,6 +336,23 @@ def test_a_dict_is_reported_by_component_and_its_sum_is_trained_unless_it_says_w
     assert found["reward"].tolist() == [-1]
 
 
+def test_a_completion_near_the_limit_is_punished_if_the_user_says_so(tmp_path, rewards):
+    name = rewards("def score(p, c, row):\n    return 3.0")
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}], reward=name, held_out=0.0, overlong_buffer=2)
+    found = task.rewards(task.prompts([0] * 3, held_out=False), *written(task, "xy.", "xyz.", "xyzuv"))
+    assert found["overlong"].tolist() == [0, -0.5, -1]  # 3, 4 and 5 of at most 5 tokens
+    assert found["reward"].tolist() == [3, 2.5, 2]
+
+
+def test_a_batch_function_may_return_an_array(tmp_path):
+    (tmp_path / "r.py").write_text(
+        "import numpy as np\ndef score_batch(prompts, completions, rows):\n    return np.arange(len(rows)) / 2"
+    )
+    task = jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}], reward=f"{tmp_path / 'r.py'}:score_batch", held_out=0.0)
+    found = task.rewards(task.prompts([0, 0], held_out=False), *written(task, "x.", "y."))["reward"]
+    assert found.tolist() == [0, 0.5]
+
+
 def test_a_batch_function_is_called_once(tmp_path):
     (tmp_path / "r.py").write_text(
         "calls = []\n"
@@ -444,6 +464,37 @@ def test_a_user_s_reward_trains_and_what_cannot_be_scored_is_left_out(tmp_path, 
     assert not [key for key, value in said.items() if value != value], "no NaN in what is logged"
 
 
+def test_a_batch_of_bad_luck_is_collected_again_and_its_actions_count(tmp_path, rewards):
+    # Every second batch of two pairs scores one completion of each: no pair is left to compare.
+    (tmp_path / "r.py").write_text(
+        "calls = []\n"
+        "def score_batch(prompts, completions, rows):\n"
+        "    calls.append(len(rows))\n"
+        "    return [None if len(calls) % 2 and i % 2 else float(i) for i in range(len(rows))]"
+    )
+    words_ = words(tmp_path, "algo=rloo", f"env.reward={tmp_path / 'r.py'}:score_batch")
+    parts = build(compose([*words_, "algo.num_groups=2", "algo.group_size=2"]))
+    rollout = parts.collector.collect(parts.policy)
+    assert len(rollout.episodes) == 4
+    assert rollout.steps > int(rollout.mask.sum())
+    (tmp_path / "r.py").write_text("def score_batch(prompts, completions, rows):\n    return [None] * len(rows)")
+    parts = build(compose([*words_, "algo.num_groups=2", "algo.group_size=2"]))
+    with pytest.raises(RunError, match="10 batches in a row had no group of whose completions two could be scored"):
+        parts.collector.collect(parts.policy)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "reinforce", "rloo", "grpo"])
+def test_a_linear_schedule_ends_near_zero_whatever_could_not_be_scored(tmp_path, rewards, algo):
+    name = rewards("def score(p, c, row):\n    return None if sum(map(ord, c)) % 2 else 1.0")
+    small = ["algo.num_episodes=32"] if algo in ("ppo", "reinforce") else ["algo.num_groups=8", "algo.group_size=4"]
+    run = train(
+        *words(tmp_path, f"algo={algo}", f"env.reward={name}", *small), "algo.schedule=linear", "log_every=1",
+        "total_steps=4000", run_dir=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    rates = [row["optimiser/learning_rate"] for row in run.rows()]
+    assert rates[-1] < 0.2 * rates[0]
+
+
 def test_samples_that_cannot_be_scored_are_shown_and_are_json(tmp_path, rewards, capsys):
     name = rewards("def score(p, c, row):\n    return None if p == '1+1=' else 0.0")
     more = ["algo=sft", f"env.reward={name}", "env.held_out=0", "eval.texts=100", "eval.episodes=200"]
@@ -479,6 +530,20 @@ def test_pairs_of_the_file_are_learned_from(tmp_path, algo, texts_of_a_pair):
         assert last["eval/preference_margin"] > 0
     else:
         assert last["eval/return_mean"] > 0.75, "of pairs that are held out, it knows which was preferred"
+
+
+def test_the_end_of_a_given_text_is_learned_and_nothing_after_it(tmp_path):
+    task = jsonl(tmp_path / "p.jsonl", COPIES, held_out=0.0)
+    written_ = task.given_pairs(held_out=False)[0]
+    read_ = read_texts(Decoding(task, device=torch.device("cpu")), uniform, written_)
+    ends = read_.actions == task.spec.end
+    assert ends.any(1).all()
+    assert (read_.mask & ends).sum(1).tolist() == [1] * len(ends), "an end token that is not trained is never written"
+    assert read_.mask.sum(1).tolist() == (ends.int().argmax(1) + 1).tolist()
+
+
+def uniform(observations, actions):
+    return Evaluation(torch.full(actions.shape, -1.0), ABSENT, ABSENT)
 
 
 LABELLED = [{"prompt": a + b, "completion": c, "label": c == a} for a in "abcde" for b in "abcde" for c in "abcde"]

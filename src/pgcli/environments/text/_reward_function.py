@@ -42,6 +42,7 @@ class RewardFunction:
         rows = [dict(row) for row in rows]  # theirs to change
         if self.for_all:
             found = self._called("all rows", prompts, completions, rows)
+            found = found.tolist() if hasattr(found, "tolist") else found  # an array or a tensor
             if not isinstance(found, Sequence) or len(found) != len(rows):
                 raise RunError(f"env.reward={self.name} must return a list of {len(rows)} scores")
         else:

@@ -32,8 +32,10 @@ from torch import Tensor
 
 from pgcli.environments.text._reward_function import RewardFunction
 from pgcli.environments.text._rows import TEXTS, Ragged, completed, digest, read
+from pgcli.environments.text._settings import OVERLONG
 from pgcli.environments.text.tokenizers import SPECIALS, Bytes, Characters, HuggingFace, Tokenizer, Words
 from pgcli.errors import InputError
+from pgcli.functional.completions import soft_overlong
 from pgcli.seeding import keys_of
 from pgcli.settings import Settings
 from pgcli.types import Observations, State, TextSpec, Written
@@ -64,6 +66,11 @@ class Jsonl:
         cut_reward: float | None = Field(
             description="reward of a completion that the length limit cut before its end token; null: its score"
         )
+        overlong_buffer: int | None = Field(
+            gt=0,
+            description="tokens before the length limit over which a punishment grows from 0 to 1, in the unit of "
+            "env.reward; null: no punishment",
+        )
         solved_at: float | None = Field(description="greedy mean reward at which the task counts as solved; null: none")
         pairs: int = Field(
             ge=1, description="number of pairs that a policy writes and env.reward labels, if the file has no pairs"
@@ -81,6 +88,7 @@ class Jsonl:
     COMPONENTS: ClassVar = {
         "reward": "score by env.reward; without a function, the same as exact_match",
         "exact_match": "1 for the row's own completion (or its chosen one) and the end, 0 for any other",
+        "overlong": OVERLONG,
     }
 
     def __init__(self, config: Config) -> None:
@@ -232,6 +240,10 @@ class Jsonl:
         if self.config.cut_reward is not None:
             finished = ((completions == self.tokens.end) & mask).any(1)
             parts["reward"] = torch.where(finished, parts["reward"], self.config.cut_reward)
+        if self.config.overlong_buffer is not None:
+            limit = self.config.completion_length
+            parts["overlong"] = soft_overlong(mask.sum(1), limit=limit, buffer=self.config.overlong_buffer)
+            parts["reward"] = parts["reward"] + parts["overlong"]
         return parts | {"exact_match": match}
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
