@@ -59,7 +59,7 @@ def write(folder: Path, state: State, config: TrunkSettings, spec: TextSpec, *, 
     _write_json(folder / CONFIG, described)
     _write_json(folder / GENERATION, {**sampling, **ends, "max_new_tokens": spec.completion_length})
     tensors: dict[str, Tensor] = {}
-    for ours, theirs in _names(config.layers):
+    for ours, theirs in tensor_names(config.layers):
         for name, piece in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
             tensors[name] = piece.detach().cpu().contiguous().clone()
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
@@ -122,10 +122,10 @@ def read(folder: Path, config: TrunkSettings, spec: TextSpec) -> State:
         raise InputError(f"{origin} has other sizes than these settings: add {' '.join(wrong)}")
     if found.get("vocab_size") != spec.vocabulary:
         raise InputError(f"{origin} knows {found.get('vocab_size')} tokens, and the task has {spec.vocabulary}")
-    missing = [name for _, theirs in _names(config.layers) for name in theirs if name not in given]
+    missing = [name for _, theirs in tensor_names(config.layers) for name in theirs if name not in given]
     if missing:
         raise InputError(f"{origin} lacks {missing[0]} in its *.safetensors")
-    return {ours: torch.cat([given[name].float() for name in theirs]) for ours, theirs in _names(config.layers)}
+    return {ours: torch.cat([given[name].float() for name in theirs]) for ours, theirs in tensor_names(config.layers)}
 
 
 def _unlike_ours(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -151,7 +151,7 @@ def _unlike_ours(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "rope_theta", base
 
 
-def _names(layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def tensor_names(layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Each of our parameters, with Llama's tensors of which it is the concatenation."""
     yield "trunk.embedding", ("model.embed_tokens.weight",)
     for i in range(layers):
