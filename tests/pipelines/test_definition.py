@@ -76,6 +76,10 @@ def test_a_file_that_is_wrong_is_refused_before_anything_is_written(conf, tmp_pa
             "`total_step=3`: no stage is called `total_step`; did you mean `total_steps`?   (stages: sft, grpo)",
         ),
         (["rlvr", "grpo.init=sfft"], "stage grpo: `init=sfft` is neither a stage nor a run; did you mean `sft`?"),
+        (
+            ["rlvr", "grpo.env=story"],
+            "stage grpo: `init=sft`: its tokens are those of env=sort, and not ",
+        ),
         (["rlvr", "sft.algo.lrr=1"], "stage sft: `algo.lrr` is not a setting of sft"),
     ],
 )

@@ -54,7 +54,9 @@ class KLSettings(Settings):
         gt=0, description="KL of an episode, in nats, towards which beta is adapted; null: beta is fixed"
     )
     gain: float = Field(
-        gt=0, le=1, description="how fast beta follows the target: it changes by at most a fifth of this per update"
+        gt=0,
+        le=1,
+        description="with a target: how fast beta follows it; it changes by at most a fifth of this per update",
     )
     measure: bool = Field(description="log the KL to the reference even if coefficient is 0")
     allow_biased: bool = Field(description="allow an estimator whose gradient is wrong in its placement, for studies")

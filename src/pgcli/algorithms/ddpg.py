@@ -42,8 +42,7 @@ class DDPG:
         )
         target_noise_clip: float = Field(
             ge=0,
-            description="c: bound to which the noise on a target's action is clipped, in units of half the action's "
-            "range",
+            description="c: bound to which target_noise is clipped, in units of half the action's range",
         )
         actor_every: int = Field(
             ge=1, description="steps of the critics for each step of the actor and of the target networks"

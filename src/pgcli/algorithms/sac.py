@@ -48,10 +48,12 @@ class SAC:
             description="adapt alpha so that the policy's entropy approaches target_entropy"
         )
         target_entropy: float | None = Field(
-            description="entropy to which alpha is adapted, in nats, of an action in the unit box; null: minus the "
-            "number of its components"
+            description="with learn_temperature: entropy to which alpha is adapted, in nats, of an action in the unit "
+            "box; null: minus the number of its components"
         )
-        temperature_learning_rate: float = Field(gt=0, le=10, description="Adam's step size for log alpha at the start")
+        temperature_learning_rate: float = Field(
+            gt=0, le=10, description="with learn_temperature: Adam's step size for log alpha at the start"
+        )
 
     METRICS: ClassVar = _off_policy.METRICS | {
         "loss/critic": "half the mean squared error of the critics against their soft targets, summed over the critics",

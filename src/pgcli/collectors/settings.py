@@ -17,7 +17,7 @@ class Segments(Settings):
 class Episodes(Settings):
     """For `episodes`: whole episodes; every one that is begun is finished."""
 
-    num_episodes: int = Field(ge=1, description="whole episodes (or completions) per update")
+    num_episodes: int = Field(ge=1, description="whole episodes (or completions) per update; not with segments")
 
 
 class Groups(Settings):

@@ -36,7 +36,8 @@ class Normalisation(Settings):
         gt=0, description="bound to which the scaled rewards are clipped on both sides; null: no bound"
     )
     clip: float = Field(
-        gt=0, description="bound to which normalised observations and rewards are clipped, in standard deviations"
+        gt=0,
+        description="bound to which observations and rewards are clipped, in standard deviations, where normalised",
     )
     gamma: float = Field(
         ge=0, le=1, description="discount of the return whose deviation divides rewards; best the algorithm's own gamma"

@@ -52,7 +52,9 @@ class Evaluation(Settings):
     episodes: int = Field(
         ge=1, description="episodes of each evaluation, for the greedy and for the stochastic policy alike"
     )
-    texts: int = Field(ge=0, description="completions of each evaluation that are written to samples.jsonl; 0: none")
+    texts: int = Field(
+        ge=0, description="of a text task: completions of each evaluation that are written to samples.jsonl; 0: none"
+    )
     samples: int = Field(
         ge=1,
         description="sampled completions of each held-out prompt; 2 or more also give pass@k of a task with "
@@ -82,7 +84,7 @@ class Checkpoint(Settings):
 
 
 class Judging(Settings):
-    """How a trained reward is used."""
+    """How a trained reward is used, the run that `reward` names. Without one nothing reads these."""
 
     combine: Literal["mean", "min", "mean_minus_variance"] = Field(
         description="how the rewards of an ensemble's members are combined; min and mean_minus_variance are lower "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, PositiveInt
 
@@ -12,6 +13,7 @@ from pgcli.experiment.config import ExperimentConfig, compose
 from pgcli.experiment.overrides import SOURCES, parse, with_runs
 from pgcli.experiment.validation import nearest, read_file, read_settings
 from pgcli.options import GROUPS, headline, options, search_path
+from pgcli.registry import find
 from pgcli.settings import Settings
 
 FOLDER = "pipeline"
@@ -102,11 +104,13 @@ def plan(
         else:
             name = stage.partition("=")[0]
             raise InputError(f"`{word}`: no stage is called `{name}`" + _hint(name, known, _keys()))
-    folders = list(config_dirs)
+    folders, configs = list(config_dirs), dict[str, ExperimentConfig]()
     for i, (name, own_words) in enumerate(words.items()):
         try:
             _check_sources(own_words, name, known[:i], known)
-            compose(with_runs(own_words, {stage: Path(stage) for stage in known}), config_dirs=folders, trust=trust)
+            runs = {stage: Path(stage) for stage in known}
+            configs[name] = compose(with_runs(own_words, runs), config_dirs=folders, trust=trust)
+            _check_tokens(own_words, configs[name], configs)
         except InputError as error:
             raise InputError("\n".join(f"stage {name}: {line}" for line in str(error).splitlines())) from error
     return words
@@ -124,6 +128,21 @@ def _check_sources(words: Sequence[str], name: str, earlier: Sequence[str], know
             raise InputError(f"`{text}` is {what}: a stage builds on earlier ones")
         if not (Path(str(value)) / "run.json").is_file():
             raise InputError(f"`{text}` is neither a stage nor a run" + _hint(str(value), known))
+
+
+def _check_tokens(words: Sequence[str], config: ExperimentConfig, earlier: Mapping[str, ExperimentConfig]) -> None:
+    """What a stage builds on must be of its own tokens."""
+    for key, value, text in parse(words):
+        if key in SOURCES and value in earlier and _tokens(earlier[value]) != _tokens(config):
+            there, here = (f"env={one.choices['env']}" for one in (earlier[value], config))
+            raise InputError(f"`{text}`: its tokens are those of {there}, and not those of {here}")
+
+
+def _tokens(config: ExperimentConfig) -> str | None:
+    from pgcli.experiment.sources import vocabulary  # torch, which completion in a shell does not need
+
+    environment: Any = find("env", config.env.name)
+    return vocabulary(environment(config.env)) if environment.world == "text" else None
 
 
 def _keys() -> set[str]:

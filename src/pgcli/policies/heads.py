@@ -29,18 +29,18 @@ from pgcli.types import ABSENT, Continuous, Discrete
 
 
 class HeadSettings(Settings):
-    """How continuous actions are drawn: the settings of the head at a policy's end."""
+    """How continuous actions are drawn: the settings of the head at a stochastic policy's end."""
 
     distribution: Literal["auto", "gaussian", "squashed_gaussian"] = Field(
-        description="distribution of continuous actions: gaussian, or squashed into their bounds by tanh; auto: as the "
-        "algorithm needs it"
+        description="distribution of a stochastic policy's continuous actions: gaussian, or squashed into their bounds "
+        "by tanh; auto: as the algorithm needs it"
     )
     std: Literal["parameter", "network"] = Field(
-        description="where the standard deviation comes from: a parameter that is the same in all states, or an output "
-        "of the network"
+        description="where the standard deviation of continuous actions comes from: a parameter that is the same in "
+        "all states, or an output of the network"
     )
     initial_log_std: float = Field(
-        ge=-10, le=5, description="log standard deviation of continuous actions at the start"
+        ge=-10, le=5, description="log standard deviation of a stochastic policy's continuous actions at the start"
     )
     log_std_bounds: tuple[float, float] = Field(
         description="bounds to which log standard deviations are clamped, with std=network"

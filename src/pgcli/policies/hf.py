@@ -60,8 +60,8 @@ class HF:
         path: str = Field(min_length=1, description="local folder of the model: config.json and *.safetensors")
         temperature: float = Field(gt=0, description="divisor of the logits, in sampling, scoring and training alike")
         critic: Literal["shared", "separate"] = Field(
-            description="trunk from which V(s) is computed: the policy's own (shared), or a second one that starts as "
-            "its copy"
+            description="of methods with a critic: trunk from which V(s) is computed, the policy's own (shared) or a "
+            "second one that starts as its copy"
         )
         dtype: Literal["float32", "bfloat16"] = Field(
             description="number type of the matrix products; trained parameters stay float32"

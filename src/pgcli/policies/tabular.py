@@ -25,7 +25,7 @@ class Tabular:
     class Config(Settings):
         name: Literal["tabular"]
         initial_value: float = Field(
-            description="initial value of each V(s) or Q(s, a); a high one makes Q-learning explore"
+            description="initial value of each V(s) or Q(s, a) that is learned; a high one makes Q-learning explore"
         )
 
     @classmethod

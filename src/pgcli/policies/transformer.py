@@ -44,8 +44,8 @@ class Transformer(nn.Module):
         name: Literal["transformer"]
         temperature: float = Field(gt=0, description="divisor of the logits, in sampling, scoring and training alike")
         critic: Literal["shared", "separate"] = Field(
-            description="trunk from which V(s) is computed: the policy's own (shared), or a second one that starts as "
-            "its copy"
+            description="of methods with a critic: trunk from which V(s) is computed, the policy's own (shared) or a "
+            "second one that starts as its copy"
         )
 
         path: str | None = Field(

@@ -24,7 +24,10 @@ class TextSettings(Settings):
         description="tokens before the length limit over which a punishment grows from 0 to 1; null: no punishment",
     )
     solved_at: float | None = Field(description="greedy mean reward at which the task counts as solved; null: none")
-    pairs: int = Field(ge=1, description="number of labelled pairs of completions in the dataset of preferences")
+    pairs: int = Field(
+        ge=1,
+        description="number of labelled pairs of completions in the dataset of preferences, for what learns from one",
+    )
     label_scale: float = Field(
         gt=0, description="difference of true rewards at which 73 of 100 labels prefer the better one"
     )
