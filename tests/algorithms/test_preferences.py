@@ -225,7 +225,7 @@ def test_kto_reports_each_side_by_its_own_mean_and_counts_right_what_is_beyond_t
 def test_kto_says_nothing_of_a_side_of_which_there_is_no_completion():
     policy = Table(LOG3, 0.0, 0.0)
     method = of(KTO, policy, "kto")
-    _, found = method.loss(policy, method.prepare(labelled([[0], [1]], [True, True], [[0], [0]])), None)
+    found = method.update(labelled([[0], [1]], [True, True], [[0], [0]]))
     assert "preferences/chosen_reward" in found
     assert not found.keys() & {"preferences/rejected_reward", "preferences/rejected_log_ratio", "preferences/margin"}
     found = method.update(labelled([[0], [1]], [False, False], [[0], [0]]))
@@ -314,7 +314,7 @@ def test_an_outcome_model_learns_from_known_tokens_alone():
     assert float(found["correctness/right"]) == pytest.approx(0.5)
     assert float(found["correctness/wrong"]) == pytest.approx(0.75)
     wrong = Checked(completions([1, 0], [1, 2]), torch.zeros(2, 2), known)
-    assert "correctness/right" not in of(OutcomeReward, other, "outcome_reward").loss(other, wrong, None)[1]
+    assert "correctness/right" not in of(OutcomeReward, other, "outcome_reward").update(wrong)
 
 
 # ---------------------------------------------------------------- RAFT

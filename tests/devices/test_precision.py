@@ -81,7 +81,7 @@ def test_leaving_out_what_cannot_be_scored_does_without_float64(narrow, monkeypa
 
 def test_evaluating_and_narrowed_sampling_do_without_float64(narrow):
     parts = build(compose(["algo=ppo", "env=story", "device=cpu", *TEXT]))
-    policy = narrowed(parts.policy, temperature=0.7, top_k=9, top_p=0.9)
+    policy = narrowed(parts.policy, temperature=0.7, top_k=9, top_p=0.9, min_p=0.01)
     with WithoutFloat64():
         rollout = evaluation.play_once(parts.evaluator, policy, episodes=4, seed=0, stream="x", greedy=False)
     assert rollout.mask.any(1).all()

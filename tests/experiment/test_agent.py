@@ -11,12 +11,13 @@ from pgcli.seeding import episode_seeds
 SMALL = ("tuned=none", "device=cpu", "eval.episodes=1", "log_every=1000")
 MLP = (*SMALL, "policy.hidden=[8]")
 NORMALISED = ("env.normalise.observations=true", "env.normalise.rewards=true")
+LATE = "algo.learning_starts=100"
 RUNS = {
     "CartPole-v1": ("algo=ppo", "env=cartpole", "total_steps=512", *MLP),
     "Pendulum-v1": ("algo=ppo", "env=Pendulum-v1", "total_steps=512", "algo.num_steps=64", *NORMALISED, *MLP),
-    "Acrobot-v1": ("algo=dqn", "env=Acrobot-v1", "total_steps=300", "algo.learning_starts=100", *MLP),
+    "Acrobot-v1": ("algo=dqn", "env=Acrobot-v1", "total_steps=300", LATE, *MLP),
     "FrozenLake-v1": ("algo=q_learning", "env=frozen_lake", "total_steps=3000", *SMALL),
-    "MountainCarContinuous-v0": ("algo=sac", "env=MountainCarContinuous-v0", "total_steps=300", *MLP),
+    "MountainCarContinuous-v0": ("algo=sac", "env=MountainCarContinuous-v0", "total_steps=300", LATE, *MLP),
 }
 
 

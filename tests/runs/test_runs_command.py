@@ -69,5 +69,5 @@ def test_damaged_metrics_are_a_warning_and_hide_no_other_run(new_run, call):
 
 
 def test_no_runs_say_what_to_do_next(tmp_path, call):
-    assert "pgcli train algo=ppo env=cartpole" in call("--runs-dir", tmp_path / "none").stdout
-    assert json.loads(call("--runs-dir", tmp_path / "none", "--json").stdout) == []
+    assert "pgcli train algo=ppo env=cartpole" in call("--runs-dir", tmp_path).stdout
+    assert json.loads(call("--runs-dir", tmp_path, "--json").stdout) == []

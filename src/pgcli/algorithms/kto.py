@@ -91,12 +91,10 @@ class KTO:
                 "preferences/accuracy": batch.mean(((log_ratios > z) == desirable).float(), over="rows"),
                 "policy/entropy": batch.mean(new.entropy, over="tokens"),
             }
-            sides = {"chosen": "desirable", "rejected": "undesirable"}
-            means = {name: batch.mean(log_ratios, over=side) for name, side in sides.items() if batch.has(side)}
-            for name, mean in means.items():
+            chosen, rejected = batch.mean(log_ratios, over="desirable"), batch.mean(log_ratios, over="undesirable")
+            for name, mean in (("chosen", chosen), ("rejected", rejected)):
                 terms |= {f"preferences/{name}_log_ratio": mean, f"preferences/{name}_reward": c.beta * mean}
-            if len(means) == 2:
-                terms["preferences/margin"] = c.beta * (means["chosen"] - means["rejected"])
+            terms["preferences/margin"] = c.beta * (chosen - rejected)
         return loss, terms
 
     @staticmethod
@@ -110,7 +108,12 @@ class KTO:
         return self.config.beta * self._log_ratios(policy, texts)
 
     def update(self, batch: Labelled) -> Metrics:
-        return self.updater.draws(self.loss, [self.prepare(batch)], steps=batch.steps)
+        metrics = self.updater.draws(self.loss, [self.prepare(batch)], steps=batch.steps)
+        # A mean over no completion is no 0.
+        sides = {"preferences/chosen_": batch.desirable.any(), "preferences/rejected_": batch.undesirable.any()}
+        empty = tuple(name for name, seen in sides.items() if not seen)
+        unsaid = (*empty, "preferences/margin") if empty else ()
+        return {key: value for key, value in metrics.items() if not key.startswith(unsaid)}
 
     def state_dict(self) -> State:
         return self.updater.state_dict()

@@ -74,15 +74,16 @@ class OutcomeReward:
             terms = {
                 "loss/correctness": loss / len(scores),
                 "correctness/accuracy": batch.mean(((mean > 0.5) == (batch.right > 0.5)).float(), over="known"),
+                "correctness/right": batch.mean(mean, over="known_right"),
+                "correctness/wrong": batch.mean(mean, over="known_wrong"),
                 "correctness/disagreement": batch.mean(probabilities.std(0, correction=0), over="known"),
             }
-            for label in ("right", "wrong"):
-                if batch.has(f"known_{label}"):
-                    terms[f"correctness/{label}"] = batch.mean(mean, over=f"known_{label}")
         return loss, terms
 
     def update(self, batch: Checked) -> Metrics:
-        return self.updater.draws(self.loss, [batch], steps=batch.steps)
+        metrics = self.updater.draws(self.loss, [batch], steps=batch.steps)
+        seen = {"correctness/right": batch.known_right.any(), "correctness/wrong": batch.known_wrong.any()}
+        return {key: value for key, value in metrics.items() if seen.get(key, True)}  # a mean over nothing is no 0
 
     def state_dict(self) -> State:
         return self.updater.state_dict()

@@ -112,10 +112,6 @@ class OfTexts:
     def tokens(self) -> Tensor:
         return self.texts.mask
 
-    def has(self, mask: str) -> bool:
-        """Whether the batch's `mask` is set anywhere: whether a mean over it says something."""
-        return bool(getattr(self.whole or self, mask).any())
-
     def mean(self, x: Tensor, over: str) -> Tensor:
         """The mean of x where the batch's mask `over` is set: a scalar; of a piece, its share of the whole batch's
         mean. An empty mean is 0; any axes that x has before the mask's, of members say, are summed.

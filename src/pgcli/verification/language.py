@@ -320,7 +320,7 @@ def _aggregated(mask: Tensor, chances: Tensor, config: Any) -> Tensor:
         "token_mean": (chances @ mask.double()).sum(),
         "sequence_mean": lengths,
         "sequence_sum": torch.ones(()),
-        "constant": torch.tensor(config.aggregation_length or 1.0),
+        "constant": torch.tensor(config.aggregation_length or mask.shape[1]),
     }
     return torch.where(mask, rows / divided[config.aggregation], 0)
 
