@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pgcli.algorithms._ratio import METRICS, movement
+from pgcli.algorithms._ratio import METRICS, movement, spread
 from pgcli.errors import InputError, RunError
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose
@@ -251,6 +251,16 @@ def test_the_ratios_of_an_update_are_looked_at_together_and_the_mismatch_at_its_
     assert rows["policy/clip_fraction"] == 0
     assert rows["policy/ratio_min"] == pytest.approx(0.75**0.5)
     assert rows["policy/approx_kl"] == found["policy/approx_kl"], "the KL stays that of each action"
+
+
+def test_the_spread_of_advantages_is_over_actions_and_without_padding():
+    # Advantages 0.5, -0.5, 1 and -1 of rows of 2, 1, 2 and 2 actions: the mean is 0.5/7, that of the squares 4.75/7.
+    policy, rollout = two_groups()
+    batch = algorithm("grpo", policy, "algo.advantage=centred").prepare(rollout)
+    batch.advantages = torch.where(batch.mask, batch.advantages, math.nan)
+    found = spread(batch)
+    assert found["advantage/mean"] == pytest.approx(0.5 / 7)
+    assert found["advantage/std"] == pytest.approx((4.75 / 7 - (0.5 / 7) ** 2) ** 0.5)
 
 
 def test_a_price_in_the_loss_or_none_in_the_reward_is_nothing_to_maxrl():

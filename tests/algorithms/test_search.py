@@ -92,6 +92,27 @@ def test_a_plain_step_of_es_is_the_learning_rate_times_what_was_estimated():
     torch.testing.assert_close(policy.place, torch.tensor([1.0, -1]) + 0.1 * (2 * eps - 0.5 * torch.tensor([1.0, -1])))
 
 
+def test_what_a_search_says_of_its_candidates():
+    returns = [0, 5, 3, 9, 1, 6]  # mean 4, squares of distances 16, 1, 1, 25, 9, 4: their mean is 56/6
+    es, _ = search("es", (3, -4), "population=6", "noise_std=0.5", "learning_rate=1e-9", "weight_decay=0")
+    es.behaviour()
+    said = es.update(told(returns))
+    assert said["policy/parameter_norm"] == pytest.approx(5, abs=1e-6)
+    assert (said["fitness/mean"], said["fitness/best"]) == (4, 9)
+    assert said["fitness/std"] == pytest.approx((56 / 6) ** 0.5)
+
+    ga, _ = search("ga", (0, 0), "population=6", "elites=2")
+    ga.candidates = torch.tensor([[0.0, 2], [2, 2], [0, 2], [2, 2], [0, 2], [2, 2]])  # deviations 1 and 0
+    said = ga.update(told(returns))
+    assert said["policy/spread"] == pytest.approx(0.5)
+    assert (said["fitness/mean"], said["fitness/best"]) == (4, 9)
+    assert said["fitness/std"] == pytest.approx((56 / 6) ** 0.5)
+
+    simplex, _ = search("nelder_mead", (5, 5), "size=0.5", "tolerance=0.1")
+    said = simplex.update(told([-1, -3, -2]))
+    assert (said["simplex/diameter"], said["fitness/best"], said["fitness/worst"]) == (0.5, -1, -3)
+
+
 def test_es_with_adam_moves_every_parameter_by_the_learning_rate_first():
     algorithm, policy = search("es", (1, -1, 3), "population=2", "learning_rate=0.1", "weight_decay=0")
     algorithm.behaviour()
