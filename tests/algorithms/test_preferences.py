@@ -116,7 +116,10 @@ def test_simpo_and_orpo_do_not_look_at_the_reference():
     assert terms("simpo", policy, batch)[0] == pytest.approx(math.log(1 + math.exp(1 - 2 * LOG3)), abs=1e-6)
     # orpo: odds 3/2 and 1/4, so log 6; and the likelihood of the preferred one, -log 3/5
     expected = -math.log(3 / 5) + 0.1 * math.log(7 / 6)
-    assert terms("orpo", policy, batch)[0] == pytest.approx(expected, abs=1e-6)
+    loss, found = terms("orpo", policy, batch)
+    assert loss == pytest.approx(expected, abs=1e-6)
+    assert found["preferences/log_odds_ratio"] == pytest.approx(math.log(6), abs=1e-6)
+    assert "preferences/log_odds_ratio" not in terms("simpo", policy, batch)[1]
 
 
 def test_log_ratios_are_reported_as_sums_whatever_the_loss_compares():

@@ -161,7 +161,7 @@ OF_PREFERENCES = [
     ("functional.preference_loss", "ipo", "(2 * beta)", "beta", "ipo"),
     ("functional.preference_loss", "ipo", "- 1 /", "+ 1 /", "ipo"),
     ("functional.preference_loss", "simpo", "- gamma", "+ gamma", "simpo"),
-    ("functional.preference_loss", "odds_ratio", "torch.expm1(averaged)", "torch.exp(averaged)", "orpo"),
+    ("functional.preference_loss", "log_odds", "torch.expm1(averaged)", "torch.exp(averaged)", "orpo"),
     ("functional.preference_loss", "odds_ratio", "log_odds(chosen) -", "log_odds(chosen) +", "orpo"),
     ("functional.preference_loss", "apo_zero", "-beta", "beta", "apo_zero"),
     ("functional.preference_loss", "apo_down", "beta * chosen", "-beta * chosen", "apo_down"),

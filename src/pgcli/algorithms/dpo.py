@@ -75,6 +75,8 @@ class DPO:
         "preferences/rejected_reward": "beta times the log-ratio (simpo, orpo: log-prob) of rejected completions, mean",
         "preferences/chosen_log_ratio": "log pi - log reference of a preferred completion, summed over tokens, mean",
         "preferences/rejected_log_ratio": "log pi - log reference of a rejected completion, summed over tokens, mean",
+        "preferences/log_odds_ratio": "log odds of a preferred completion's average token minus those of the rejected "
+        "one's, mean; with loss=orpo",
         "policy/entropy": "entropy of the policy at the tokens of both completions, mean per token, in nats",
     }  # fmt: skip
     collects = ("pairs", "judged")
@@ -126,6 +128,9 @@ class DPO:
                 "preferences/rejected_log_ratio": batch.mean(rejected_ratio, over="pairs"),
                 "policy/entropy": batch.mean(new.entropy, over="tokens"),
             }
+            if c.loss == "orpo":
+                odds = preference_loss.log_odds(chosen) - preference_loss.log_odds(rejected)
+                terms["preferences/log_odds_ratio"] = batch.mean(odds, over="pairs")
         return loss + c.likelihood_coefficient * likelihood, terms
 
     def _measured(self, log_probs: Tensor, texts: Completions) -> Tensor:

@@ -84,10 +84,21 @@ def simpo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> Ten
     return -logsigmoid(beta * (chosen - rejected) - gamma)
 
 
+def log_odds(averaged: Tensor) -> Tensor:
+    """log(p / (1 - p)) of p = exp(log pi(y | x) / |y|), the probability of a completion's average token.
+
+    Args:
+        averaged: (B,), log-probs averaged over tokens, below zero.
+
+    Returns: (B,). Source: Hong et al. 2024, eq. 4.
+    """
+    averaged = averaged.clamp(max=-SMALLEST)
+    return averaged - torch.log(-torch.expm1(averaged))
+
+
 def odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
     """The penalty of odds-ratio preference optimisation (ORPO), to be added to the preferred completion's NLL.
 
-        odds(y) = p / (1 - p),   p = exp(log pi(y | x) / |y|)
         L = -log sigmoid(log odds(chosen) - log odds(rejected))
 
     Args:
@@ -95,11 +106,6 @@ def odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
 
     Returns: (B,). Source: Hong et al. 2024, eq. 7. There is no reference.
     """
-
-    def log_odds(averaged: Tensor) -> Tensor:
-        averaged = averaged.clamp(max=-SMALLEST)
-        return averaged - torch.log(-torch.expm1(averaged))
-
     return -logsigmoid(log_odds(chosen) - log_odds(rejected))
 
 
