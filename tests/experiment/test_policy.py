@@ -87,6 +87,11 @@ def test_a_policy_that_does_not_fit_is_refused_with_those_that_would(algo, polic
         (["algo=ppo", "env=story", "judge.combine=min"], "judge.* is how a trained reward is used, and "),
         (["algo=ppo", "env=cartpole", "algo.kl.coefficient=0.1", "algo.kl.target=2"], "add algo.collect=episodes"),
         (["algo=ppo", "env=cartpole", "policy=gru", "algo.kl.measure=true"], "add algo.collect=episodes"),
+        (
+            ["algo=ppo", "env=cartpole", "policy=gru", "algo.num_envs=1", "algo.minibatches=4"],
+            "a batch has 1 (algo.num_envs); take at most as many",
+        ),
+        (["algo=grpo", "env=sort", "algo.num_groups=1", "algo.group_size=2", "algo.minibatches=3"], "a batch has 2 ("),
     ],
 )
 def test_what_would_have_no_effect_or_another_than_it_says_is_refused(words, line):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +113,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
 
     needs = algorithm_class.needs(config.algo)
     policy = make_policy(config, environment.spec, needs)
+    _check_minibatches(config, way, policy)
     if sources.init is not None:
         _check_init(config, sources.init, environment)
         initialise(policy, sources.init, f"init={config.init}")
@@ -121,9 +123,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     if way in world.comparing and not isinstance(needs, Stochastic):  # a judge learns from texts of another policy
         frozen["writer"] = make_reference(config, environment.spec, sources, policy).to(device.torch)
     elif refers(config):
-        _check_compares(config, way, world)
-        frozen["reference"] = make_reference(config, environment.spec, sources, policy).to(device.torch)
-        _check_reference(config, way, policy, frozen["reference"])
+        frozen["reference"] = _reference(config, way, world, environment.spec, sources, policy).to(device.torch)
 
     if judge is not None:
         frozen["reward"] = judge.to(device.torch)
@@ -154,6 +154,14 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
         config, device, environment.spec, policy, behaviour, algorithm, collector, environment, world.unit, close,
         evaluator, frozen, preferences=preferences,
     )  # fmt: skip
+
+
+def _reference(config: ExperimentConfig, way: str, world: World, spec: Spec, sources: Sources, policy: Any) -> Any:
+    """The reference, which reads what is collected for the policy."""
+    _check_compares(config, way, world)
+    reference = make_reference(config, spec, sources, policy)
+    _check_reference(config, way, policy, reference)
+    return reference
 
 
 def network_size(policy: Any) -> int:
@@ -261,6 +269,24 @@ def _check_settings(config: ExperimentConfig, way: str) -> None:
     if way == "segments" and getattr(getattr(config.algo, "kl", None), "target", None) is not None:
         raise InputError(
             "algo.kl.target is the KL of an episode, and a segment holds parts of several: add algo.collect=episodes"
+        )
+
+
+ROWS = {"segments": ("num_envs",), "episodes": ("num_episodes",), "groups": ("num_groups", "group_size")}
+"""Way of collecting -> the settings whose product is the number of rows of a batch."""
+
+
+def _check_minibatches(config: ExperimentConfig, way: str, policy: Any) -> None:
+    """Raises InputError if a policy that learns from whole rows could not be given so many minibatches of them."""
+    wanted = getattr(config.algo, "minibatches", 1)
+    if policy.unit != "sequence" or way not in ROWS:
+        return
+    rows = math.prod(getattr(config.algo, name) for name in ROWS[way])
+    if wanted > rows:
+        named = " x ".join(f"algo.{name}" for name in ROWS[way])
+        raise InputError(
+            f"algo.minibatches={wanted}: this policy learns from whole rows, and a batch has {rows} ({named}); take at "
+            "most as many minibatches"
         )
 
 
