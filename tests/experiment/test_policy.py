@@ -111,6 +111,10 @@ def test_a_reference_reads_what_the_policy_does(tmp_path):
     with pytest.raises(InputError, match="only the reference has a memory"):
         train(*measured, run_dir=tmp_path / "mlp", quiet=True)
     assert not (tmp_path / "mlp").exists()
+    with pytest.raises(
+        InputError, match=rf"^reference={taught.path}: its policy=gru reads vectors, and env=sort has t"
+    ):
+        train("algo=ppo", "env=sort", *measured[2:4], *measured[5:], run_dir=tmp_path / "text", quiet=True)
     run = train(*measured, "policy=gru", "policy.hidden=16", run_dir=tmp_path / "larger", quiet=True)
     assert math.isfinite(run.rows()[-1]["kl/k1"])
 

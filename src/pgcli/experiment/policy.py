@@ -104,8 +104,12 @@ def make_reference(config: ExperimentConfig, spec: Spec, sources: Sources, polic
         if hasattr(settings, "temperature") and hasattr(config.policy, "temperature"):
             # Of one temperature, or two policies of the same weights would be apart.
             settings = settings.model_copy(update={"temperature": config.policy.temperature})
-        own = own.model_copy(update={"seed": config.seed, "policy": settings})
-        reference = make_policy(own, spec, Stochastic())
+        choices = config.choices | {"policy": own.choices["policy"]}
+        own = own.model_copy(update={"seed": config.seed, "policy": settings, "choices": choices})
+        try:
+            reference = make_policy(own, spec, Stochastic())
+        except InputError as error:
+            raise InputError(f"reference={config.reference}: its {error}") from error
         initialise(reference, sources.reference.policy, f"reference={config.reference}")
         return reference.requires_grad_(False)
     twin = policy.twin() if hasattr(policy, "twin") else None
