@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pkgutil import iter_modules
 from typing import Any
 
-from pgcli import algorithms, processes
 from pgcli.collectors.episodes import Player
 from pgcli.collectors.held_out import HeldOutPreferences
 from pgcli.collectors.learned_reward import LearnedReward
 from pgcli.collectors.reference import Referenced
-from pgcli.errors import InputError
+from pgcli.experiment import fitting
 from pgcli.experiment.config import ExperimentConfig
-from pgcli.experiment.evaluation import SUCCESS
 from pgcli.experiment.judging import calibrate, make_judge
 from pgcli.experiment.policy import initialise, make_policy, make_reference, refers
-from pgcli.experiment.sources import NO_SOURCES, Sources, Weights, vocabulary
+from pgcli.experiment.sources import NO_SOURCES, Sources
 from pgcli.experiment.worlds import WORLDS, World
 from pgcli.experiment.worlds.text import held_out_preferences, judge_evaluator
 from pgcli.registry import complete, find
 from pgcli.seeding import derive
-from pgcli.types import Algorithm, Collector, Continuous, Metrics, Rollout, Spec, State, Stochastic, TextSpec
-
-SAMPLED = ("segments", "episodes", "groups")
-"""Ways of collecting whose rollouts hold the policy's own actions."""
+from pgcli.types import Algorithm, Collector, Metrics, Rollout, Spec, State, Stochastic, TextSpec
 
 
 @dataclass
@@ -97,11 +90,11 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     algorithm_class = complete("algo", config.algo.name)
     environment_class = complete("env", config.env.name)
     world = WORLDS[environment_class.world]
-    way = _pair(config, algorithm_class, world)
+    way = fitting.way_of_collecting(config, algorithm_class, world)
 
-    _check_samples(config, environment_class)
-    _check_settings(config, way)
-    _check_processes(config, world)
+    fitting.check_samples(config, environment_class)
+    fitting.check_settings(config, way)
+    fitting.check_processes(config, world)
     environment = world.make(environment_class, config, world.rows(config, way))
     judge = None
     if sources.reward is not None:
@@ -109,13 +102,13 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
         environment = LearnedReward(
             environment, judge, combination=config.judge.combine, pessimism=config.judge.pessimism
         )
-    _check_actions(config, algorithm_class, environment.spec, world)
+    fitting.check_actions(config, algorithm_class, environment.spec, world)
 
     needs = algorithm_class.needs(config.algo)
     policy = make_policy(config, environment.spec, needs)
-    _check_minibatches(config, way, policy)
+    fitting.check_minibatches(config, way, policy)
     if sources.init is not None:
-        _check_init(config, sources.init, environment)
+        fitting.check_init(config, sources.init, environment)
         initialise(policy, sources.init, f"init={config.init}")
     device: Any = find("device", config.device.name)(config.device, parameters=network_size(policy))
     policy = policy.to(device.torch)
@@ -140,7 +133,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
         collector = world.comparing[way](environment, config, device.torch, writer)
     else:
         collector = world.collectors[way](environment, config, device.torch)
-        if "reference" in frozen and way in SAMPLED:
+        if "reference" in frozen and way in fitting.SAMPLED:
             collector = Referenced(collector, frozen["reference"])
     evaluator = world.evaluator(environment_class, config, environment, device.torch)
     if "writer" in frozen:
@@ -158,9 +151,9 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
 
 def _reference(config: ExperimentConfig, way: str, world: World, spec: Spec, sources: Sources, policy: Any) -> Any:
     """The reference, which reads what is collected for the policy."""
-    _check_compares(config, way, world)
+    fitting.check_compares(config, way, world)
     reference = make_reference(config, spec, sources, policy)
-    _check_reference(config, way, policy, reference)
+    fitting.check_reference(config, way, policy, reference)
     return reference
 
 
@@ -179,7 +172,7 @@ def untaught(config: ExperimentConfig) -> list[str]:
     algorithm: Any = find("algo", config.algo.name)
     environment: Any = find("env", config.env.name)
     fresh = config.init is None and getattr(config.policy, "path", None) is None
-    if environment.world != "text" or not fresh or not set(algorithm.collects) & set(SAMPLED):
+    if environment.world != "text" or not fresh or not set(algorithm.collects) & set(fitting.SAMPLED):
         return []
     return [
         "without init= it begins with random weights, whose completions are hardly ever rewarded: teach it first "
@@ -191,130 +184,3 @@ def _close(collector: Any, close_world: Callable[[Any, Any], None], environment:
     if hasattr(collector, "close"):  # a collector with worker processes
         collector.close()
     close_world(environment, evaluator)
-
-
-# ---------------------------------------------------------------- what fits, and what is refused
-
-UNSHAPED = ("heads", "activation")
-"""Settings of a policy without which parameters of the same shapes are another function."""
-
-
-def _check_init(config: ExperimentConfig, given: Weights, environment: Any) -> None:
-    """Raises InputError if the shapes of the parameters would fit, and what they mean would not."""
-    if given.vocabulary not in (None, vocabulary(environment)):
-        raise InputError(f"init={config.init}: its tokens are not those of env={config.choices['env']}")
-    for name in UNSHAPED:
-        there, here = given.settings.get(name), getattr(config.policy, name, None)
-        if None not in (there, here) and there != here:
-            raise InputError(f"init={config.init} has policy.{name}={there}, and here it is {here}")
-
-
-def _pair(config: ExperimentConfig, algorithm_class: Any, world: World) -> str:
-    """The way of collecting: the first of the algorithm's ways that the world offers, or the one in `algo.collect`."""
-    wanted = getattr(config.algo, "collect", "auto")
-    ways = [wanted] if wanted != "auto" else algorithm_class.collects
-    for way in ways:
-        if way in world.offers:
-            return way
-    raise InputError(
-        f"algo={config.algo.name} learns from {' or '.join(ways)}, "
-        f"env={config.env.name} offers {', '.join(world.offers)}: try algo={_fitting(world)}"
-    )
-
-
-def _fitting(world: World, kind: str | None = None, *, countable: bool = True) -> str:
-    """The built-in algorithms that can learn in a world, from actions of a kind: `ddpg, ppo or sac`.
-
-    countable: whether its states can be counted; those that learn from single transitions keep a table of them.
-    """
-    names = [module.name for module in iter_modules(algorithms.__path__) if not module.name.startswith("_")]
-    classes: dict[str, Any] = {name: find("algo", name) for name in names}
-    fit = [
-        name for name, found in classes.items()
-        if set(found.collects) & set(world.offers)
-        and (kind is None or kind in found.actions)
-        and (countable or "transitions" not in found.collects)
-    ]  # fmt: skip
-    return " or ".join(filter(None, [", ".join(fit[:-1]), fit[-1]]))
-
-
-def _check_actions(config: ExperimentConfig, algorithm_class: Any, spec: Spec, world: World) -> None:
-    kind = "continuous" if isinstance(getattr(spec, "actions", None), Continuous) else "discrete"
-    if kind not in algorithm_class.actions:
-        raise InputError(
-            f"algo={config.choices['algo']} is for {' or '.join(algorithm_class.actions)} actions; "
-            f"those of env={getattr(config.env, 'id', config.env.name)} are {kind}: "
-            f"try algo={_fitting(world, kind, countable=getattr(spec, 'states', None) is not None)}"
-        )
-
-
-def _check_samples(config: ExperimentConfig, environment_class: Any) -> None:
-    if config.eval.samples > 1 and SUCCESS not in getattr(environment_class, "COMPONENTS", {}):
-        raise InputError(
-            f"eval.samples={config.eval.samples}: pass@k counts {SUCCESS}, which env={config.choices['env']} does not "
-            "have; leave it at 1"
-        )
-
-
-def _check_settings(config: ExperimentConfig, way: str) -> None:
-    """Raises InputError for settings of the algorithm that would have no effect, or another one than they say."""
-    starts = getattr(config.algo, "learning_starts", 0)
-    if starts >= config.total_steps:
-        raise InputError(
-            f"algo.learning_starts={starts}: nothing would be learned in total_steps={config.total_steps}; take fewer "
-            "before, or more in all"
-        )
-    if config.reward is None and (config.judge.stop_disagreement is not None or config.judge.combine != "mean"):
-        raise InputError("judge.* is how a trained reward is used, and there is none: name its run with reward=")
-    if way == "segments" and getattr(getattr(config.algo, "kl", None), "target", None) is not None:
-        raise InputError(
-            "algo.kl.target is the KL of an episode, and a segment holds parts of several: add algo.collect=episodes"
-        )
-
-
-ROWS = {"segments": ("num_envs",), "episodes": ("num_episodes",), "groups": ("num_groups", "group_size")}
-"""Way of collecting -> the settings whose product is the number of rows of a batch."""
-
-
-def _check_minibatches(config: ExperimentConfig, way: str, policy: Any) -> None:
-    """Raises InputError if a policy that learns from whole rows could not be given so many minibatches of them."""
-    wanted = getattr(config.algo, "minibatches", 1)
-    if policy.unit != "sequence" or way not in ROWS:
-        return
-    rows = math.prod(getattr(config.algo, name) for name in ROWS[way])
-    if wanted > rows:
-        named = " x ".join(f"algo.{name}" for name in ROWS[way])
-        raise InputError(
-            f"algo.minibatches={wanted}: this policy learns from whole rows, and a batch has {rows} ({named}); take at "
-            "most as many minibatches"
-        )
-
-
-def _check_reference(config: ExperimentConfig, way: str, policy: Any, reference: Any) -> None:
-    """Raises InputError if the reference cannot read what is collected for the policy."""
-    if policy.unit != reference.unit:
-        with_memory = "the policy" if policy.unit == "sequence" else "the reference"
-        raise InputError(
-            f"reference={config.reference}: only {with_memory} has a memory, so that the two read different "
-            "observations; take one of a policy of the same kind"
-        )
-    if way == "segments" and reference.unit == "sequence":
-        raise InputError(
-            "a reference with a memory has to read an episode from its beginning, and a segment may begin in the "
-            "middle: add algo.collect=episodes"
-        )
-
-
-def _check_processes(config: ExperimentConfig, world: World) -> None:
-    if processes.size() > 1 and world.unit != "tokens":
-        raise InputError(
-            f"torchrun shares out the rows of a text task; env={config.env.name} is stepped by one process"
-        )
-
-
-def _check_compares(config: ExperimentConfig, way: str, world: World) -> None:
-    if way not in (*SAMPLED, *world.comparing, "demonstrations"):
-        raise InputError(
-            f"reference={config.reference}: algo={config.choices['algo']} does not compare its policy with another; "
-            "leave it out"
-        )
