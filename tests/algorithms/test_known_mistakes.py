@@ -181,7 +181,7 @@ def test_training_cannot_sample_from_a_truncated_distribution(word):
 
 def test_log_probs_and_values_belong_to_the_state_before_the_action():
     # PITFALL 2: logits at t score token t + 1; V(s_t) is read before token t.
-    parts = build(compose(["algo=ppo", *SMALL, "algo.num_episodes=3"]))
+    parts = build(compose(["algo=ppo", *SMALL, "algo.num_episodes=3", "algo.minibatches=1"]))
     parts.policy.critic.data.fill_(0.3)
     rollout = parts.collector.collect(parts.policy)
     with torch.no_grad():
