@@ -16,7 +16,7 @@ from pgcli.experiment.policy import initialise
 from pgcli.experiment.sources import Weights
 from pgcli.policies.hf import HF, LoRA
 from pgcli.seeding import uniforms
-from pgcli.types import ControlSpec, Discrete, Scores, Stochastic, TextSpec
+from pgcli.types import Scores, Stochastic, TextSpec
 
 transformers = pytest.importorskip("transformers", reason="the extra `llm` is not installed")
 pytest.importorskip("peft", reason="the extra `llm` is not installed")
@@ -422,7 +422,6 @@ def test_a_model_with_a_memory_of_another_kind_is_refused(tmp_path, kind):
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        (ControlSpec((4,), Discrete(2)), "needs policy=mlp"),
         (TextSpec(15, 8, 7, 12, 13), r"has 14 tokens and the task 15.*env=jsonl"),
         (TextSpec(14, 8, 7, 14, 13), "no end token"),
         (TextSpec(14, 26, 7, 12, 13), r"reads 32 tokens, and a prompt of 26 with a completion of 7 are 33"),

@@ -78,7 +78,8 @@ class Candidates(Settings):
 
     num_episodes: int = Field(ge=1, description="whole episodes that each candidate plays")
     fresh_seeds: bool = Field(
-        description="draw new initial states for each evaluation of candidates; otherwise always the same ones"
+        description="draw new initial states for each generation (nelder_mead: for each new simplex); otherwise always "
+        "the same ones"
     )
 
     @property
