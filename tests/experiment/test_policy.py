@@ -53,7 +53,7 @@ CARTPOLE = "and env=cartpole has vectors of the shape (4,); try "
     [
         ("ppo", "cnn", "cartpole", f"policy=cnn reads images, {CARTPOLE}"),
         ("ppo", "mlp", "probe_image", "policy=mlp reads vectors, and env=probe_image has images of "),
-        ("ppo", "mlp_256", "sort", "policy=mlp_256 reads vectors, and env=sort has texts; try policy="),
+        ("ppo", "mlp_256", "sort", "policy=mlp_256 reads vectors, and env=sort has texts; try policy=transformer"),
         ("ppo", "rule", "sort", "algo=ppo needs "),
         ("ppo", "tiny", "cartpole", f"policy=tiny reads texts, {CARTPOLE}"),
         ("ppo", "tabular", "cartpole", f"policy=tabular reads countable states, {CARTPOLE}"),
@@ -71,8 +71,6 @@ def test_a_policy_that_does_not_fit_is_refused_with_those_that_would(algo, polic
     suggested = text.rpartition("; try ")[2].split(" or ")
     assert suggested
     for word in suggested:  # each of them is one that does
-        if word == "policy=hf":
-            continue  # wants a folder
         words = {"algo": algo, "env": env} | dict([word.split("=")])
         build(compose([f"{key}={value}" for key, value in words.items()] + ["tuned=none", "device=cpu"]))
 

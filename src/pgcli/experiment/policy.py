@@ -49,13 +49,18 @@ def _policy_class(config: ExperimentConfig, spec: Spec, needs: Needs) -> Any:
             )
         return chosen
     known = [name for name in options("policy", [built_in_folder()]) if has_class("policy", name)]
-    fitting = [f"policy={name}" for name in known if _fits(find("policy", name), spec, needs)]
+    fitting = [f"policy={name}" for name in known if _fits(find("policy", name), spec, needs) and _is_complete(name)]
     remedy = " or ".join(fitting or [getattr(needs, "otherwise", "another algorithm")])
     algo, env, policy = (f"{group}={config.choices[group]}" for group in ("algo", "env", "policy"))
     if type(needs) not in chosen.offers:
         raise InputError(f"{algo} needs {needs.meaning}, which {policy} does not offer; try {remedy}")
     seen = f"{spec.kinds[0]} of the shape {spec.observation_shape}" if isinstance(spec, ControlSpec) else spec.kinds[0]
     raise InputError(f"{policy} reads {' or '.join(chosen.reads)}, and {env} has {seen}; try {remedy}")
+
+
+def _is_complete(name: str) -> bool:
+    """Whether a built-in option can be typed as it is, and leaves no value to be named (`???`)."""
+    return "???" not in (built_in_folder() / "policy" / f"{name}.yaml").read_text("utf-8")
 
 
 def _fits(policy: Any, spec: Spec, needs: Needs) -> bool:
