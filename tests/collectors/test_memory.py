@@ -224,5 +224,5 @@ def test_minibatches_are_whole_sequences_and_at_most_one_each():
     assert parts.algorithm.update(rollout)["optimiser/gradient_steps"] == 2 * 4
     # Rows may be missing, because they could not be scored.
     three = parts.algorithm.prepare(rollout)[torch.arange(3)]
-    metrics = parts.algorithm.updater.epochs(parts.algorithm.loss, three, epochs=2, minibatches=4)
+    metrics = parts.algorithm.updater.epochs(parts.algorithm.loss, three, epochs=2, minibatches=4, steps=48)
     assert metrics["optimiser/gradient_steps"] == 2 * 3

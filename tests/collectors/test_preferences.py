@@ -21,7 +21,7 @@ from pgcli.collectors.preferences import (
     other_prompts,
     taken_apart,
 )
-from pgcli.errors import InputError, RunError
+from pgcli.errors import InputError
 from pgcli.types import ABSENT, Completions, Evaluation, TextSpec
 
 CPU = torch.device("cpu")
@@ -123,7 +123,7 @@ def test_a_writer_that_always_writes_the_same_cannot_be_compared_with_itself():
         def prefill(self, observations):
             return super().prefill(observations)[0] + torch.tensor([0, -1e9, -1e9, 0, 0]), None
 
-    with pytest.raises(RunError, match="both completions of every prompt are identical"):
+    with pytest.raises(InputError, match="both completions of every prompt are identical"):
         dataset(decoding(), Stubborn(), SURE, pairs=4, seed=0)
 
 

@@ -98,7 +98,7 @@ class Updater:
         self.updates = 0
         self.steps = 0  # actions seen before this update
 
-    def one_step(self, loss: Loss, batch: Batch, *, steps: int | None = None, watch: Watch | None = None) -> Metrics:
+    def one_step(self, loss: Loss, batch: Batch, *, steps: int, watch: Watch | None = None) -> Metrics:
         """A single gradient step on the whole batch; `steps` and `watch` as of `epochs`."""
         return self.epochs(loss, batch, epochs=1, minibatches=1, steps=steps, watch=watch)
 
@@ -109,14 +109,14 @@ class Updater:
         *,
         epochs: int,
         minibatches: int,
+        steps: int,
         target_kl: float | None = None,
-        steps: int | None = None,
         watch: Watch | None = None,
     ) -> Metrics:
         """`epochs` passes over the batch in `minibatches` random pieces; ends after a step whose KL exceeds the target.
 
         Args:
-            steps: actions that were taken for this batch, if not all of them are in it.
+            steps: actions that were taken for this batch, also those that are not in it.
             watch: makes metrics of the log-ratios that the loss reports and of the weights of their actions; each list
                 has one tensor per gradient step.
 
@@ -124,7 +124,7 @@ class Updater:
         Raises RunError, before the parameters change, if a loss or a gradient is not finite.
         """
         learning_rate = self._learning_rate()
-        self.steps += int(batch.mask.sum()) if steps is None else steps
+        self.steps += steps
         self.updates += 1
         batch, evaluate = self._as_the_loss_reads(batch)
         pieces = self._pieces(batch, epochs, minibatches)

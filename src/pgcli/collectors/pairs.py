@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pgcli.collectors.completions import Decoding
 from pgcli.collectors.learned_reward import has_reward, true_reward
-from pgcli.errors import RunError
+from pgcli.errors import InputError
 from pgcli.functional.completions import preference_probability
 from pgcli.functional.precision import widest
 from pgcli.seeding import derive, episode_seeds, numpy_generator
@@ -144,14 +144,14 @@ def write_pairs(
         pairs = read_pairs(decoding, policy, *given)
         pairs = pick(pairs, ~identical(pairs))
         if not len(pairs.gold):
-            raise RunError("every pair of the file is the same completion twice: nothing can be preferred")
+            raise InputError("every pair of the file is the same completion twice: nothing can be preferred")
         return pairs
     noise = numpy_generator(seed, "actions")
     first, second = (write(decoding, policy, seeds, noise, held_out=held_out) for _ in range(2))
     pairs = compare(first, second, law, numpy_generator(seed, "labels").random((len(seeds), 2)))
     pairs = pick(pairs, ~identical(pairs) & ~pairs.gold.isnan() & ~pairs.predictable.isnan())
     if not len(pairs.gold):
-        raise RunError(
+        raise InputError(
             "both completions of every prompt are identical (or cannot be scored), so there is nothing to label; raise "
             "policy.temperature"
         )

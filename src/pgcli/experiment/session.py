@@ -13,7 +13,7 @@ from typing import Any
 from pgcli import processes
 from pgcli.collectors.narrowed import narrowed
 from pgcli.environments._slug import slug
-from pgcli.errors import InputError, PgcliError
+from pgcli.errors import InputError, PgcliError, RunError
 from pgcli.experiment import evaluation, gradients
 from pgcli.experiment.build import Parts, build, untaught, warnings
 from pgcli.experiment.config import ExperimentConfig, compose, dump, load
@@ -276,7 +276,8 @@ def _failing(writer: RunWriter) -> Iterator[None]:
         writer.finish("failed", str(error))
         if processes.rank() > 0:  # rank 0, which has the run, reports its error
             raise
-        raise type(error)(f"{error}\nrun    {writer.path} (failed)") from error
+        kind = type(error) if isinstance(error, RunError) else RunError  # there is a run by now: no input alone
+        raise kind(f"{error}\nrun    {writer.path} (failed)") from error
     except BaseException as error:
         writer.finish("failed", f"{type(error).__name__}: {error}")
         error.add_note(f"run    {writer.path} (failed)")

@@ -133,7 +133,9 @@ def _check_sources(words: Sequence[str], name: str, earlier: Sequence[str], know
 def _check_tokens(words: Sequence[str], config: ExperimentConfig, earlier: Mapping[str, ExperimentConfig]) -> None:
     """What a stage builds on must be of its own tokens."""
     for key, value, text in parse(words):
-        if key in SOURCES and value in earlier and _tokens(earlier[value]) != _tokens(config):
+        if key not in SOURCES or value not in earlier or earlier[value].env == config.env:
+            continue
+        if _tokens(earlier[value]) != _tokens(config):
             there, here = (f"env={one.choices['env']}" for one in (earlier[value], config))
             raise InputError(f"`{text}`: its tokens are those of {there}, and not those of {here}")
 

@@ -267,7 +267,7 @@ def test_a_function_of_the_user_scores_each_completion(tmp_path, rewards):
 
 def test_no_component_can_be_taken_for_what_an_evaluation_measures():
     measured = {name.removeprefix("eval/") for name in evaluation.METRICS if name != "eval/pass@k"}
-    assert measured | {evaluation.SUCCESS} == TAKEN
+    assert measured | {evaluation.SUCCESS, "overlong"} == TAKEN
 
 
 def test_a_function_may_change_the_row_that_it_gets(tmp_path, rewards):
@@ -530,6 +530,17 @@ def test_pairs_of_the_file_are_learned_from(tmp_path, algo, texts_of_a_pair):
         assert last["eval/preference_margin"] > 0
     else:
         assert last["eval/return_mean"] > 0.75, "of pairs that are held out, it knows which was preferred"
+
+
+def test_input_that_turns_out_wrong_once_there_is_a_run_fails_the_run(tmp_path):
+    rows = [{"prompt": a, "chosen": a, "rejected": a} for a in "abcdefghij"]
+    jsonl(tmp_path / "p.jsonl", rows)
+    with pytest.raises(RunError, match=r"every pair of the file is the same completion twice.*\nrun .*\(failed\)$"):
+        train(
+            "algo=dpo", "env=jsonl", f"env.path={tmp_path / 'p.jsonl'}", "env.tokenizer=character",
+            "env.completion_length=2", "policy=nano", "device=cpu", "tuned=none", run_dir=tmp_path / "run", quiet=True,
+        )  # fmt: skip
+    assert Run(tmp_path / "run").status == "failed"
 
 
 def test_the_end_of_a_given_text_is_learned_and_nothing_after_it(tmp_path):

@@ -14,9 +14,9 @@ from pgcli.errors import USER_ERRORS, InputError, RunError, one_line
 TAKEN = frozenset((
     "return_mean", "return_std", "greedy_return_mean", "greedy_return_std", "length_mean", "finished",
     "length_finished", "length_cut", "kl", "kl_k1", "win_rate", "preference_accuracy", "preference_margin",
-    "exact_match",
+    "exact_match", "overlong",
 ))  # fmt: skip
-"""Names of what an evaluation measures, which a component would overwrite."""
+"""Names of what an evaluation or the task itself measures, which a component would overwrite."""
 LARGEST = 1e15
 """Largest reward. Squares of larger ones, and sums, leave float32."""
 

@@ -46,6 +46,11 @@ def settle(config: Any, spec: TextSpec, completions: Tensor, mask: Tensor, earne
     if getattr(config, "cut_reward", None) is not None:
         finished = ((completions == spec.end) & mask).any(dim=1)
         reward = earned.where(finished, earned.clamp(max=config.cut_reward))
+    return punished(config, spec, mask, reward)
+
+
+def punished(config: Any, spec: TextSpec, mask: Tensor, reward: Tensor) -> dict[str, Tensor]:
+    """The component `reward`, (N,), less the punishment for a length near the limit, and `overlong`, if that is on."""
     if getattr(config, "overlong_buffer", None) is None:
         return {"reward": reward}
     overlong = soft_overlong(mask.sum(dim=1), limit=spec.completion_length, buffer=config.overlong_buffer)

@@ -32,10 +32,9 @@ from torch import Tensor
 
 from pgcli.environments.text._reward_function import RewardFunction
 from pgcli.environments.text._rows import TEXTS, Ragged, completed, digest, read
-from pgcli.environments.text._settings import OVERLONG
+from pgcli.environments.text._settings import OVERLONG, punished
 from pgcli.environments.text.tokenizers import SPECIALS, Bytes, Characters, HuggingFace, Tokenizer, Words
 from pgcli.errors import InputError
-from pgcli.functional.completions import soft_overlong
 from pgcli.seeding import keys_of
 from pgcli.settings import Settings
 from pgcli.types import Observations, State, TextSpec, Written
@@ -240,11 +239,7 @@ class Jsonl:
         if self.config.cut_reward is not None:
             finished = ((completions == self.tokens.end) & mask).any(1)
             parts["reward"] = torch.where(finished, parts["reward"], self.config.cut_reward)
-        if self.config.overlong_buffer is not None:
-            limit = self.config.completion_length
-            parts["overlong"] = soft_overlong(mask.sum(1), limit=limit, buffer=self.config.overlong_buffer)
-            parts["reward"] = parts["reward"] + parts["overlong"]
-        return parts | {"exact_match": match}
+        return parts | punished(self.config, self.spec, mask, parts["reward"]) | {"exact_match": match}
 
     def demonstrations(self, seeds: Sequence[int]) -> Written:
         numbers = self._draw(seeds, np.arange(self.count("demonstrations")), "completion")
