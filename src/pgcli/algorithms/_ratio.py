@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,11 @@ METRICS = {
 
 def mismatch(log_ratios: Sequence[Tensor], weights: Sequence[Tensor]) -> Metrics:
     """Of the first gradient step: how far the log-probs of sampling are from those of training."""
-    first = log_ratios[0].masked_fill(weights[0] == 0, 0).abs()
-    share = weights[0] / weights[0].sum().clamp(min=1e-12)  # a minibatch may be all padding
-    values = torch.stack([(first * share).sum(), first.max()])
-    return dict(zip(MISMATCH, values.tolist(), strict=True))
+    moved, w = torch.stack([log_ratios[0].flatten(), weights[0].flatten()]).cpu().numpy()
+    apart, w = np.abs(moved[w != 0]), w[w != 0]
+    if not len(w):  # a minibatch may be all padding
+        return dict.fromkeys(MISMATCH, 0.0)
+    return dict(zip(MISMATCH, (float(apart @ w / w.sum()), float(apart.max())), strict=True))
 
 
 def movement(
@@ -52,15 +54,15 @@ def movement(
     moved, weight = torch.cat(list(log_ratios)), torch.cat(list(weights))
     found = ratio_statistics(moved, weight, low=low, high=high)
     clipped = ratio_statistics(row_mean(moved, weight > 0), weight, low=low, high=high) if by_row else found
-    keys = (
-        "policy/approx_kl", "policy/clip_fraction", "policy/clip_fraction_high", "policy/clip_fraction_low",
-        "policy/ratio_min", "policy/ratio_max", "policy/effective_samples",
-    )  # fmt: skip
-    values = torch.stack([
-        found.approx_kl, clipped.clipped_high + clipped.clipped_low, clipped.clipped_high, clipped.clipped_low,
-        clipped.smallest, clipped.largest, clipped.effective,
-    ])  # fmt: skip
-    return dict(zip(keys, values.tolist(), strict=True)) | mismatch(log_ratios, weights)
+    return {
+        "policy/approx_kl": found.approx_kl,
+        "policy/clip_fraction": clipped.clipped_high + clipped.clipped_low,
+        "policy/clip_fraction_high": clipped.clipped_high,
+        "policy/clip_fraction_low": clipped.clipped_low,
+        "policy/ratio_min": clipped.smallest,
+        "policy/ratio_max": clipped.largest,
+        "policy/effective_samples": clipped.effective,
+    } | mismatch(log_ratios, weights)
 
 
 def spread(batch: Batch) -> Metrics:

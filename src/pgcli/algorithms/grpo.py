@@ -198,7 +198,9 @@ class GRPO:
         new = policy(batch.observations, batch.actions)
         policy_loss = -weighted_sum(self.objective(new.log_probs, batch), batch.weights)
         entropy = weighted_sum(new.entropy, batch.per_action)
-        total = policy_loss - self.config.entropy_coefficient * entropy
+        total = policy_loss
+        if self.config.entropy_coefficient:  # without it, no gradient of the entropy is computed
+            total = total - self.config.entropy_coefficient * entropy
         terms = {
             "loss/policy": policy_loss,
             "policy/entropy": entropy,

@@ -22,10 +22,13 @@ from pgcli.types import ABSENT, Episode, Observations, Replying, Rollout, Sample
 class Decoder(Protocol):
     """A policy that writes token by token and keeps what it has read in a cache of its own kind.
 
-    A cache may also have two methods that only save time, both in place:
+    A cache may also have methods that only save time, in place:
 
         keep(rows)      drops all rows but these, (n,) int64: those that still write
         expand(counts)  each row becomes `counts` (N,) int64 equal rows, side by side: a prompt is read once for a group
+        keep_for_gradient(steps=, end=)
+                        what the next steps compute is kept for the first gradient step on all these rows, of which
+                        nothing after `end` is read
 
     With a cache that has no `expand`, equal prompts are read twice: once each, then once per row.
     """
@@ -63,7 +66,7 @@ COMPACT = 0.75
 @torch.no_grad()
 def decode(
     policy: Decoder, observations: Observations, *, length: int, end: int, pad: int, noise: Tensor | None,
-    keep_logits: bool = False, replies: Replies | None = None,
+    keep_logits: bool = False, replies: Replies | None = None, for_gradient: bool = False,
 ) -> Decoded:  # fmt: skip
     """Write a completion of at most `length` tokens for each of N prompts.
 
@@ -77,12 +80,15 @@ def decode(
         its noise alone.
     replies: for a task of two turns. The reply follows the first end token; the policy reads it but did not choose it.
         The second end token is the last. Noise is numbered by position, replies included.
+    for_gradient: a gradient step on all these rows follows, and may use what the policy computes now.
     """
     prompts = observations["prompt"]
     actions = prompts.new_full((len(prompts), length), pad)
     conversation = None if replies is None else _Conversation(replies, observations, actions, end)
     with torch.inference_mode():  # an operation's overhead is a tenth less than without a gradient only
-        log_probs, seen = _write(policy, observations, actions, end, noise, keep_logits, conversation)
+        log_probs, seen = _write(
+            policy, observations, actions, end, pad, noise, keep_logits, conversation, for_gradient=for_gradient
+        )
     # A row stays in the cache for a while after its end: what it wrote there goes.
     forced = torch.zeros_like(actions, dtype=torch.bool) if conversation is None else conversation.forced
     ends = (actions == end) & ~forced
@@ -95,27 +101,33 @@ def decode(
 
 
 def _write(
-    policy: Decoder, observations: Observations, actions: Tensor, end: int, noise: Tensor | None, keep_logits: bool,
-    conversation: _Conversation | None,
+    policy: Decoder, observations: Observations, actions: Tensor, end: int, pad: int, noise: Tensor | None,
+    keep_logits: bool, conversation: _Conversation | None, *, for_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Fills in `actions`, (N, T), until each row has written its last end token. Returns log-probs and logits."""
     length = actions.shape[1]
     logits, cache = _prefill(policy, observations)
+    if for_gradient and conversation is None and hasattr(cache, "keep_for_gradient"):
+        cache.keep_for_gradient(steps=length - 1, end=end)
     log_probs = logits.new_zeros(actions.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
     seen = logits.new_zeros((*actions.shape, logits.shape[1])) if keep_logits else ABSENT
     rows: slice | Tensor = slice(None)  # rows of the batch that the cache holds; a slice of all costs no indexing
     writing = torch.ones_like(actions[:, 0], dtype=torch.bool)  # which of these have more to write
+    left = len(writing)
     for t in range(length):
         tokens, log_probs[rows, t] = choose(logits, None if noise is None else noise[rows, t])
         if keep_logits:
             seen[rows, t] = logits
         if conversation is None:
+            if left < len(tokens):
+                tokens = tokens.masked_fill(~writing, pad)
             actions[rows, t] = tokens
-            writing &= tokens != end
+            over = tokens == end
         else:
             tokens, over = conversation.turn(rows, t, tokens, writing)
+        if over.any():
             writing &= ~over
-        left = int(writing.sum())
+            left = int(writing.sum())
         if t + 1 == length or not left:
             break
         if left <= COMPACT * len(tokens) and hasattr(cache, "keep"):
@@ -188,7 +200,7 @@ def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     if noise is None:
         tokens = log_pi.argmax(-1)
     else:
-        shares = log_pi.exp().to(noise.dtype).cumsum(-1)
+        shares = log_pi.exp().cumsum(-1, dtype=noise.dtype)
         tokens = torch.searchsorted(shares, noise[:, None] * shares[:, -1:]).squeeze(-1)
         tokens.clamp_(max=shares.shape[-1] - 1)  # out of range only if logits are NaN, which the update refuses
     return tokens, log_pi.gather(-1, tokens[:, None]).squeeze(-1)
@@ -212,8 +224,10 @@ LARGEST_VOCABULARY = 4096
 class Decoding:
     """Writes one completion for each seed's prompt, and lets the task score it. The reward is on the last token."""
 
-    def __init__(self, task: TextTask, *, device: torch.device, distributions: bool = False) -> None:
-        self.task, self.device = task, device
+    def __init__(
+        self, task: TextTask, *, device: torch.device, distributions: bool = False, for_gradient: bool = False
+    ) -> None:
+        self.task, self.device, self.for_gradient = task, device, for_gradient
         self.distributions = distributions and task.spec.vocabulary <= LARGEST_VOCABULARY
 
     def play(
@@ -232,7 +246,7 @@ class Decoding:
         written = decode(
             policy, observations,
             length=T, end=spec.end, pad=spec.pad, noise=noise, keep_logits=self.distributions,
-            replies=cast("Replying", self.task).replies if spec.reply_length else None,
+            replies=cast("Replying", self.task).replies if spec.reply_length else None, for_gradient=self.for_gradient,
         )  # fmt: skip
         parts = self.task.rewards(observations, written.actions, written.mask)
 

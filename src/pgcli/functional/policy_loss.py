@@ -124,14 +124,14 @@ def gated_surrogate(
 
 
 class RatioStatistics(NamedTuple):
-    """Scalars, no gradient. See `ratio_statistics`."""
+    """See `ratio_statistics`."""
 
-    approx_kl: Tensor
-    clipped_high: Tensor
-    clipped_low: Tensor
-    smallest: Tensor
-    largest: Tensor
-    effective: Tensor
+    approx_kl: float
+    clipped_high: float
+    clipped_low: float
+    smallest: float
+    largest: float
+    effective: float
 
 
 def ratio_statistics(log_ratios: Tensor, weights: Tensor, *, low: float, high: float) -> RatioStatistics:
@@ -149,14 +149,14 @@ def ratio_statistics(log_ratios: Tensor, weights: Tensor, *, low: float, high: f
         log_ratios: log pi - log pi_old of the actions, which are samples of the old policy. (N, T) or (B,).
         weights: the same shape, 0 on padding, where the log-ratios may have any value.
     """
-    weights = weights.flatten()
-    moved = log_ratios.detach().flatten().masked_fill(weights == 0, 0).clamp(max=MAX_LOG_RATIO)
+    w = weights.flatten()
+    taken = w != 0
+    moved, w = log_ratios.detach().flatten()[taken].clamp(max=MAX_LOG_RATIO), w[taken]
     above = torch.expm1(moved)
     ratio = above + 1
     rows = torch.stack([
         above - moved, (above > high).to(above.dtype), (above < -low).to(above.dtype), ratio, ratio.square(),
     ])  # fmt: skip
-    total = weights.sum()
-    kl, over, under, mean, square = (rows @ weights / total).unbind()
-    taken = ratio[weights != 0]
-    return RatioStatistics(kl, over, under, *torch.aminmax(taken), mean.square() / square)
+    kl, over, under, mean, square = (rows @ w / w.sum()).tolist()
+    smallest, largest = torch.stack(torch.aminmax(ratio)).tolist()
+    return RatioStatistics(kl, over, under, smallest, largest, mean * mean / square)

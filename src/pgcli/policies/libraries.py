@@ -1,13 +1,14 @@
 """The operations of decoding, in NumPy and in torch.
 
-On the CPU NumPy takes less time: an operation's overhead is a third of torch's, and an einsum writes no array of all
-the products.
+On the CPU NumPy takes less time: an operation's overhead is a third of torch's.
 
-Arrays have their rows last. Shapes: N rows, W width, H heads, D = W / H, t positions.
+`out` is where a result is written, so that it can be kept for a gradient step; torch ignores it, and keeps nothing.
+Shapes: N rows, W width, H heads, D = W / H, t positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,40 +25,41 @@ class InTorch:
     array = tensor = staticmethod(lambda x: x)
 
     @staticmethod
-    def columns(weight: Tensor, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """weight x + added, of (m, n), (n, N) and (m, N) -> (m, N)."""
-        return torch.mm(weight, x) if added is None else torch.addmm(added, weight, x)
+    def scratch(rows: int, sizes: Iterable[int], like: Tensor) -> list[Any]:
+        """Places for results of (rows, size)."""
+        return [None for _ in sizes]
 
     @staticmethod
-    def embedded(embedding: Tensor, tokens: Tensor) -> Tensor:
-        """(V, W), (N,) -> (W, N)."""
-        return F.embedding(tokens, embedding).t().contiguous()
+    def product(x: Tensor, weight: Tensor, out: Any = None) -> Tensor:
+        """(n, k), (k, m) -> (n, m)."""
+        return torch.mm(x, weight)
 
     @staticmethod
-    def normed(x: Tensor) -> Tensor:
-        """(W, N) -> x / rms(x) / sqrt(W)."""
-        return x * (x * x).sum(0).add_(EPSILON * len(x)).rsqrt_()
+    def normed(x: Tensor, out: Any, norm: Any) -> Tensor:
+        """(N, W) -> x / n, as in `reading`. The norms n, (N, 1), go to `norm`."""
+        return x / x.square().sum(1, keepdim=True).add_(EPSILON * x.shape[1]).sqrt_()
 
     @staticmethod
-    def scores(keys: Tensor, queries: Tensor) -> Tensor:
-        """(t, D, H, N), (D, H, N) -> (t, H, N)."""
-        return (keys * queries).sum(1)
+    def turn(x: Tensor, rotation: Tensor) -> None:
+        """(N, n) by (n / 2,), complex: each pair of neighbours as one number, in place."""
+        cos, sin = rotation.real.repeat_interleave(2), rotation.imag.repeat_interleave(2)
+        sin[::2] *= -1
+        x.copy_(x * cos + x.unflatten(1, (-1, 2)).flip(2).flatten(1) * sin)
 
     @staticmethod
     def shares(scores: Tensor) -> Tensor:
-        """The softmax over positions."""
-        return torch.softmax(scores, 0)
+        """The softmax over the last axis."""
+        return torch.softmax(scores, -1)
 
     @staticmethod
-    def mixed(values: Tensor, shares: Tensor) -> Tensor:
-        """(t, D, H, N), (t, H, N) -> (D, H, N)."""
-        return (values * shares[:, None]).sum(0)
+    def mixed(shares: Tensor, values: Tensor, out: Any) -> Tensor:
+        """(N, H, 1, t), (N, H, D, t) -> (N, W)."""
+        return (values @ shares.mT).flatten(1)
 
     @staticmethod
-    def gated(both: Tensor) -> Tensor:
-        """(2 M, N), gate above up -> silu(gate) up, (M, N)."""
-        half = len(both) // 2
-        return F.silu(both[:half]).mul_(both[half:])
+    def gated(gate: Tensor, up: Tensor, opened: Any, out: Any) -> Tensor:
+        """silu(gate) up. silu(gate) goes to `opened`."""
+        return F.silu(gate).mul_(up)
 
 
 class InNumPy:
@@ -71,37 +73,34 @@ class InNumPy:
     tensor = staticmethod(torch.from_numpy)
 
     @staticmethod
-    def columns(weight: np.ndarray, x: np.ndarray, added: np.ndarray | None = None) -> np.ndarray:
-        found = weight @ x
-        if added is not None:
-            found += added
-        return found
+    def scratch(rows: int, sizes: Iterable[int], like: Tensor) -> list[Any]:
+        return [np.empty((rows, size), InNumPy.array(like).dtype) for size in sizes]
+
+    product = staticmethod(np.matmul)
 
     @staticmethod
-    def embedded(embedding: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return embedding[tokens].T.copy()
+    def normed(x: np.ndarray, out: np.ndarray, norm: np.ndarray) -> np.ndarray:
+        np.add(np.vecdot(x, x)[:, None], EPSILON * x.shape[1], out=norm)
+        return np.divide(x, np.sqrt(norm, out=norm), out=out)
 
     @staticmethod
-    def normed(x: np.ndarray) -> np.ndarray:
-        squares = (x * x).sum(0)
-        squares += EPSILON * len(x)
-        return x / np.sqrt(squares, out=squares)
-
-    @staticmethod
-    def scores(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        return np.einsum("tdhn,dhn->thn", keys, queries)
+    def turn(x: np.ndarray, rotation: np.ndarray) -> None:
+        pairs = x.view(rotation.dtype)
+        np.multiply(pairs, rotation, out=pairs)
 
     @staticmethod
     def shares(scores: np.ndarray) -> np.ndarray:
-        return torch.softmax(torch.from_numpy(scores), 0).numpy()
+        return torch.softmax(torch.from_numpy(scores), -1).numpy()
 
     @staticmethod
-    def mixed(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        return np.einsum("tdhn,thn->dhn", values, shares)
+    def mixed(shares: np.ndarray, values: np.ndarray, out: np.ndarray) -> np.ndarray:
+        np.matmul(values, shares.swapaxes(-1, -2), out=out.reshape(*values.shape[:3], 1))
+        return out
 
     @staticmethod
-    def gated(both: np.ndarray) -> np.ndarray:
-        return InTorch.gated(torch.from_numpy(both)).numpy()
+    def gated(gate: np.ndarray, up: np.ndarray, opened: np.ndarray, out: np.ndarray) -> np.ndarray:
+        torch._C._nn.silu(torch.from_numpy(gate), out=torch.from_numpy(opened))  # type: ignore[call-arg]
+        return np.multiply(opened, up, out=out)
 
 
 def library(x: Tensor) -> Any:

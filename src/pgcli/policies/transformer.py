@@ -20,9 +20,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgcli.functional.distributions import Categorical, categorical
+from pgcli.functional.distributions import Categorical
 from pgcli.policies import llama, writing
-from pgcli.policies.products import Linear, linear, linear_once
+from pgcli.policies.choosing import Chooser, choose, choose_once
 from pgcli.policies.reading import Reader, read, read_once
 from pgcli.policies.trunk import Trunk, TrunkSettings, matrix
 from pgcli.policies.writing import Cache
@@ -90,18 +90,17 @@ class Transformer(nn.Module):
         Position P - 1 + t has read the prompt and the actions before t: it gives the logits of action t and V(s_t).
         Padding comes after a row's end, so it changes nothing before it.
         """
-        return self._evaluate(observations, actions, read)
+        return self._evaluate(observations, actions, read, choose)
 
     def once_differentiable(self) -> PolicyFunction:
-        return lambda observations, actions: self._evaluate(observations, actions, read_once, linear_once)
+        return lambda observations, actions: self._evaluate(observations, actions, read_once, choose_once)
 
     def _evaluate(
-        self, observations: dict[str, Tensor], actions: Tensor, reads: Reader, times: Linear = linear
+        self, observations: dict[str, Tensor], actions: Tensor, reads: Reader, chooses: Chooser
     ) -> Evaluation:
         given = observations["prompt"], actions[:, :-1], actions.shape[1], _padding(observations)
         hidden = reads(self.trunk, *given)
-        logits = self._logits(hidden, times)
-        log_probs, entropy = categorical(logits, actions)
+        log_probs, entropy, logits = chooses(hidden, self.unembedding, actions, self.config.temperature)
         values = ABSENT
         if self.critic is not None:
             if self.critic_trunk is not None:
@@ -112,18 +111,13 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def prefill(self, observations: dict[str, Tensor]) -> tuple[Tensor, Cache]:
         """{"prompt": (N, P)} -> logits of the first action, (N, V), and the cache for `step`."""
-        hidden, cache = writing.prefill(self.trunk, observations["prompt"], _padding(observations))
-        return self._logits(hidden), cache
+        head = self.unembedding / self.config.temperature
+        return writing.prefill(self.trunk, head, observations["prompt"], _padding(observations))
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache is extended by them."""
-        return self._logits(writing.step(self.trunk, tokens, cache))
-
-    def _logits(self, hidden: Tensor, times: Linear = linear) -> Tensor:
-        """(..., W) -> (..., V), the logits of exactly the distribution that is sampled."""
-        logits = times(hidden, self.unembedding).to(self.unembedding.dtype)
-        return logits if self.config.temperature == 1 else logits / self.config.temperature
+        return writing.step(tokens, cache)
 
     def adopt(self, given: State) -> State:
         """Selects from another transformer's parameters those to start from, by their names here.

@@ -9,6 +9,7 @@ Shapes: N rows, S tokens of a row, W width, H heads, D = W / H, V vocabulary.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -44,6 +45,9 @@ class Trunk(nn.Module):
     def __init__(self, vocabulary: int, capacity: int, config: TrunkSettings, generator: torch.Generator) -> None:
         super().__init__()
         self.config, self.capacity = config, capacity
+        self.record: Any = (
+            None  # `recording.Record` of the completions it wrote last, until a gradient step has used it
+        )
         self.embedding = matrix(vocabulary, config.width, 1.0, generator)
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.ones(config.width))
@@ -88,6 +92,11 @@ class Block(nn.Module):
         self.feed_norm = nn.Parameter(torch.ones(width))
         self.gate_up = matrix(2 * hidden, width, 1 / math.sqrt(width), generator)
         self.down = matrix(width, hidden, residual / math.sqrt(hidden), generator)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """All parameters, in the order of their use."""
+        return self.attention_norm, self.qkv, self.out, self.feed_norm, self.gate_up, self.down
 
     def forward(
         self, x: Tensor, rotary: Tensor, keep: int, allowed: Tensor | None, times: Linear = linear

@@ -2,37 +2,36 @@
 
 It has the hidden states of `Trunk.forward` in few small operations, because their overhead is the cost of a step:
 
-- Rows are the last axis of everything, so that operations run along contiguous numbers however narrow the heads are.
-- The gains of a norm, the root of its mean and the scale of the scores are multiplied into the weights beforehand.
-- A rotation is a product with one matrix for all rows and heads, because all are at the same position.
-- On the CPU they are NumPy's (`libraries.py`).
+- The gains of a norm and the scale of the scores are multiplied into the weights beforehand (`reading.folded`).
+- On the CPU they are NumPy's (`libraries.py`), and write where they can be kept for a gradient step (`recording.py`).
 
-Shapes: N rows, W width, H heads, D = W / H, L layers, C positions for which the cache has room.
+Shapes: N rows, V vocabulary, W width, H heads, D = W / H, L layers, C positions for which the cache has room.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from pgcli.policies.libraries import library
+from pgcli.policies.libraries import InNumPy, library
 from pgcli.policies.products import linear
+from pgcli.policies.reading import SHORT, folded, neighbours
+from pgcli.policies.recording import Places, Prompts, Record, read_prompts, sizes
 from pgcli.policies.trunk import Block, Trunk
 
 
 class Weights(NamedTuple):
-    """A block's weights, prepared for `step`, as arrays of the library."""
+    """A block's weights, prepared for products `x weight`, as arrays of the library."""
 
     qkv: Any
-    """(3W, W), to (3, D, H)."""
+    """(W, 3W)"""
     out: Any
-    """(W, W), from (D, H)."""
-    gate_up: Any
+    gate: Any
+    up: Any
     down: Any
 
 
@@ -40,102 +39,131 @@ class Weights(NamedTuple):
 class Cache:
     """The keys and values of each row, and the weights that read further tokens.
 
-    library: of `weights`, `gain` and `rotations`.
-    memory: (L, 2, C, D, H, N), keys and values of the tokens so far, of which `length` are filled.
-    gain: (W, 1), of the last norm.
-    rotations: (C, D, D).
-    bias: (C, 1, N), -inf at positions that a row must not read; None: it may read all.
+    library: of the arrays that are not Tensors.
+    embedding, head: (V, W) and (W, V), the latter with the gains of the last norm.
+    rotations: (C, W), complex, for the pairs of neighbours in queries and keys.
+    memory: (L, 2, N, H, D, C), keys and values of the tokens so far, of which `length` are filled.
+    groups: (N,), the prompt that each row begins with.
+    bias: (N, 1, 1, C), -inf at positions that a row must not read; None: it may read all.
+    prompts: their pass, with which a record begins; None: it was not kept.
+    record: where `step` writes what it computes; None: in `scratch`, as the next step does.
     """
 
+    trunk: Trunk
     library: Any
+    embedding: Any
+    blocks: list[Weights]
+    head: Any
+    rotations: Any
     memory: Tensor
     length: int
-    weights: list[Weights]
-    gain: Any
-    rotations: Any
-    bias: Tensor | None = None
+    groups: Tensor
+    bias: Tensor | None
+    prompts: Prompts | None
+    record: Record | None = None
+    scratch: Places | None = None
 
     def keep(self, rows: Tensor) -> None:
         """Keep only `rows`: (n,) int64, indices, which may repeat."""
-        self._each(lambda x: x[..., rows])
+        if self.record is not None:
+            self.record.keep(rows)
+        self._take(rows)
 
     def expand(self, counts: Tensor) -> None:
         """Each row becomes `counts` (N,) copies, next to each other."""
-        if bool((counts == counts[0]).all()):  # repeating whole blocks takes a tenth of the time
-            self._each(lambda x: x[..., None].expand(*x.shape, int(counts[0])).flatten(-2))
-        else:
-            self.keep(torch.repeat_interleave(counts))
+        self._take(torch.repeat_interleave(counts))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply `change` to the rows, the last axis, of the filled part of the cache."""
-        filled = change(self.memory[:, :, : self.length])
-        self.memory = filled.new_empty(*self.memory.shape[:-1], filled.shape[-1])
-        self.memory[:, :, : self.length] = filled
-        self.bias = None if self.bias is None else change(self.bias)
+    def keep_for_gradient(self, *, steps: int, end: int) -> None:
+        """Record the next steps for the first gradient step on these rows. Without effect where none could use it."""
+        if self.prompts is not None:
+            self.record = Record(self.trunk, self.prompts, self.groups, self.memory, steps=steps, end=end)
+            self.trunk.record = self.record
+
+    def places(self, tokens: Any) -> tuple[list[Places], Any]:
+        """Where the step that reads `tokens` writes: in each block, and for the last norm."""
+        if self.record is not None:
+            return self.record.next(tokens)
+        if self.scratch is None:
+            self.scratch = Places(*self.library.scratch(len(tokens), sizes(self.trunk), self.trunk.embedding))
+        return [self.scratch] * len(self.blocks), self.scratch[:2]
+
+    def _take(self, rows: Tensor) -> None:
+        filled = self.memory[..., : self.length][:, :, rows]
+        self.memory = filled.new_empty(*filled.shape[:-1], self.trunk.capacity)
+        self.memory[..., : self.length] = filled
+        self.groups = self.groups[rows]
+        self.bias = None if self.bias is None else self.bias[rows]
+        self.scratch = None
 
 
-def prefill(trunk: Trunk, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, Cache]:
-    """(N, S) -> (N, W), the hidden state of the last position, and a cache with room for more."""
+def prefill(trunk: Trunk, head: Tensor, tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, Cache]:
+    """head (V, W), tokens (N, S), padding (N,) -> logits after the last token, (N, V), and a cache with more room."""
     if padding is not None and not bool(padding.any()):
         padding = None
-    hidden, read = trunk.read(tokens, 1, padding, linear)
-    (rows, heads, length, size), layers = read[0][0].shape, len(read)
-    cos, sin = trunk.rotary[:, :, 0, 0]
-    chosen = library(hidden)
-    cache = Cache(
-        library=chosen,
-        memory=hidden.new_empty(layers, 2, trunk.capacity, size, heads, rows),
-        length=length,
-        weights=[Weights(*map(chosen.array, _weights(block))) for block in cast("list[Block]", trunk.blocks)],
-        gain=chosen.array((trunk.norm * math.sqrt(len(trunk.norm)))[:, None]),
-        rotations=chosen.array(torch.diag_embed(cos) + torch.diag_embed(sin).roll(size // 2, -1)),
-    )
+    ops, (rows, length) = library(trunk.embedding), tokens.shape
+    blocks = cast("list[Block]", trunk.blocks)
+    gains = trunk.norm * math.sqrt(len(trunk.norm))
+    prompts = None
+    if ops is InNumPy and length <= SHORT:
+        prompts = read_prompts(trunk, tokens, padding)
+        hidden = prompts.done.normed * gains
+        read = [(kept.prompt_keys, kept.prompt_values) for kept in prompts.done.blocks]
+        weights = [(kept.folded_qkv, kept.folded_gate, kept.folded_up) for kept in prompts.done.blocks]
+    else:
+        states, memories = trunk.read(tokens, 1, padding, linear)
+        hidden, order = states[:, 0], neighbours(trunk.rotary.shape[-1]).to(tokens.device)
+        read = [(keys[..., order], values) for keys, values in memories]
+        weights = [folded(x.attention_norm, x.qkv, x.feed_norm, x.gate_up, x.heads) for x in blocks]
+    memory = hidden.new_empty(len(read), 2, *read[0][0].mT.shape[:-1], trunk.capacity)
     for layer, both in enumerate(read):
         for part, x in enumerate(both):
-            cache.memory[layer, part, :length] = x.permute(2, 3, 1, 0)
+            memory[layer, part, ..., :length] = x.mT
+    bias = None
     if padding is not None:
-        positions = torch.arange(trunk.capacity, device=padding.device)
-        unreadable = positions[:, None, None] < padding
-        cache.bias = torch.zeros_like(unreadable, dtype=hidden.dtype).masked_fill(unreadable, -torch.inf)
-    return hidden[:, 0], cache
+        unreadable = torch.arange(trunk.capacity, device=padding.device) < padding[:, None, None, None]
+        bias = torch.zeros_like(unreadable, dtype=hidden.dtype).masked_fill(unreadable, -torch.inf)
+    return linear(hidden, head).to(head.dtype), Cache(
+        trunk=trunk, library=ops, embedding=ops.array(trunk.embedding),
+        blocks=[_prepared(ops, block, *own) for block, own in zip(blocks, weights, strict=True)],
+        head=ops.array((head * gains).t().contiguous()), rotations=ops.array(_rotations(trunk)),
+        memory=memory, length=length, groups=torch.arange(rows, device=tokens.device), bias=bias, prompts=prompts,
+    )  # fmt: skip
 
 
-def step(trunk: Trunk, tokens: Tensor, cache: Cache) -> Tensor:
-    """(N,), one more token of each row -> (N, W), its hidden state."""
+def step(tokens: Tensor, cache: Cache) -> Tensor:
+    """(N,), one more token of each row -> logits after it, (N, V)."""
     t, cache.length = cache.length, cache.length + 1
-    ops, array = cache.library, cache.library.array
-    memory = array(cache.memory)
-    bias = None if cache.bias is None else array(cache.bias[: t + 1])
-    x = ops.embedded(array(trunk.embedding), array(tokens))
-    for weights, own in zip(cache.weights, memory, strict=True):
-        x = _step(ops, x, weights, cache.rotations[t], own[:, : t + 1], bias)
-    return ops.tensor(ops.normed(x) * cache.gain).t()
+    ops = cache.library
+    read = ops.array(tokens)
+    places, last = cache.places(read)
+    memory = ops.array(cache.memory)[..., : t + 1]
+    bias = None if cache.bias is None else ops.array(cache.bias)[..., : t + 1]
+    x = cache.embedding[read]
+    for weights, own, to in zip(cache.blocks, memory, places, strict=True):
+        x = _step(ops, x, weights, cache.rotations[t], own, bias, to)
+    return ops.tensor(ops.product(ops.normed(x, *last), cache.head)).to(cache.trunk.embedding.dtype)
 
 
-def _step(ops: Any, x: Any, weights: Weights, rotation: Any, memory: Any, bias: Any) -> Any:
-    """A block, (W, N) -> (W, N). memory: (2, t + 1, D, H, N); the last keys and values are written here."""
-    (width, rows), size = x.shape, len(rotation)
-    keys, values = memory
-    projected = ops.columns(weights.qkv, ops.normed(x))
-    turned = (rotation @ projected[: 2 * width].reshape(2, size, -1)).reshape(2, size, -1, rows)
-    keys[-1] = turned[1]
-    values[-1] = projected[2 * width :].reshape(size, -1, rows)
-    scores = ops.scores(keys, turned[0])
+def _step(ops: Any, x: Any, weights: Weights, rotation: Any, memory: Any, bias: Any, to: Places) -> Any:
+    """A block, (N, W) -> (N, W). memory: (2, N, H, D, t + 1); the last keys and values are written here."""
+    (rows, width), (keys, values) = x.shape, memory
+    projected = ops.product(ops.normed(x, to.normed, to.norm), weights.qkv, to.projected)
+    ops.turn(projected[:, : 2 * width], rotation)
+    queries, keys[..., -1], values[..., -1] = projected.reshape(rows, 3, *keys.shape[1:3]).swapaxes(0, 1)
+    scores = queries[:, :, None] @ keys
     if bias is not None:
         scores += bias
-    attended = ops.mixed(values, ops.shares(scores))
-    x = ops.columns(weights.out, attended.reshape(width, rows), x)
-    return ops.columns(weights.down, ops.gated(ops.columns(weights.gate_up, ops.normed(x))), x)
+    x = x + ops.product(ops.mixed(ops.shares(scores), values, to.attended), weights.out)
+    middle = ops.normed(x, to.middle, to.middle_norm)
+    gate, up = ops.product(middle, weights.gate, to.gate), ops.product(middle, weights.up, to.up)
+    return x + ops.product(ops.gated(gate, up, to.opened, to.active), weights.down)
 
 
-def _weights(block: Block) -> tuple[Tensor, ...]:
-    width, heads = len(block.out), block.heads
-    gain = math.sqrt(width)
-    qkv = (block.qkv * block.attention_norm * gain).view(3, heads, -1, width)
-    qkv[0] *= qkv.shape[2] ** -0.5
-    return (
-        qkv.transpose(1, 2).reshape(-1, width),
-        block.out.view(width, heads, -1).transpose(1, 2).reshape(width, -1),
-        block.gate_up * block.feed_norm * gain,
-        block.down,
-    )
+def _prepared(ops: Any, block: Block, qkv: Tensor, gate: Tensor, up: Tensor) -> Weights:
+    return Weights(*map(ops.array, (qkv, block.out.t().contiguous(), gate, up, block.down.t().contiguous())))
+
+
+def _rotations(trunk: Trunk) -> Tensor:
+    half = trunk.rotary.shape[-1] // 2
+    (cos, _), (_, sin) = (x[:, 0, 0].split(half, -1) for x in trunk.rotary)
+    return torch.complex(cos, sin).repeat(1, 2 * trunk.config.heads)

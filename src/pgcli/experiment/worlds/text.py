@@ -48,7 +48,9 @@ from pgcli.types import Collector, Completions, Written
 
 def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Player:
     _check_rewarded(task, config)
-    return Decoding(task, device=device, distributions=refers(config))
+    algo: Any = config.algo
+    one_pass = getattr(algo, "minibatches", 1) == 1 and getattr(algo, "microbatch", None) is None
+    return Decoding(task, device=device, distributions=refers(config), for_gradient=one_pass)
 
 
 def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
