@@ -89,13 +89,17 @@ def decode(
         log_probs, seen = _write(
             policy, observations, actions, end, pad, noise, keep_logits, conversation, for_gradient=for_gradient
         )
+    ends, turns = actions == end, 1
+    forced = None
+    if conversation is not None:
+        forced, turns = conversation.forced, 2
+        ends &= ~forced
     # A row stays in the cache for a while after its end: what it wrote there goes.
-    forced = torch.zeros_like(actions, dtype=torch.bool) if conversation is None else conversation.forced
-    ends = (actions == end) & ~forced
-    turns = 1 if conversation is None else 2
-    mask = (ends.cumsum(1) - ends.long() < turns) & ~forced
+    mask = ends.cumsum(1) - ends.long() < turns
+    actions = torch.where(mask, actions, pad)
+    mask = mask if forced is None else mask & ~forced
     return Decoded(
-        torch.where(mask | forced, actions, pad), torch.where(mask, log_probs, 0), mask, ends.sum(1) >= turns,
+        actions, torch.where(mask, log_probs, 0), mask, ends.sum(1) >= turns,
         torch.where(mask[..., None], seen, 0) if keep_logits else ABSENT,
     )  # fmt: skip
 

@@ -150,13 +150,13 @@ def ratio_statistics(log_ratios: Tensor, weights: Tensor, *, low: float, high: f
         weights: the same shape, 0 on padding, where the log-ratios may have any value.
     """
     w = weights.flatten()
-    taken = w != 0
-    moved, w = log_ratios.detach().flatten()[taken].clamp(max=MAX_LOG_RATIO), w[taken]
+    padding = w == 0
+    moved = log_ratios.detach().flatten().masked_fill(padding, 0).clamp_(max=MAX_LOG_RATIO)
     above = torch.expm1(moved)
-    ratio = above + 1
-    rows = torch.stack([
-        above - moved, (above > high).to(above.dtype), (above < -low).to(above.dtype), ratio, ratio.square(),
-    ])  # fmt: skip
-    kl, over, under, mean, square = (rows @ w / w.sum()).tolist()
-    smallest, largest = torch.stack(torch.aminmax(ratio)).tolist()
-    return RatioStatistics(kl, over, under, smallest, largest, mean * mean / square)
+    rows = torch.stack([above - moved, above > high, above < -low, above, above.square(), torch.ones_like(above)])
+    kl, over, under, mean, square, total = (rows @ w).tolist()
+    mean, square = 1 + mean / total, 1 + (2 * mean + square) / total
+    least, most = above.masked_fill(padding, torch.inf).amin(), above.masked_fill_(padding, -torch.inf).amax()
+    return RatioStatistics(
+        kl / total, over / total, under / total, 1 + float(least), 1 + float(most), mean * mean / square
+    )

@@ -22,7 +22,8 @@ from pgcli.policies.trunk import EPSILON
 class InTorch:
     """On any device, under any autocast."""
 
-    array = tensor = staticmethod(lambda x: x)
+    array = staticmethod(Tensor.detach)
+    tensor = staticmethod(lambda x: x)
 
     @staticmethod
     def scratch(rows: int, sizes: Iterable[int], like: Tensor) -> list[Any]:

@@ -114,7 +114,6 @@ class Transformer(nn.Module):
         head = self.unembedding / self.config.temperature
         return writing.prefill(self.trunk, head, observations["prompt"], _padding(observations))
 
-    @torch.no_grad()
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """(N,), the tokens just chosen -> logits of the next action, (N, V). The cache is extended by them."""
         return writing.step(tokens, cache)

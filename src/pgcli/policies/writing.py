@@ -39,6 +39,7 @@ class Weights(NamedTuple):
 class Cache:
     """The keys and values of each row, and the weights that read further tokens.
 
+    dtype: of the logits.
     library: of the arrays that are not Tensors.
     embedding, head: (V, W) and (W, V), the latter with the gains of the last norm.
     rotations: (C, W), complex, for the pairs of neighbours in queries and keys.
@@ -50,6 +51,7 @@ class Cache:
     """
 
     trunk: Trunk
+    dtype: torch.dtype
     library: Any
     embedding: Any
     blocks: list[Weights]
@@ -123,7 +125,7 @@ def prefill(trunk: Trunk, head: Tensor, tokens: Tensor, padding: Tensor | None) 
         unreadable = torch.arange(trunk.capacity, device=padding.device) < padding[:, None, None, None]
         bias = torch.zeros_like(unreadable, dtype=hidden.dtype).masked_fill(unreadable, -torch.inf)
     return linear(hidden, head).to(head.dtype), Cache(
-        trunk=trunk, library=ops, embedding=ops.array(trunk.embedding),
+        trunk=trunk, dtype=head.dtype, library=ops, embedding=ops.array(trunk.embedding),
         blocks=[_prepared(ops, block, *own) for block, own in zip(blocks, weights, strict=True)],
         head=ops.array((head * gains).t().contiguous()), rotations=ops.array(_rotations(trunk)),
         memory=memory, length=length, groups=torch.arange(rows, device=tokens.device), bias=bias, prompts=prompts,
@@ -141,7 +143,7 @@ def step(tokens: Tensor, cache: Cache) -> Tensor:
     x = cache.embedding[read]
     for weights, own, to in zip(cache.blocks, memory, places, strict=True):
         x = _step(ops, x, weights, cache.rotations[t], own, bias, to)
-    return ops.tensor(ops.product(ops.normed(x, *last), cache.head)).to(cache.trunk.embedding.dtype)
+    return ops.tensor(ops.product(ops.normed(x, *last), cache.head)).to(cache.dtype)
 
 
 def _step(ops: Any, x: Any, weights: Weights, rotation: Any, memory: Any, bias: Any, to: Places) -> Any:
