@@ -2,14 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from torch.testing import assert_close
 
+from pgcli.collectors.learned_reward import Judge
 from pgcli.errors import InputError
-from pgcli.experiment import train
+from pgcli.experiment import audit, evaluate, export, train
 from pgcli.experiment.build import build
 from pgcli.experiment.config import compose, load
+from pgcli.experiment.fitting import check_critic
 from pgcli.experiment.sources import Sources, Trained, Weights
+from pgcli.policies.hf import HF
 from pgcli.runs import checkpoint
+from pgcli.types import Stochastic
 
 from .conftest import TINY, TRANSFORMER
 
@@ -96,6 +101,59 @@ def test_a_combination_that_distrusts_never_pays_more_than_the_mean(judge):
     # Of two members the deviation is half their distance: the smaller one is the mean less it.
     assert found["min"]["proxy"].tolist() == pytest.approx((mean - spread).tolist(), abs=1e-5)
     assert found["mean_minus_variance"]["proxy"].tolist() == pytest.approx((mean - 2 * spread**2).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("of_reference", [False, True])
+def test_a_critic_begins_as_its_judge_in_the_unit_of_the_rewards(judge, of_reference):
+    words = [f"algo.kl.coefficient={0.1 * of_reference}", "algo.num_episodes=16", "policy.critic=reward_model"]
+    built = parts(judge, "algo=ppo", "env=sort", "policy=nano", "env.pairs=24", *words)  # wider than the judge
+    own = built.frozen["reward"]
+    assert (own.mean[0] != 0) & (own.std[0] != 1), "it is calibrated"
+    rollout = built.collector.collect(built.policy)
+    scores = (own.scorer(rollout.observations, rollout.actions) - own.mean) / own.std
+    # [.., t] of the scores has read action t, V(s_t) only the actions before it. The first of two members.
+    assert_close(rollout.values[:, 1:], scores[0, :, :-1], atol=1e-5, rtol=1e-5)
+    before = own.scorer.members[0].embedding.clone()
+    built.algorithm.update(rollout)
+    assert not torch.equal(built.policy.critic_trunk.embedding, before)
+    assert torch.equal(own.scorer.members[0].embedding, before)
+
+
+def test_a_run_with_a_critic_made_of_its_judge_is_evaluated_exported_and_built_upon(judge, tmp_path):
+    words = ("algo=ppo", "env=sort", "policy=nano", "env.pairs=24", "algo.num_episodes=16", "total_steps=200")
+    judged = (*words, f"reward={judge.path}", "judge.calibration=32")
+    first = train(*TINY, *judged, "policy.critic=reward_model", run_dir=tmp_path / "first", quiet=True)
+    assert evaluate(first.path, episodes=4)["episodes"] == 4
+    assert "model.safetensors" in export(first.path, tmp_path / "exported")["files"]
+    assert all(check.ok is not False for check in audit(first.path))
+    for kind in ("shared", "separate", "reward_model"):
+        given = (f"init={first.path}", f"policy.critic={kind}")
+        again = train(*TINY, *judged, *given, run_dir=tmp_path / kind, quiet=True)
+        assert again.status == "completed"
+        forth = ("policy.critic=reward_model", f"init={again.path}")
+        assert train(*TINY, *judged, *forth, run_dir=tmp_path / f"{kind}-and-back", quiet=True).status == "completed"
+
+
+def test_a_critic_that_cannot_be_made_of_a_judge_is_refused_in_one_line(judge, tmp_path):
+    critic = "policy.critic=reward_model"
+    with pytest.raises(InputError, match=r"critic=reward_model: algo=grpo has no critic with these settings; leave it"):
+        parts(judge, "algo=grpo", *SORT, critic)
+    with pytest.raises(InputError, match=r"critic=reward_model: algo=reinforce has no critic with these settings"):
+        parts(judge, "algo=reinforce", "algo.baseline=mean", *SORT, critic)
+    with pytest.raises(InputError, match=r"critic=reward_model: there is no reward model: name its run with reward="):
+        build(compose([*SHORT, "algo=ppo", *SORT, critic]))
+    words = ("algo=outcome_reward", *SORT, "algo.num_completions=10", "total_steps=30")
+    outcome = train(*TINY, *words, run_dir=tmp_path / "outcome", quiet=True)
+    with pytest.raises(InputError, match=r"the rewards of reward=.* are probabilities, .* run of algo=reward_model"):
+        parts(outcome, "algo=ppo", *SORT, critic)
+    with pytest.raises(InputError, match=r"only policy=transformer starts its critic from a reward model"):
+        compose([*SHORT, "algo=ppo", *SORT[:1], "policy=hf", "policy.path=models/x", critic])
+    config = compose([*SHORT, "algo=ppo", *SORT, critic, f"reward={judge.path}"])
+    theirs = trained(judge)
+    other = theirs.config.model_copy(update={"policy": HF.Config.model_construct(name="hf")})
+    own = Judge(torch.nn.Linear(1, 1), "preference", members=1)
+    with pytest.raises(InputError, match=r"has policy=hf, of which policy=transformer can make no critic"):
+        check_critic(config, Stochastic(critic=True), theirs._replace(config=other), own)
 
 
 def test_what_cannot_judge_is_refused_in_one_line(judge, tmp_path):

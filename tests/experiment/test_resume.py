@@ -249,11 +249,16 @@ def test_a_run_that_began_with_the_weights_of_another_no_longer_needs_it(tmp_pat
     assert_same_end(killed, straight.path)
 
 
-@pytest.mark.parametrize("name", ["rloo on sort", "online_dpo", "reward_model"])
-def test_a_run_that_a_trained_judge_rewards_is_resumed_with_the_same_calibration(tmp_path, name):
+JUDGED = {name: EXPERIMENTS[name] for name in ("rloo on sort", "online_dpo", "reward_model")}
+JUDGED["ppo with a critic made of its judge"] = (*EXPERIMENTS["ppo on sort"], "policy.critic=reward_model")
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("words", JUDGED.values(), ids=JUDGED)
+def test_a_run_that_a_trained_judge_rewards_is_resumed_with_the_same_calibration(tmp_path, words, after):
     judge = start(tmp_path / "judge", *EXPERIMENTS["reward_model"], steps=300)
-    straight = start(tmp_path / "straight", *EXPERIMENTS[name], f"reward={judge.path}", steps=600)
-    killed = killed_copy(straight.path, tmp_path / "killed", after=1)
+    straight = start(tmp_path / "straight", *words, f"reward={judge.path}", steps=600)
+    killed = killed_copy(straight.path, tmp_path / "killed", after=after)
     resume(killed, quiet=True)
     assert_same_end(killed, straight.path)
 

@@ -40,8 +40,17 @@ def transformer(spec=TINY, *, critic=True, seed=0, **sizes):
     return policy
 
 
-def scorer(members, seed=0, spec=TINY):
-    return Transformer.make(spec, settings(), Scores(members), torch.Generator().manual_seed(seed))
+def scorer(members, seed=0, spec=TINY, **sizes):
+    return Transformer.make(spec, settings(**sizes), Scores(members), torch.Generator().manual_seed(seed))
+
+
+def of_judge(judges, mean=0.0, std=1.0, spec=TINY, seed=0):
+    """A policy whose critic is made of a judge."""
+    policy = Transformer(
+        spec, settings(kind="reward_model"), critic=True, generator=torch.Generator().manual_seed(seed)
+    )
+    policy.value_by(judges.requires_grad_(False), torch.full((1, 1), mean), torch.full((1, 1), std))
+    return policy
 
 
 def tokens(spec, n, length, seed=0):
@@ -280,6 +289,35 @@ def test_a_separate_critic_has_a_trunk_of_its_own_that_starts_as_a_copy():
     assert touched == {name for name, _ in policy.named_parameters() if name.startswith("critic")}
 
 
+def test_a_critic_made_of_a_judge_says_the_calibrated_score_of_what_was_written_before_the_action():
+    judges = scorer(2, seed=5, spec=SORT, width=32, layers=1)  # of another size than the policy
+    policy = of_judge(judges, mean=3.0, std=0.5, spec=SORT)
+    prompt, actions = tokens(SORT, 4, 8), tokens(SORT, 4, 7, seed=1)
+    values = policy({"prompt": prompt}, actions).values
+    text = torch.cat([prompt, actions], 1)
+    for t in range(7):
+        seen = text[:, : 8 + t]
+        score = judges({"prompt": seen[:, :-1]}, seen[:, -1:])[0, :, 0]  # of this text alone, after its last token
+        torch.testing.assert_close(values[:, t], (score - 3) / 0.5, atol=1e-5, rtol=1e-5)
+
+
+def test_a_critic_made_of_a_judge_learns_and_the_judge_does_not_move():
+    judges = scorer(2, seed=5, spec=SORT)
+    policy = of_judge(judges, mean=3.0, std=0.5, spec=SORT)
+    plain = Transformer(SORT, settings(), critic=False, generator=torch.Generator().manual_seed(0))
+    inputs = ({"prompt": tokens(SORT, 4, 8)}, tokens(SORT, 4, 7, seed=1))
+    assert torch.equal(policy(*inputs).log_probs, plain(*inputs).log_probs)  # no random number was drawn for it
+    policy(*inputs).values.sum().backward()
+    critic = {name: p for name, p in policy.named_parameters() if name.startswith("critic")}
+    assert {"critic", "critic_bias", "critic_trunk.norm"} < critic.keys()
+    assert {name for name, p in policy.named_parameters() if p.grad is not None} == critic.keys()
+    before = judges(*inputs)
+    with torch.no_grad():
+        for parameter in critic.values():
+            parameter.add_(1)
+    assert torch.equal(judges(*inputs), before)
+
+
 def initialised(policy, given):
     initialise(policy, Weights(given.state_dict()), "init=runs/x")
     return policy
@@ -288,7 +326,8 @@ def initialised(policy, given):
 def test_a_policy_starts_from_another_s_trunk_whatever_critics_they_have():
     inputs = ({"prompt": tokens(TINY, 4, 2)}, tokens(TINY, 4, 3))
     plain, shared, separate = transformer(critic=False), transformer(), transformer(kind="separate", seed=3)
-    for given in (plain, shared, separate):
+    judged = of_judge(scorer(1, seed=5), mean=2.0)
+    for given in (plain, shared, separate, judged):
         for kind in ("shared", "separate"):
             policy = Transformer(TINY, settings(kind=kind), critic=True, generator=torch.Generator().manual_seed(9))
             found = initialised(policy, given)(*inputs)
@@ -299,6 +338,10 @@ def test_a_policy_starts_from_another_s_trunk_whatever_critics_they_have():
                 assert (found.values == 0).all()
             if kind == "separate" and given is not separate:
                 assert torch.equal(policy.critic_trunk.embedding, given.trunk.embedding)
+        policy = Transformer(TINY, settings(kind="reward_model"), critic=True, generator=torch.Generator())
+        found = initialised(policy, given)(*inputs)  # before its critic is made, of this run's own judge
+        assert torch.equal(found.log_probs, given(*inputs).log_probs)
+        assert found.values is None
 
 
 def test_an_ensemble_starts_from_one_trunk_with_different_heads():
@@ -367,12 +410,18 @@ def test_parameters_adam_and_the_log_softmax_are_float32_under_bfloat16_autocast
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["torch's products", "NumPy's and oneDNN's"])
-@pytest.mark.parametrize("needs", [Stochastic(critic=True), Scores(2)], ids=["a policy", "judges"])
-def test_for_a_gradient_step_the_values_and_the_gradient_are_the_same(monkeypatch, large, needs):
+@pytest.mark.parametrize(
+    ("needs", "kind"),
+    [(Stochastic(critic=True), "separate"), (Stochastic(critic=True), "reward_model"), (Scores(2), "shared")],
+    ids=["a policy", "a policy whose critic is made of a judge", "judges"],
+)
+def test_for_a_gradient_step_the_values_and_the_gradient_are_the_same(monkeypatch, large, needs, kind):
     monkeypatch.setattr("pgcli.policies.products.LARGE", 1 if large else LARGE)
     monkeypatch.setattr("pgcli.policies.products.SMALL", 1 if large else SMALL)
-    policy = Transformer.make(SORT, settings(kind="separate"), needs, torch.Generator().manual_seed(0))
-    if needs == Stochastic(critic=True):
+    policy = Transformer.make(SORT, settings(kind=kind), needs, torch.Generator().manual_seed(0))
+    if kind == "reward_model":
+        policy.value_by(scorer(1, spec=SORT), torch.ones(1, 1), torch.ones(1, 1))
+    if kind == "separate":
         torch.nn.init.normal_(policy.critic, generator=torch.Generator().manual_seed(0))
     _, observations = padded(SORT, [3, 8, 1, 5])
     actions = tokens(SORT, 4, 7, seed=9)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pgcli.collectors.episodes import Player
 from pgcli.collectors.held_out import HeldOutPreferences
-from pgcli.collectors.learned_reward import LearnedReward
+from pgcli.collectors.learned_reward import Judge, LearnedReward
 from pgcli.collectors.reference import Referenced
 from pgcli.experiment import fitting
 from pgcli.experiment.config import ExperimentConfig
@@ -105,6 +105,7 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
     fitting.check_actions(config, algorithm_class, environment.spec, world)
 
     needs = algorithm_class.needs(config.algo)
+    fitting.check_critic(config, needs, sources.reward, judge)
     policy = make_policy(config, environment.spec, needs)
     fitting.check_minibatches(config, way, policy)
     if sources.init is not None:
@@ -120,9 +121,8 @@ def build(config: ExperimentConfig, sources: Sources = NO_SOURCES) -> Parts:
 
     if judge is not None:
         frozen["reward"] = judge.to(device.torch)
-        if not sources.begun:
-            writer = frozen.get("writer", frozen.get("reference", policy))
-            calibrate(config, environment, judge, writer, device.torch)
+        writer = frozen.get("writer", frozen.get("reference", policy))
+        _begin_judging(config, environment, judge, writer, policy, begun=sources.begun)
 
     algorithm = algorithm_class(
         policy, config.algo, total_steps=config.total_steps, seed=derive(config.seed, "minibatches")
@@ -155,6 +155,16 @@ def _reference(config: ExperimentConfig, way: str, world: World, spec: Spec, sou
     reference = make_reference(config, spec, sources, policy)
     fitting.check_reference(config, way, policy, reference)
     return reference
+
+
+def _begin_judging(
+    config: ExperimentConfig, environment: Any, judge: Judge, writer: Any, policy: Any, *, begun: bool
+) -> None:
+    """The judge gets its unit, and then the policy the critic that is made of it, if it has such a one."""
+    if not begun:
+        calibrate(config, environment, judge, writer, judge.mean.device)
+    if fitting.starts_from_judge(config):
+        policy.value_by(judge.scorer, judge.mean[0], judge.std[0])
 
 
 def network_size(policy: Any) -> int:

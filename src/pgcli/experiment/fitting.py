@@ -7,13 +7,14 @@ from pkgutil import iter_modules
 from typing import Any
 
 from pgcli import algorithms, processes
+from pgcli.collectors.learned_reward import Judge
 from pgcli.errors import InputError
 from pgcli.experiment.config import ExperimentConfig
 from pgcli.experiment.evaluation import SUCCESS
-from pgcli.experiment.sources import Weights, vocabulary
+from pgcli.experiment.sources import Trained, Weights, vocabulary
 from pgcli.experiment.worlds import World
 from pgcli.registry import find
-from pgcli.types import Continuous, Spec
+from pgcli.types import Continuous, Needs, Spec
 
 SAMPLED = ("segments", "episodes", "groups")
 """Ways of collecting whose rollouts hold the policy's own actions."""
@@ -79,6 +80,35 @@ def check_settings(config: ExperimentConfig, way: str) -> None:
     if way == "segments" and getattr(getattr(config.algo, "kl", None), "target", None) is not None:
         raise InputError(
             "algo.kl.target is the KL of an episode, and a segment holds parts of several: add algo.collect=episodes"
+        )
+
+
+def starts_from_judge(config: ExperimentConfig) -> bool:
+    """Whether the critic is made of the reward model that the config names."""
+    return getattr(config.policy, "critic", None) == "reward_model"
+
+
+def check_critic(config: ExperimentConfig, needs: Needs, trained: Trained | None, judge: Judge | None) -> None:
+    """Raises InputError if the critic is to start from a reward model, and none is needed or none can be made of it."""
+    if not starts_from_judge(config):
+        return
+    setting, other = "policy.critic=reward_model", "take policy.critic=shared or separate"
+    if not getattr(needs, "critic", False):
+        raise InputError(f"{setting}: algo={config.choices['algo']} has no critic with these settings; leave it out")
+    if config.reward is None:
+        raise InputError(f"{setting}: there is no reward model: name its run with reward=, or {other}")
+    if trained is None or judge is None:  # only what needs no critic is built without the runs that a config names
+        return
+    if judge.reading != "preference":
+        raise InputError(
+            f"{setting}: the rewards of reward={config.reward} are probabilities, which no linear head can start as; "
+            f"name a run of algo=reward_model, or {other}"
+        )
+    theirs = trained.config.policy.name
+    if theirs != config.policy.name:
+        raise InputError(
+            f"{setting}: reward={config.reward} has policy={theirs}, of which policy={config.policy.name} can make no "
+            f"critic; {other}"
         )
 
 

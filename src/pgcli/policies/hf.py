@@ -76,6 +76,13 @@ class HF:
         def _from_anywhere(cls, path: str) -> str:
             return str(Path(path).expanduser().absolute())  # a run may be resumed from another folder
 
+        @field_validator("critic", mode="before")
+        @classmethod
+        def _of_its_own_model(cls, critic: Any) -> Any:
+            if critic == "reward_model":
+                raise ValueError("only policy=transformer starts its critic from a reward model; take separate")
+            return critic
+
     @classmethod
     def make(cls, spec: TextSpec, config: Config, needs: Needs, generator: torch.Generator) -> Writer | Judge:
         model = load(config)

@@ -43,9 +43,10 @@ class Transformer(nn.Module):
     class Config(TrunkSettings):
         name: Literal["transformer"]
         temperature: float = Field(gt=0, description="divisor of the logits, in sampling, scoring and training alike")
-        critic: Literal["shared", "separate"] = Field(
-            description="of methods with a critic: trunk from which V(s) is computed, the policy's own (shared) or a "
-            "second one that starts as its copy"
+        critic: Literal["shared", "separate", "reward_model"] = Field(
+            description="of methods with a critic: trunk from which V(s) is computed, the policy's own (shared), a "
+            "second one that starts as its copy (separate), or one that starts, with its head, as that of the run "
+            "`reward`, of an ensemble as its first member (reward_model)"
         )
 
         path: str | None = Field(
@@ -79,10 +80,24 @@ class Transformer(nn.Module):
         self.spec, self.config = spec, config
         self.trunk = _trunk(self.spec, config, generator)
         self.unembedding = matrix(len(self.trunk.embedding), config.width, 1 / math.sqrt(config.width), generator)
-        self.has_critic = critic
+        fresh = critic and config.critic != "reward_model"  # that one is made in `value_by`
+        self.has_critic = fresh
         # Zero: an untrained critic gives V = 0, and its first gradients leave a shared trunk alone.
-        self.critic = nn.Parameter(torch.zeros(1, config.width)) if critic else None
+        self.critic = nn.Parameter(torch.zeros(1, config.width)) if fresh else None
+        self.critic_bias: nn.Parameter | None = None
         self.critic_trunk = copy.deepcopy(self.trunk) if critic and config.critic == "separate" else None
+
+    def value_by(self, judge: Scorer, mean: Tensor, std: Tensor) -> None:
+        """Makes a critic of a judge's first member, which may be of another size than the policy:
+
+            V(s) = (score of the text so far - mean) / std
+
+        mean, std: of one element, the member's calibration.
+        """
+        self.critic_trunk = copy.deepcopy(cast("Trunk", judge.members[0])).requires_grad_(True)
+        self.critic = nn.Parameter(judge.heads[:1].detach() / std.reshape(1, 1))
+        self.critic_bias = nn.Parameter((-mean / std).reshape(1))
+        self.has_critic = True
 
     def forward(self, observations: dict[str, Tensor], actions: Tensor) -> Evaluation:
         """observations {"prompt": (N, P)}, actions (N, T) -> an Evaluation of (N, T), in one pass.
@@ -105,7 +120,7 @@ class Transformer(nn.Module):
         if self.critic is not None:
             if self.critic_trunk is not None:
                 hidden = reads(self.critic_trunk, *given)
-            values = F.linear(hidden, self.critic).squeeze(-1).to(self.critic.dtype)
+            values = F.linear(hidden, self.critic, self.critic_bias).squeeze(-1).to(self.critic.dtype)
         return Evaluation(log_probs, entropy, values, Categorical(logits))
 
     @torch.no_grad()
@@ -121,15 +136,18 @@ class Transformer(nn.Module):
     def adopt(self, given: State) -> State:
         """Selects from another transformer's parameters those to start from, by their names here.
 
-        If the other has no critic, or a separate one while this one shares the trunk, the critic keeps its
-        initialisation; a separate critic whose trunk is not given starts with a copy of the policy's.
+        The critic keeps its initialisation if the other has none, a separate one while this one shares the trunk, or
+        one made of a judge. A separate critic that is given no trunk starts with a copy of the policy's. One that is
+        made of a judge takes nothing from another critic.
         """
         own = {name: value for name, value in given.items() if not name.startswith("critic")}
         if self.critic is None:
             return own
-        found = own | {name: value for name, value in given.items() if name.startswith("critic")}
+        separate = any(name.startswith("critic_trunk.") for name in given)
+        unlike = "critic_bias" in given or (separate and self.critic_trunk is None)
+        found = own if unlike else given
         if self.critic_trunk is None:
-            return own if any(name.startswith("critic_trunk.") for name in given) else found
+            return found
         copies = {f"critic_{name}": value for name, value in own.items() if name.startswith("trunk.")}
         return copies | found
 
