@@ -66,8 +66,9 @@ class Ending:
         (["env=oracle"], 0),
         (["env=chain"], 0),
         (["env=guess"], 2),
+        (["env=mixture"], 2),
     ],
-    ids=["sort", "story", "oracle", "chain", "guess"],
+    ids=["sort", "story", "oracle", "chain", "guess", "mixture"],
 )
 @torch.no_grad()
 def test_stepping_and_decoding_write_receive_and_end_the_same_under_the_same_noise(words, ending):
@@ -92,7 +93,9 @@ def test_stepping_and_decoding_write_receive_and_end_the_same_under_the_same_noi
         torch.testing.assert_close(rollout.rewards[i, at], torch.tensor(rewards), atol=1e-6, rtol=0)
         assert rollout.terminated[i, at].tolist() == terminated
         assert rollout.truncated[i, at].tolist() == truncated
-        torch.testing.assert_close({name: float(rollout.aux[name][i]) for name in told}, told, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            {name: float(rollout.aux[name][i]) for name in told}, told, atol=1e-6, rtol=0, equal_nan=True
+        )
     assert rollout.mask.sum(1).unique().numel() > 2, "else nothing was shown"
     assert rollout.terminated.any()
     assert rollout.truncated.any()

@@ -114,6 +114,9 @@ EXPERIMENTS = {
         "algo=revise", "env=assistant", *TRANSFORMER, "algo.num_prompts=8", "algo.writer=policy",
     ),
     "grpo on sort": ("algo=grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
+    "grpo on a mixture": (
+        "algo=grpo", "env=mixture", "env.tasks.sort.weight=2", *TRANSFORMER, "algo.num_groups=4", "algo.group_size=4",
+    ),
     "dr_grpo on sort": ("algo=dr_grpo", *SORT, "algo.num_groups=4", "algo.group_size=4"),
     "dapo on sort": ("algo=dapo", *SORT, "algo.num_groups=4", "algo.group_size=4", "algo.max_polls=2"),
     "gspo": ("algo=gspo", *GROUPS, "algo.minibatches=2"),

@@ -18,14 +18,14 @@ Each member of an ensemble is calibrated by itself, and then they are combined (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from pgcli.environments.text._settings import settle
 from pgcli.functional.masked import last_of, masked_sum
-from pgcli.types import ABSENT, Completions, Observations, TextSpec, Written
+from pgcli.types import ABSENT, Completions, Limiting, Observations, TextSpec, Written
 
 Reading: TypeAlias = Literal["preference", "outcome", "process"]
 """What the scores of a model mean."""
@@ -133,7 +133,10 @@ class LearnedReward:
         proxy = combined[:, -1]
         mean, std = self.judge.gold_mean, self.judge.gold_std
         in_its_unit = proxy * std + mean  # the task's, which its limits are in
-        settled = settle(getattr(self.task, "config", None), self.spec, completions, mask, in_its_unit)
+        if hasattr(self.task, "settle"):
+            settled = cast("Limiting", self.task).settle(observations, completions, mask, in_its_unit)
+        else:
+            settled = settle(getattr(self.task, "config", None), self.spec, completions, mask, in_its_unit)
         taken = (settled["reward"] - in_its_unit) / std
         if self.judge.reading == "process":  # each step is paid what it changes; together they are the last column
             steps = torch.cat([combined[:, :1], combined.diff(dim=1)], dim=1)

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 
 from pgcli.environments._slug import slug
 from pgcli.errors import InputError
+from pgcli.experiment import mixing
 from pgcli.experiment.files import (
     Origins,
     apply_tuned,
@@ -181,8 +182,10 @@ def explain(
     if overlay == "auto" and not tuned_keys:  # a file for this policy, and not for this method
         choices["tuned"], tuned = "none", None
 
-    typed = _assign(data, values)
-    origins = Origins(choices, folders, typed, tuned, tuned_keys)
+    mixed = mixing.key_of(data)
+    typed = _assign(data, values, replaced=mixed)
+    filled = mixing.fill(data, mixed, folders) if mixed else {}
+    origins = Origins(choices, folders, typed, tuned, tuned_keys, filled)
     config = _typed_config(_resolve(data), choices, tuple(overrides), origins.file, _echoes(data))
     for key, value in _user_code(config):
         if not trust and origins.file(key) and not _is_installed(config, key, value):
@@ -196,8 +199,11 @@ def explain(
 # ---------------------------------------------------------------- values
 
 
-def _assign(data: dict[str, Any], values: Iterable[Assignment]) -> dict[str, str]:
-    """Set each value in place; returns key -> the word that set it."""
+def _assign(data: dict[str, Any], values: Iterable[Assignment], *, replaced: str | None = None) -> dict[str, str]:
+    """Set each value in place; returns key -> the word that set it.
+
+    replaced: key of a group of settings that is replaced as a whole, because the names in it are the user's choice.
+    """
     typed: dict[str, str] = {}
     for key, value, text in values:
         *parents, last = key.split(".")
@@ -208,7 +214,10 @@ def _assign(data: dict[str, Any], values: Iterable[Assignment]) -> dict[str, str
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
                 raise InputError(_unknown_setting(key, list(leaves("", data)), {}))
-        merge(inner, last, value)
+        if key == replaced:
+            inner[last] = value
+        else:
+            merge(inner, last, value)
         typed |= dict.fromkeys([key, *leaves(key, value)], text)
     return typed
 
@@ -265,7 +274,8 @@ def _typed_config(
     `echoes`: key -> the key whose value it repeats; a repeated value is reported once.
     """
     problems = [Problem(key, "unknown") for key in DERIVED if key in data]
-    models = {group: _class_of(group, str(data[group]["name"]), origin).Config for group in GROUPS}
+    classes = {group: _class_of(group, str(data[group]["name"]), origin) for group in GROUPS}
+    models = {group: mixing.model_of(found, data[group]) for group, found in classes.items()}
     typed: dict[str, Any] = {}
     for group, model in models.items():
         typed[group], found = validate(model, data[group], f"{group}.")
@@ -401,7 +411,7 @@ def _complete(data: dict[str, Any], choices: Mapping[str, str]) -> list[str]:
 
     Nothing is added if its options are not to be found here: what is missing is then reported as such.
     """
-    models = {group: find(group, str(data[group]["name"])).Config for group in GROUPS}  # type: ignore[attr-defined]
+    models = {group: mixing.model_of(find(group, str(data[group]["name"])), data[group]) for group in GROUPS}
     problems = validate(ExperimentConfig, {**data, "choices": {}, "overrides": ()})[1]
     for group, model in models.items():
         problems += validate(model, data[group], f"{group}.")[1]
@@ -412,6 +422,8 @@ def _complete(data: dict[str, Any], choices: Mapping[str, str]) -> list[str]:
         files, _ = compose_groups({group: choices[group] for group in GROUPS}, search_path())
         for key, value in copy.deepcopy(data).items():
             merge(files, key, value)
+        if mixed := mixing.key_of(files):
+            mixing.fill(files, mixed, search_path())
         known = _resolve(files)
     except (InputError, KeyError):
         return []

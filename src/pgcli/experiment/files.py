@@ -227,9 +227,13 @@ class Origins:
     """Key -> the command-line word that set it."""
     tuned: Path | None
     tuned_keys: frozenset[str]
+    filled: Mapping[str, Path] = field(default_factory=dict)
+    """Key -> the file of another option that set it, as those of a mixture's tasks."""
 
     def file(self, key: str) -> Path | None:
         """The file that sets a key; None for the command line."""
+        if key in self.filled:
+            return self.filled[key]
         if any(_overlap(key, k) for k in self.typed):
             return None
         if self.tuned and any(_overlap(key, k) for k in self.tuned_keys):

@@ -11,6 +11,7 @@ from pgcli.types.environment import (
     Continuous,
     ControlSpec,
     Discrete,
+    Limiting,
     Replying,
     Revising,
     Spec,

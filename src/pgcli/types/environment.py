@@ -195,6 +195,16 @@ class Completing(Protocol):
         ...
 
 
+class Limiting(Protocol):
+    """A text task whose limits are not the same for all prompts."""
+
+    def settle(
+        self, observations: Observations, completions: Tensor, mask: Tensor, earned: Tensor
+    ) -> dict[str, Tensor]:
+        """The component `reward` of a trained reward, (N,), after the limits. earned: (N,), had there been none."""
+        ...
+
+
 class Comparing(Protocol):
     """A text task that may have pairs of its own, already compared, and completions of its own, already labelled."""
 

@@ -15,6 +15,9 @@ TASKS = {
     "bracket": ("env.max_given=5",),
     "count_or_pad": ("env.letters=3",),
     "story": ("env.prompt_words=2",),
+    "mixture": (
+        "env.tasks={sort: {digits: 2}, reverse: {min_letters: 1, max_letters: 2, letters: 9}, add: {digits: 1}}",
+    ),
 }
 """With few enough prompts that some thousand seeds meet every one of them."""
 
@@ -81,7 +84,7 @@ def test_padding_is_on_the_left_of_prompts_whose_lengths_say_so(make, name):
     assert (prompt[inside] != task.spec.pad).all()
 
 
-@pytest.mark.parametrize("name", ["sort", "reverse", "add", "bracket", "count_or_pad"])
+@pytest.mark.parametrize("name", ["sort", "reverse", "add", "bracket", "count_or_pad", "mixture"])
 def test_the_corpus_is_prompts_and_their_answers(make, name):
     task = make(name)
     asked, answers = task.demonstrations(range(50))
@@ -120,7 +123,7 @@ def test_a_batch_of_256_takes_a_few_milliseconds(make, name):
     assert fastest < 0.015  # 1 ms at most, on an idle core
 
 
-@pytest.mark.parametrize("name", [*TASKS, "oracle"])
+@pytest.mark.parametrize("name", [*(name for name in TASKS if name != "mixture"), "oracle"])
 def test_the_last_tokens_cost_where_a_buffer_is_set(make, name):
     task, free = make(name, "env.overlong_buffer=2"), make(name)
     observations, actions = free.demonstrations(range(300))

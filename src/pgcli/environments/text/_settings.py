@@ -14,7 +14,9 @@ from pgcli.types import TextSpec
 OVERLONG = "punishment, from 0 to -1, for a completion near the length limit; with env.overlong_buffer"
 
 
-class TextSettings(Settings):
+class Limits(Settings):
+    """How far a completion may go: of each task, also of one in a mixture."""
+
     name: str = Field(description="name of this environment")
     cut_reward: float = Field(
         description="largest reward of a completion that the length limit cut before its end token"
@@ -23,6 +25,11 @@ class TextSettings(Settings):
         gt=0,
         description="tokens before the length limit over which a punishment grows from 0 to 1; null: no punishment",
     )
+
+
+class Outcome(Settings):
+    """What is made of rewards: of the whole, also of a mixture."""
+
     solved_at: float | None = Field(description="greedy mean reward at which the task counts as solved; null: none")
     pairs: int = Field(
         ge=1,
@@ -34,6 +41,10 @@ class TextSettings(Settings):
     label_flip: float = Field(
         ge=0, lt=0.5, description="share of labels that are turned round, whatever the difference"
     )
+
+
+class TextSettings(Outcome, Limits):
+    """Of a task by itself: both, the limits first."""
 
 
 def settle(config: Any, spec: TextSpec, completions: Tensor, mask: Tensor, earned: Tensor) -> dict[str, Tensor]:
