@@ -147,6 +147,28 @@ def test_what_follows_a_row_that_was_left_before_its_end_is_read(trunk):
     torch.testing.assert_close(hidden, read(trunk, *asked), atol=1e-11, rtol=1e-9)
 
 
+def test_rows_that_are_too_long_for_the_node_are_not_recorded(trunk, monkeypatch):
+    monkeypatch.setattr("pgcli.policies.writing.SHORT", P + T - 1)
+    written(trunk)
+    assert trunk.record is None
+
+
+def test_rows_may_be_kept_in_another_order(trunk):
+    generator = torch.Generator().manual_seed(1)
+    prompts, following = (torch.randint(PAD, (3, n), generator=generator) for n in (P, T))
+    with torch.inference_mode():
+        _, cache = writing.prefill(trunk, torch.eye(24, dtype=torch.float64), prompts, None)
+        cache.keep_for_gradient(steps=T, end=END)
+        rows = torch.arange(3)
+        for t in range(T):
+            writing.step(following[rows, t], cache)
+            if t == 2:
+                rows = torch.tensor([2, 0, 1])
+                cache.keep(rows)
+    hidden = read_once(trunk, prompts, following, T + 1, None)
+    torch.testing.assert_close(hidden, read(trunk, prompts, following, T + 1, None), atol=1e-11, rtol=1e-9)
+
+
 def test_a_pass_without_gradient_leaves_the_record_unused(trunk):
     asked, _ = written(trunk)
     with torch.no_grad():

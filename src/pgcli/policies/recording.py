@@ -63,13 +63,13 @@ class Record:
 
     groups: (N,), the prompt of each row.
     end: the token after which nothing of a row is read.
-    memory: (L, 2, N, H, D, C), the cache, in which the keys and values are written as long as no row has left.
+    memory: (L, 2, N, H, D, C), the cache: it has the keys and values too, until a row leaves.
     """
 
     def __init__(self, trunk: Trunk, prompts: Prompts, groups: Tensor, memory: Tensor, *, steps: int, end: int) -> None:
         self.prompts, self.groups, self.memory, self.end = prompts, groups, memory, end
         self.parameters = [p.detach().clone() for p in _parameters(trunk)]
-        self.rows = np.arange(len(groups))
+        self.rows, self.left = np.arange(len(groups)), False
         self.steps = 0
         self.positions = 0
         room = steps * len(groups)
@@ -84,7 +84,7 @@ class Record:
 
     def keep(self, rows: Tensor) -> None:
         """Only these of the rows go on."""
-        self.rows = self.rows[rows.numpy()]
+        self.rows, self.left = self.rows[rows.numpy()], True
 
     def next(self, tokens: np.ndarray) -> tuple[list[Places], list[np.ndarray]]:
         """Places for a step that reads these tokens, (n,), one of each row."""
@@ -124,10 +124,9 @@ class Record:
 
     def plan(self, trunk: Trunk) -> Plan:
         tokens, present = (torch.from_numpy(x[: self.positions]) for x in (self.tokens, self.present))
-        every = self.positions == self.steps * len(self.groups)
         return planned(
             trunk, self.prompts.tokens, self.prompts.padding, self.groups, tokens,
-            steps=self.steps, asked=1, present=None if every else present,
+            steps=self.steps, asked=1, present=present if self.left else None,
         )  # fmt: skip
 
     def done(self, plan: Plan) -> Pass:

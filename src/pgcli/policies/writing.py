@@ -77,7 +77,7 @@ class Cache:
 
     def keep_for_gradient(self, *, steps: int, end: int) -> None:
         """Record the next steps for the first gradient step on these rows. Without effect where none could use it."""
-        if self.prompts is not None:
+        if self.prompts is not None and self.length + steps <= SHORT:
             self.record = Record(self.trunk, self.prompts, self.groups, self.memory, steps=steps, end=end)
             self.trunk.record = self.record
 
