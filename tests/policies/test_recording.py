@@ -140,9 +140,19 @@ def test_anything_else_is_read(trunk, change):
     torch.testing.assert_close(hidden, read(trunk, *asked), atol=1e-11, rtol=1e-9)
 
 
-def test_what_follows_a_row_that_was_left_before_its_end_is_read(trunk):
+def test_other_padding_is_another_prompt(trunk):
+    asked = list(written(trunk, padding=(0, 2, 4))[0])
+    asked[3] = torch.tensor([0, 0, 1, 1, 1, 4])
+    hidden = read_once(trunk, *asked)
+    torch.testing.assert_close(hidden, read(trunk, *asked), atol=1e-11, rtol=1e-9)
+
+
+@pytest.mark.parametrize("end", [4, None], ids=["for one token", "to the limit"])
+def test_what_follows_a_row_that_was_left_before_its_end_is_read(trunk, end):
     asked = list(written(trunk, leaving={2: (1,)})[0])
     asked[1][1, 3] = 0  # it goes on, where the one that was written had ended
+    if end is not None:
+        asked[1][1, end] = END
     hidden = read_once(trunk, *asked)
     torch.testing.assert_close(hidden, read(trunk, *asked), atol=1e-11, rtol=1e-9)
 
@@ -167,13 +177,6 @@ def test_rows_may_be_kept_in_another_order(trunk):
                 cache.keep(rows)
     hidden = read_once(trunk, prompts, following, T + 1, None)
     torch.testing.assert_close(hidden, read(trunk, prompts, following, T + 1, None), atol=1e-11, rtol=1e-9)
-
-
-def test_a_pass_without_gradient_leaves_the_record_unused(trunk):
-    asked, _ = written(trunk)
-    with torch.no_grad():
-        hidden = read_once(trunk, *asked)
-    torch.testing.assert_close(hidden, read(trunk, *asked), atol=1e-11, rtol=1e-9)
 
 
 # ---------------------------------------------------------------- from a task to a gradient

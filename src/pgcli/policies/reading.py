@@ -46,7 +46,7 @@ def read_once(trunk: Trunk, prompts: Tensor, following: Tensor, last: int, paddi
         return trunk(torch.cat([prompts, following], 1), last=last, padding=padding, times=linear_once)
     done = None
     record, trunk.record = trunk.record, None
-    if record is not None and torch.is_grad_enabled() and record.is_of(trunk, prompts, following, last, padding):
+    if record is not None and record.is_of(trunk, prompts, following, last, padding):
         plan = record.plan(trunk)
         done = record.done(plan)
     else:
