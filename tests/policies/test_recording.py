@@ -40,7 +40,7 @@ def written(trunk, *, padding=None, leaving=None):
     with torch.inference_mode():
         _, cache = writing.prefill(trunk, torch.eye(24, dtype=torch.float64), prompts, padding)
         cache.expand(counts)
-        cache.keep_for_gradient(steps=T, end=END)
+        cache.keep_pass(steps=T, end=END)
         rows = torch.arange(N)
         for t in range(T):
             writing.step(following[rows, t], cache)
@@ -83,6 +83,17 @@ def test_what_was_written_has_the_hidden_states_and_the_gradient_of_reading_it(
     for own, fast in zip(*found, strict=True):
         torch.testing.assert_close(fast, own, atol=1e-11, rtol=1e-9)
     assert trunk.record is None
+
+
+@pytest.mark.parametrize("leaving", [{}, {1: (1, 4), 3: (0, 2)}, {3: (0, 1, 2, 3, 4, 5)}])
+def test_without_a_graph_it_has_the_hidden_states_and_stays(trunk, leaving, monkeypatch):
+    asked, needed = written(trunk, leaving=leaving)
+    expected = read(trunk, *asked).detach()
+    with torch.no_grad(), monkeypatch.context() as patched:
+        patched.delattr(Trunk, "forward")
+        hidden = read(trunk, *asked)
+    torch.testing.assert_close(hidden * needed[..., None], expected * needed[..., None], atol=1e-11, rtol=1e-9)
+    assert trunk.record is not None
 
 
 def test_the_logits_of_a_step_are_those_of_reading(trunk):
@@ -168,7 +179,7 @@ def test_rows_may_be_kept_in_another_order(trunk):
     prompts, following = (torch.randint(PAD, (3, n), generator=generator) for n in (P, T))
     with torch.inference_mode():
         _, cache = writing.prefill(trunk, torch.eye(24, dtype=torch.float64), prompts, None)
-        cache.keep_for_gradient(steps=T, end=END)
+        cache.keep_pass(steps=T, end=END)
         rows = torch.arange(3)
         for t in range(T):
             writing.step(following[rows, t], cache)
@@ -213,7 +224,21 @@ def test_a_record_is_kept_only_where_a_step_reads_the_whole_batch(settings, kept
     assert (made.policy.trunk.record is not None) == kept
 
 
-def test_evaluation_keeps_no_record():
-    made = parts()
-    made.evaluator.play(made.policy, [1, 2, 3], np.random.default_rng(0))
+def test_values_need_no_pass_of_their_own_whatever_the_minibatches(monkeypatch):
+    words = "env=bracket", "policy=nano", "tuned=none", "algo=ppo", "algo.num_episodes=12", "algo.minibatches=3"
+    made = build(compose(words))
+    torch.nn.init.normal_(made.policy.critic, generator=torch.Generator().manual_seed(0))
+    with monkeypatch.context() as patched:
+        patched.delattr(Trunk, "forward")
+        rollout = made.collector.collect(made.policy)
+    made.policy.trunk.record = None
+    expected = made.policy(rollout.observations, rollout.actions).values
+    torch.testing.assert_close(rollout.values[rollout.mask], expected[rollout.mask], atol=1e-5, rtol=1e-4)
+    assert rollout.values[rollout.mask].std() > 0.1
+
+
+@pytest.mark.parametrize("algo", ["grpo", "ppo"])
+def test_evaluation_keeps_no_record(algo):
+    made = build(compose([f"algo={algo}", "env=bracket", "policy=nano", "tuned=none"]))
+    made.evaluator.play(made.policy, [1, 2, 3], np.random.default_rng(0), held_out=True)
     assert made.policy.trunk.record is None

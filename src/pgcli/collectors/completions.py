@@ -26,9 +26,9 @@ class Decoder(Protocol):
 
         keep(rows)      drops all rows but these, (n,) int64: those that still write
         expand(counts)  each row becomes `counts` (N,) int64 equal rows, side by side: a prompt is read once for a group
-        keep_for_gradient(steps=, end=)
-                        what the next steps compute is kept for the first gradient step on all these rows, of which
-                        nothing after `end` is read
+        keep_pass(steps=, end=)
+                        what the next steps compute is kept for who reads all these rows next, and of each nothing
+                        after `end`
 
     With a cache that has no `expand`, equal prompts are read twice: once each, then once per row.
     """
@@ -66,7 +66,7 @@ COMPACT = 0.75
 @torch.no_grad()
 def decode(
     policy: Decoder, observations: Observations, *, length: int, end: int, pad: int, noise: Tensor | None,
-    keep_logits: bool = False, replies: Replies | None = None, for_gradient: bool = False,
+    keep_logits: bool = False, replies: Replies | None = None, keep_pass: bool = False,
 ) -> Decoded:  # fmt: skip
     """Write a completion of at most `length` tokens for each of N prompts.
 
@@ -80,14 +80,14 @@ def decode(
         its noise alone.
     replies: for a task of two turns. The reply follows the first end token; the policy reads it but did not choose it.
         The second end token is the last. Noise is numbered by position, replies included.
-    for_gradient: a gradient step on all these rows follows, and may use what the policy computes now.
+    keep_pass: the policy reads all these rows next, and may use what it computes now.
     """
     prompts = observations["prompt"]
     actions = prompts.new_full((len(prompts), length), pad)
     conversation = None if replies is None else _Conversation(replies, observations, actions, end)
     with torch.inference_mode():  # an operation's overhead is a tenth less than without a gradient only
         log_probs, seen = _write(
-            policy, observations, actions, end, pad, noise, keep_logits, conversation, for_gradient=for_gradient
+            policy, observations, actions, end, pad, noise, keep_logits, conversation, keep_pass=keep_pass
         )
     ends, turns = actions == end, 1
     forced = None
@@ -106,13 +106,13 @@ def decode(
 
 def _write(
     policy: Decoder, observations: Observations, actions: Tensor, end: int, pad: int, noise: Tensor | None,
-    keep_logits: bool, conversation: _Conversation | None, *, for_gradient: bool,
+    keep_logits: bool, conversation: _Conversation | None, *, keep_pass: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Fills in `actions`, (N, T), until each row has written its last end token. Returns log-probs and logits."""
     length = actions.shape[1]
     logits, cache = _prefill(policy, observations)
-    if for_gradient and conversation is None and hasattr(cache, "keep_for_gradient"):
-        cache.keep_for_gradient(steps=length - 1, end=end)
+    if keep_pass and conversation is None and hasattr(cache, "keep_pass"):
+        cache.keep_pass(steps=length - 1, end=end)
     log_probs = logits.new_zeros(actions.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
     seen = logits.new_zeros((*actions.shape, logits.shape[1])) if keep_logits else ABSENT
     rows: slice | Tensor = slice(None)  # rows of the batch that the cache holds; a slice of all costs no indexing
@@ -229,9 +229,9 @@ class Decoding:
     """Writes one completion for each seed's prompt, and lets the task score it. The reward is on the last token."""
 
     def __init__(
-        self, task: TextTask, *, device: torch.device, distributions: bool = False, for_gradient: bool = False
+        self, task: TextTask, *, device: torch.device, distributions: bool = False, keep_pass: bool = False
     ) -> None:
-        self.task, self.device, self.for_gradient = task, device, for_gradient
+        self.task, self.device, self.keep_pass = task, device, keep_pass
         self.distributions = distributions and task.spec.vocabulary <= LARGEST_VOCABULARY
 
     def play(
@@ -250,7 +250,8 @@ class Decoding:
         written = decode(
             policy, observations,
             length=T, end=spec.end, pad=spec.pad, noise=noise, keep_logits=self.distributions,
-            replies=cast("Replying", self.task).replies if spec.reply_length else None, for_gradient=self.for_gradient,
+            replies=cast("Replying", self.task).replies if spec.reply_length else None,
+            keep_pass=not held_out and (self.keep_pass or policy.has_critic),
         )  # fmt: skip
         parts = self.task.rewards(observations, written.actions, written.mask)
 

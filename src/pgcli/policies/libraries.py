@@ -2,7 +2,7 @@
 
 On the CPU NumPy takes less time: an operation's overhead is a third of torch's.
 
-`out` is where a result is written, so that it can be kept for a gradient step; torch ignores it, and keeps nothing.
+`out` is where a result is written, so that it can be kept; torch ignores it, and keeps nothing.
 Shapes: N rows, W width, H heads, D = W / H, t positions.
 """
 

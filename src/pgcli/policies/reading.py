@@ -35,7 +35,10 @@ Reader: TypeAlias = Callable[[Trunk, Tensor, Tensor, int, Tensor | None], Tensor
 
 
 def read(trunk: Trunk, prompts: Tensor, following: Tensor, last: int, padding: Tensor | None) -> Tensor:
-    """The trunk's own pass, differentiable any number of times."""
+    """The trunk's own pass, differentiable any number of times. Without a graph, a record stands for it, too."""
+    record = trunk.record
+    if record is not None and not torch.is_grad_enabled() and record.is_of(trunk, prompts, following, last, padding):
+        return _of_length(record.hidden(trunk), last)
     return trunk(torch.cat([prompts, following], 1), last=last, padding=padding)
 
 
@@ -52,8 +55,12 @@ def read_once(trunk: Trunk, prompts: Tensor, following: Tensor, last: int, paddi
     else:
         plan = _plan(trunk, prompts, following, last, padding)
     blocks = [weight for block in cast("list[Block]", trunk.blocks) for weight in block.weights]
-    hidden = _Read.apply(plan, done, trunk.embedding, trunk.norm, *blocks)
-    after = last - hidden.shape[1]  # positions after the ends of all rows, of which nothing is read
+    return _of_length(_Read.apply(plan, done, trunk.embedding, trunk.norm, *blocks), last)
+
+
+def _of_length(hidden: Tensor, last: int) -> Tensor:
+    """With 0 at the positions after the ends of all rows, of which nothing is read."""
+    after = last - hidden.shape[1]
     return F.pad(hidden, (0, 0, 0, after)) if after else hidden
 
 
@@ -173,6 +180,14 @@ def passed(plan: Plan, embedding: Tensor, blocks: Sequence[Sequence[Tensor]]) ->
     return Pass(kept, *_normed(x))
 
 
+def outputs(normed: Tensor, gains: Tensor, plan: Plan) -> Tensor:
+    """(M', W) -> the hidden states that are asked for, (N, asked + T, W)."""
+    _, G, T, N, _, _ = plan.sizes
+    hidden = normed * (gains * math.sqrt(len(gains)))
+    rows = filled(hidden[plan.asked * G :], plan).view(T, N, len(gains)).transpose(0, 1)
+    return torch.cat([hidden[plan.groups, None], rows], 1) if plan.asked else rows.contiguous()
+
+
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, done: Pass | None, embedding: Tensor, gains: Tensor, *blocks: Tensor) -> Tensor:
@@ -180,10 +195,7 @@ class _Read(torch.autograd.Function):
         kept, normed, norm = done or passed(plan, embedding, weights)
         ctx.plan, ctx.vocabulary = plan, len(embedding)
         ctx.save_for_backward(gains, normed, norm, *blocks, *(x for own in kept for x in own))
-        _, G, T, N, _, _ = plan.sizes
-        hidden = normed * (gains * math.sqrt(len(gains)))
-        rows = filled(hidden[plan.asked * G :], plan).view(T, N, len(gains)).transpose(0, 1)
-        return torch.cat([hidden[plan.groups, None], rows], 1) if plan.asked else rows.contiguous()
+        return outputs(normed, gains, plan)
 
     @staticmethod
     @once_differentiable

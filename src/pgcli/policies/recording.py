@@ -1,7 +1,8 @@
-"""A trunk's pass over completions, recorded while they are written, for the first gradient step on them.
+"""A trunk's pass over completions, recorded while they are written.
 
-Writing a completion computes all that reading it computes. While the parameters are the same, a gradient step on all
-the rows that were written needs no forward pass of its own: `reading.read_once` takes the record in its place.
+Writing a completion computes all that reading it computes. While the parameters are the same, neither a critic's values
+nor the first gradient step on all the rows that were written need a forward pass of their own: `reading` takes the
+record in its place.
 
 Shapes: those of `reading`.
 """
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgcli.policies.reading import Kept, Pass, Plan, filled, passed, planned, shares_of
+from pgcli.policies.reading import Kept, Pass, Plan, filled, outputs, passed, planned, shares_of
 from pgcli.policies.trunk import Block, Trunk
 
 
@@ -96,7 +97,7 @@ class Record:
         return blocks, [room.of_rows[first:last] for room in self.last]
 
     def is_of(self, trunk: Trunk, prompts: Tensor, following: Tensor, last: int, padding: Tensor | None) -> bool:
-        """Whether this is the pass that `reading.read_once` is asked for, as far as anything of it is read."""
+        """Whether this is the pass that `reading` is asked for, as far as anything of it is read."""
         if last != following.shape[1] + 1 or len(following) != len(self.groups):
             return False
         own = self.prompts.padding
@@ -128,6 +129,10 @@ class Record:
             trunk, self.prompts.tokens, self.prompts.padding, self.groups, tokens,
             steps=self.steps, asked=1, present=present if self.left else None,
         )  # fmt: skip
+
+    def hidden(self, trunk: Trunk) -> Tensor:
+        """(N, steps + 1, W), without a graph."""
+        return outputs(self.last[0].filled(self.positions), trunk.norm, self.plan(trunk))
 
     def done(self, plan: Plan) -> Pass:
         """The pass. The rows' attention weights are computed again: to keep them took longer."""

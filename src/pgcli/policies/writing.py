@@ -3,7 +3,7 @@
 It has the hidden states of `Trunk.forward` in few small operations, because their overhead is the cost of a step:
 
 - The gains of a norm and the scale of the scores are multiplied into the weights beforehand (`reading.folded`).
-- On the CPU they are NumPy's (`libraries.py`), and write where they can be kept for a gradient step (`recording.py`).
+- On the CPU they are NumPy's (`libraries.py`), and what they write can be kept for who reads it next (`recording.py`).
 
 Shapes: N rows, V vocabulary, W width, H heads, D = W / H, L layers, C positions for which the cache has room.
 """
@@ -75,8 +75,8 @@ class Cache:
         """Each row becomes `counts` (N,) copies, next to each other."""
         self._take(torch.repeat_interleave(counts))
 
-    def keep_for_gradient(self, *, steps: int, end: int) -> None:
-        """Record the next steps for the first gradient step on these rows. Without effect where none could use it."""
+    def keep_pass(self, *, steps: int, end: int) -> None:
+        """Record the next steps, for who reads these rows next. Without effect where nobody could use it."""
         if self.prompts is not None and self.length + steps <= SHORT:
             self.record = Record(self.trunk, self.prompts, self.groups, self.memory, steps=steps, end=end)
             self.trunk.record = self.record

@@ -50,7 +50,7 @@ def _decoding(task: Any, config: ExperimentConfig, device: torch.device) -> Play
     _check_rewarded(task, config)
     algo: Any = config.algo
     one_pass = getattr(algo, "minibatches", 1) == 1 and getattr(algo, "microbatch", None) is None
-    return Decoding(task, device=device, distributions=refers(config), for_gradient=one_pass)
+    return Decoding(task, device=device, distributions=refers(config), keep_pass=one_pass)
 
 
 def _dataset(task: Any, config: ExperimentConfig, device: torch.device) -> Collector:
