@@ -19,7 +19,8 @@ from pgcli.types import Batch, Metrics
 MISMATCH = {
     "policy/mismatch_mean": "mean |log pi - log pi_sampled| at the first gradient step, where both are the same policy",
     "policy/mismatch_max": "largest |log pi - log pi_sampled| at the first gradient step; far above rounding, sampling "
-    "and training compute different policies",
+    "and training compute different policies. Where the step takes over the pass that wrote the completions (built-in "
+    "transformers on the CPU), there is no other: `pgcli audit` reads them again",
 }
 ADVANTAGES = {
     "advantage/mean": "mean advantage over actions, before any scaling by minibatch",

@@ -271,7 +271,10 @@ class Decoding:
             rollout.distribution = Categorical(written.logits)
         if policy.has_critic:
             with torch.no_grad():
-                rollout.values = policy(rollout.observations, rollout.actions).values
+                read = getattr(
+                    policy, "once_differentiable", lambda: policy
+                )()  # which may use the pass that wrote them
+                rollout.values = read(rollout.observations, rollout.actions).values
             if spec.reply_length:
                 # The state after an end token is the one where the policy chooses next: after the task's reply.
                 chosen = torch.where(written.mask, torch.arange(T, device=self.device), T - 1)

@@ -35,21 +35,24 @@ Reader: TypeAlias = Callable[[Trunk, Tensor, Tensor, int, Tensor | None], Tensor
 
 
 def read(trunk: Trunk, prompts: Tensor, following: Tensor, last: int, padding: Tensor | None) -> Tensor:
-    """The trunk's own pass, differentiable any number of times. Without a graph, a record stands for it, too."""
-    record = trunk.record
-    if record is not None and not torch.is_grad_enabled() and record.is_of(trunk, prompts, following, last, padding):
-        return _of_length(record.hidden(trunk), last)
+    """The trunk's own pass, differentiable any number of times."""
     return trunk(torch.cat([prompts, following], 1), last=last, padding=padding)
 
 
 def read_once(trunk: Trunk, prompts: Tensor, following: Tensor, last: int, padding: Tensor | None) -> Tensor:
-    """The same, differentiable once. `last`: T, or T + 1."""
+    """The same, differentiable once. `last`: T, or T + 1. Where a row has ended, its hidden states may be anything."""
     long = prompts.shape[1] + following.shape[1] > SHORT
     if long or not trunk.embedding.is_cpu or torch.is_autocast_enabled("cpu"):
         return trunk(torch.cat([prompts, following], 1), last=last, padding=padding, times=linear_once)
-    done = None
-    record, trunk.record = trunk.record, None
-    if record is not None and record.is_of(trunk, prompts, following, last, padding):
+    record, done = trunk.record, None
+    if record is not None and not record.is_of(trunk, prompts, following, last, padding):
+        record = None
+    if not torch.is_grad_enabled():
+        if record is not None:
+            return _of_length(record.hidden(trunk), last)
+    else:
+        trunk.record = None  # used now, or never
+    if record is not None:
         plan = record.plan(trunk)
         done = record.done(plan)
     else:
