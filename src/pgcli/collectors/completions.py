@@ -202,12 +202,12 @@ def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """
     log_pi = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     if noise is None:
-        tokens = log_pi.argmax(-1)
+        tokens = log_pi.argmax(-1, keepdim=True)
     else:
         shares = log_pi.exp().cumsum(-1, dtype=noise.dtype)
-        tokens = torch.searchsorted(shares, noise[:, None] * shares[:, -1:]).squeeze(-1)
+        tokens = torch.searchsorted(shares, noise[:, None] * shares[:, -1:])
         tokens.clamp_(max=shares.shape[-1] - 1)  # out of range only if logits are NaN, which the update refuses
-    return tokens, log_pi.gather(-1, tokens[:, None]).squeeze(-1)
+    return tokens.squeeze(-1), log_pi.gather(-1, tokens).squeeze(-1)
 
 
 def everybodys(own: Rollout, rows: int) -> Rollout:
@@ -286,8 +286,9 @@ class Decoding:
         rollout = everybodys(rollout, N)
         returns, counts = rollout.aux["reward"].tolist(), rollout.mask.sum(1).tolist()
         rollout.episodes = list(map(Episode, returns, counts, seeds))
+        scored = {name: value[~value.isnan()] for name, value in rollout.aux.items()}
         rollout.metrics = {"rollout/finished": float(rollout.terminated.any(1).float().mean())} | {
-            f"reward/{name}": float(value.nanmean()) for name, value in rollout.aux.items() if not value.isnan().all()
+            f"reward/{name}": float(values.mean()) for name, values in scored.items() if len(values)
         }
         return rollout
 

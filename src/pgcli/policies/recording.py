@@ -30,8 +30,10 @@ class Prompts(NamedTuple):
     done: Pass
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def read_prompts(trunk: Trunk, tokens: Tensor, padding: Tensor | None) -> Prompts:
-    """tokens (G, P), padding (G,). No graph."""
+    """tokens (G, P), padding (G,). No graph, and no inference mode: a graph refuses what was made in it."""
     none = tokens.new_empty(0)
     plan = planned(trunk, tokens, padding, none, none, steps=0, asked=1)
     blocks = [block.weights for block in cast("list[Block]", trunk.blocks)]
@@ -138,12 +140,11 @@ class Record:
         """The pass. The rows' attention weights are computed again: to keep them took longer."""
         P, _, T, N, H, D = plan.sizes
         blocks = []
-        for of_prompts, rooms, memory in zip(self.prompts.done.blocks, self.blocks, self.memory, strict=True):
-            kept = Kept(*map(_usable, of_prompts))
+        for kept, rooms, memory in zip(self.prompts.done.blocks, self.blocks, self.memory, strict=True):
             written = Places(*(room.filled(self.positions) for room in rooms))
             projected = filled(written.projected, plan).view(T, N, 3, H, D).permute(2, 1, 3, 0, 4)
             if plan.present is None:
-                keys, values = _usable(memory)[..., : P + T].mT
+                keys, values = torch.from_numpy(memory.numpy())[..., : P + T].mT  # made in inference mode
             else:
                 before = torch.stack([kept.prompt_keys, kept.prompt_values])[:, self.groups]
                 keys, values = torch.cat([before, projected[1:]], 3)
@@ -166,11 +167,6 @@ class _Room:
 
     def filled(self, positions: int) -> Tensor:
         return torch.from_numpy(self.all[: len(self.all) - len(self.of_rows) + positions])
-
-
-def _usable(x: Tensor) -> Tensor:
-    """The same memory, for a graph: a tensor made in inference mode is not allowed in one."""
-    return torch.from_numpy(x.numpy())
 
 
 def _parameters(trunk: Trunk) -> list[Tensor]:
