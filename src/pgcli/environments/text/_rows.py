@@ -75,10 +75,7 @@ class Ragged:
         self.lengths = np.array([len(row) for row in rows], dtype=np.int64)
         self.starts = self.lengths.cumsum() - self.lengths
         self.flat = np.array([token for row in rows for token in row] or [0], dtype=np.int32)
-
-    @property
-    def longest(self) -> int:
-        return int(self.lengths.max(initial=0))
+        self.longest = int(self.lengths.max(initial=0))
 
     def row(self, number: int) -> list[int]:
         start = self.starts[number]

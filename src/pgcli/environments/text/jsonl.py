@@ -226,10 +226,11 @@ class Jsonl:
             unknown = torch.full((len(completions),), torch.nan, device=completions.device)
             return {"reward": unknown, "exact_match": unknown}
         numbers = observations["row"].tolist()
-        length = completions.shape[1]
-        right = self.answers.padded(np.array(numbers), length, self.tokens.pad).to(completions.device)
-        match = (torch.where(mask, completions, self.tokens.pad) == right).all(1).float()
-        match *= torch.from_numpy(self.answers.lengths[numbers] > 0).to(match.device)  # padding is a token, too
+        match = torch.zeros(len(numbers), device=completions.device)
+        if self.answers.longest:
+            right = self.answers.padded(np.array(numbers), completions.shape[1], self.tokens.pad).to(match.device)
+            match = (torch.where(mask, completions, self.tokens.pad) == right).all(1).float()
+            match *= torch.from_numpy(self.answers.lengths[numbers] > 0).to(match.device)  # padding is a token, too
         if self.score is None:
             return {"reward": match, "exact_match": match}
         lengths = mask.sum(1).tolist()
