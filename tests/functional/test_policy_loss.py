@@ -154,6 +154,12 @@ def test_statistics_do_not_overflow():
     assert all(map(math.isfinite, statistics))
 
 
+def test_where_every_ratio_is_zero_there_is_no_effective_share():
+    found = ratio_statistics(torch.tensor([-500.0, -500.0]), torch.ones(2), low=0.2, high=0.2)
+    assert (found.smallest, found.largest, found.clipped_low) == (0, 0, 1)
+    assert math.isnan(found.effective)
+
+
 # c = 3; low 0.2, high 0.4. Only the corner that has no bound gets one: A < 0, rho > 1 + high.
 DUAL = [
     # rho, A, objective, gradient

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgcli.functional.masked import masked_mean, row_mean
+from pgcli.functional.masked import masked_mean, masked_std, row_mean
 from pgcli.functional.policy_loss import ratio_statistics
 from pgcli.types import Batch, Metrics
 
@@ -68,6 +68,5 @@ def movement(
 
 def spread(batch: Batch) -> Metrics:
     """Mean and standard deviation of a batch's advantages."""
-    mean = masked_mean(batch.advantages, batch.mask)
-    variance = masked_mean((batch.advantages - mean).square(), batch.mask)
-    return dict(zip(ADVANTAGES, torch.stack([mean, variance.sqrt()]).tolist(), strict=True))
+    mean, std = masked_mean(batch.advantages, batch.mask), masked_std(batch.advantages, batch.mask)
+    return dict(zip(ADVANTAGES, torch.stack([mean, std]).tolist(), strict=True))

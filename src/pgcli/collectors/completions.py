@@ -271,10 +271,8 @@ class Decoding:
             rollout.distribution = Categorical(written.logits)
         if policy.has_critic:
             with torch.no_grad():
-                read = getattr(
-                    policy, "once_differentiable", lambda: policy
-                )()  # which may use the pass that wrote them
-                rollout.values = read(rollout.observations, rollout.actions).values
+                evaluate = getattr(policy, "once_differentiable", lambda: policy)()  # may use the pass that wrote them
+                rollout.values = evaluate(rollout.observations, rollout.actions).values
             if spec.reply_length:
                 # The state after an end token is the one where the policy chooses next: after the task's reply.
                 chosen = torch.where(written.mask, torch.arange(T, device=self.device), T - 1)

@@ -4,6 +4,7 @@ Mind the sign: `policy_gradient` is a loss, to be minimised; a surrogate is an o
 papers. No gradient flows into advantages or old log-probs.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -153,10 +154,10 @@ def ratio_statistics(log_ratios: Tensor, weights: Tensor, *, low: float, high: f
     padding = w == 0
     moved = log_ratios.detach().flatten().masked_fill(padding, 0).clamp_(max=MAX_LOG_RATIO)
     above = torch.expm1(moved)
-    rows = torch.stack([above - moved, above > high, above < -low, above, above.square(), torch.ones_like(above)])
-    kl, over, under, mean, square, total = (rows @ w).tolist()
-    mean, square = 1 + mean / total, 1 + (2 * mean + square) / total
-    least, most = above.masked_fill(padding, torch.inf).amin(), above.masked_fill_(padding, -torch.inf).amax()
-    return RatioStatistics(
-        kl / total, over / total, under / total, 1 + float(least), 1 + float(most), mean * mean / square
-    )
+    ratio = above + 1
+    rows = torch.stack([above - moved, above > high, above < -low, ratio, ratio.square(), torch.ones_like(above)])
+    *sums, total = (rows @ w).tolist()
+    kl, over, under, mean, square = (x / total for x in sums)
+    least, most = ratio.masked_fill(padding, torch.inf).amin(), ratio.masked_fill(padding, -torch.inf).amax()
+    effective = mean * mean / square if square else math.nan  # no sample is worth anything: of none, no share
+    return RatioStatistics(kl, over, under, float(least), float(most), effective)

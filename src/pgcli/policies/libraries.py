@@ -41,10 +41,14 @@ class InTorch:
         return x / x.square().sum(1, keepdim=True).add_(EPSILON * x.shape[1]).sqrt_()
 
     @staticmethod
+    def rotations(cos: Tensor, sin: Tensor) -> Tensor:
+        """Of the angles of pairs of neighbours, (C, n / 2), to what `turn` takes for each of C positions."""
+        return torch.stack([torch.stack([cos, cos], -1), torch.stack([-sin, sin], -1)], 1).flatten(2)
+
+    @staticmethod
     def turn(x: Tensor, rotation: Tensor) -> None:
-        """(N, n) by (n / 2,), complex: each pair of neighbours as one number, in place."""
-        cos, sin = rotation.real.repeat_interleave(2), rotation.imag.repeat_interleave(2)
-        sin[::2] *= -1
+        """(N, n), each pair of neighbours by its angle, in place."""
+        cos, sin = rotation
         x.copy_(x * cos + x.unflatten(1, (-1, 2)).flip(2).flatten(1) * sin)
 
     @staticmethod
@@ -83,6 +87,10 @@ class InNumPy:
     def normed(x: np.ndarray, out: np.ndarray, norm: np.ndarray) -> np.ndarray:
         np.add(np.vecdot(x, x)[:, None], EPSILON * x.shape[1], out=norm)
         return np.divide(x, np.sqrt(norm, out=norm), out=out)
+
+    @staticmethod
+    def rotations(cos: Tensor, sin: Tensor) -> np.ndarray:
+        return torch.complex(cos, sin).numpy()
 
     @staticmethod
     def turn(x: np.ndarray, rotation: np.ndarray) -> None:

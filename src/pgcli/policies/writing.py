@@ -11,6 +11,7 @@ Shapes: N rows, V vocabulary, W width, H heads, D = W / H, L layers, C positions
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -42,7 +43,7 @@ class Cache:
     dtype: of the logits.
     library: of the arrays that are not Tensors.
     embedding, head: (V, W) and (W, V), the latter with the gains of the last norm.
-    rotations: (C, W), complex, for the pairs of neighbours in queries and keys.
+    rotations: the library's, of C positions, for the pairs of neighbours in queries and keys.
     memory: (L, 2, N, H, D, C), keys and values of the tokens so far, of which `length` are filled.
     groups: (N,), the prompt that each row begins with.
     bias: (N, 1, 1, C), -inf at positions that a row must not read; None: it may read all.
@@ -127,7 +128,7 @@ def prefill(trunk: Trunk, head: Tensor, tokens: Tensor, padding: Tensor | None) 
     return linear(hidden, head).to(head.dtype), Cache(
         trunk=trunk, dtype=head.dtype, library=ops, embedding=ops.array(trunk.embedding),
         blocks=[_prepared(ops, block, *own) for block, own in zip(blocks, weights, strict=True)],
-        head=ops.array((head * gains).t().contiguous()), rotations=ops.array(_rotations(trunk)),
+        head=ops.array((head * gains).t().contiguous()), rotations=ops.rotations(*_angles(trunk)),
         memory=memory, length=length, groups=torch.arange(rows, device=tokens.device), bias=bias, prompts=prompts,
     )  # fmt: skip
 
@@ -165,7 +166,8 @@ def _prepared(ops: Any, block: Block, qkv: Tensor, gate: Tensor, up: Tensor) -> 
     return Weights(*map(ops.array, (qkv, block.out.t().contiguous(), gate, up, block.down.t().contiguous())))
 
 
-def _rotations(trunk: Trunk) -> Tensor:
+def _angles(trunk: Trunk) -> Iterable[Tensor]:
+    """Cosines and sines of the angles of all pairs in queries and keys, (C, W) each."""
     half = trunk.rotary.shape[-1] // 2
     (cos, _), (_, sin) = (x[:, 0, 0].split(half, -1) for x in trunk.rotary)
-    return torch.complex(cos, sin).repeat(1, 2 * trunk.config.heads)
+    return (x.repeat(1, 2 * trunk.config.heads) for x in (cos, sin))
